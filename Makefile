@@ -1,0 +1,74 @@
+# Everything runs in .venv, which the first target makes. Needs python3 >= 3.11 with its headers, a C compiler and make.
+#   make demo | test | lint | bench | fuzz | build | clean      (ARGS="..." goes to the program behind the target)
+
+PYTHON ?= python3
+FUZZ_SECONDS ?= 60
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := $(shell find proxy -name '*.pyx' -o -name '*.pxd') setup.py
+# Two makes in one checkout: the second waits, then finds everything done.
+LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock $(VENV)/.lock)
+LOCKED = @mkdir -p $(VENV) && $(LOCK) $(MAKE) --no-print-directory
+
+.PHONY: build demo test lint bench fuzz clean distclean
+.DEFAULT_GOAL := build
+
+build:
+	$(LOCKED) $(VENV)/.with-demo
+
+demo:
+	$(LOCKED) $(VENV)/.with-demo
+	@$(BIN)/redis-proxy demo $(ARGS)
+
+test:
+	$(LOCKED) $(VENV)/.with-test
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint:
+	$(LOCKED) $(VENV)/.with-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict proxy
+	$(BIN)/cython-lint proxy
+	$(BIN)/lint-imports --no-cache
+	@find proxy tests bench \( -name '*.py' -o -name '*.pyx' -o -name '*.pxd' \) ! -path proxy/commands/table.py -exec wc -l {} + \
+		| awk '$$2 != "total" && $$1 > 500 { print $$2 ": " $$1 " lines, more than 500"; bad = 1 } END { exit bad }'
+
+bench:
+	$(LOCKED) $(VENV)/.with-bench
+	$(BIN)/python bench/run.py $(ARGS)
+
+fuzz:
+	$(LOCKED) $(VENV)/.with-test
+	$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS) $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.built
+	find proxy tests bench \( -name '*.so' -o -name '*.c' -o -name '*.cpp' -o -name '*.html' \) -delete
+	find proxy tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
+
+# Below: under the lock. The stamps are made last, so that what was interrupted is done again.
+
+$(VENV)/.made: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: redis-proxy needs Python 3.11 or newer (make PYTHON=/path/to/python3)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "redis-proxy needs Python 3.11 or newer, this is $$($(PYTHON) --version) (make PYTHON=/path/to/python3)"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) has no venv module: try \`apt-get install python3-venv\`"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' > $(VENV)/.requires
+	$(PIP) install -r $(VENV)/.requires
+	@touch $@
+
+$(VENV)/.built: $(SOURCES) $(VENV)/.made
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/.with-%: pyproject.toml | $(VENV)/.built
+	$(PIP) install --no-build-isolation --editable '.[$*]'
+	@touch $@

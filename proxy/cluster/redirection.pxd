@@ -1,0 +1,21 @@
+"""A server's error line read as what it means for routing."""
+
+cdef enum RedirectionKind:
+    REDIR_NONE = 0          # an ordinary error: the client's
+    REDIR_MOVED = 1
+    REDIR_ASK = 2
+    REDIR_TRYAGAIN = 3
+    REDIR_CLUSTERDOWN = 4
+    REDIR_LOADING = 5
+    REDIR_READONLY = 6
+    REDIR_MASTERDOWN = 7
+
+cdef struct Redirection:
+    int kind
+    int slot                # MOVED, ASK
+    const char* host        # into the line; host_len 0 = the address the command was sent to
+    size_t host_len
+    int port
+
+# line: the whole error frame, from '-' to CRLF. Returns the kind; a malformed MOVED/ASK is REDIR_NONE.
+cdef int parse_redirection(const char* line, size_t n, Redirection* out) noexcept nogil

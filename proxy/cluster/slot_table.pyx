@@ -1,0 +1,60 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Which shard owns each slot, as one flat C array the data path indexes.
+
+forward.router reads `owner` per command and sets a slot when a node answers MOVED; control.topology_refresh publishes
+a whole new topology with copy_from. Shards are numbered by whoever fills the table.
+
+Invariant: covered is the number of slots whose owner is not NO_SHARD. Slots or shards out of range change nothing.
+"""
+from libc.string cimport memcpy, memset
+
+from proxy.cluster.slot cimport SLOTS
+
+
+cdef class SlotTable:
+    def __cinit__(self):
+        self.clear()
+
+    cdef void set(self, int slot, int shard) noexcept nogil:
+        if slot < 0 or slot >= SLOTS or shard < 0 or shard > NO_SHARD:
+            return
+        self.covered += (shard != NO_SHARD) - (self.owner[slot] != NO_SHARD)
+        self.owner[slot] = <uint16_t>shard
+
+    def assign(self, int first, int last, shard):
+        """Give the slots first to last, both included, to a shard, or to none (None)."""
+        cdef int index = NO_SHARD if shard is None else shard
+        cdef int slot
+        if not 0 <= first <= last < SLOTS:
+            raise ValueError(f"no slot range: {first}-{last}")
+        if shard is not None and not 0 <= index < NO_SHARD:
+            raise ValueError(f"no shard index: {shard}")
+        for slot in range(first, last + 1):
+            self.set(slot, index)
+
+    def get(self, int slot):
+        """The index of the shard that owns a slot, None when none does."""
+        if not 0 <= slot < SLOTS:
+            raise ValueError(f"no slot: {slot}")
+        return None if self.owner[slot] == NO_SHARD else self.owner[slot]
+
+    def clear(self):
+        """Leave all slots without an owner."""
+        memset(self.owner, 0xFF, sizeof(self.owner))
+        self.covered = 0
+
+    def copy_from(self, SlotTable other not None):
+        """Become what another table is."""
+        memcpy(self.owner, other.owner, sizeof(self.owner))
+        self.covered = other.covered
+
+    def ranges(self):
+        """[(first, last, shard), ...] of the covered slots, ascending, as long as they can be."""
+        cdef list out = []
+        cdef int slot, first = 0
+        for slot in range(1, SLOTS + 1):
+            if slot == SLOTS or self.owner[slot] != self.owner[first]:
+                if self.owner[first] != NO_SHARD:
+                    out.append((first, slot - 1, self.owner[first]))
+                first = slot
+        return out

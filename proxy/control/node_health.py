@@ -1,0 +1,166 @@
+"""Which replicas may be read from: up, loaded, and in touch with their primary.
+
+Why: a replica that is down, loading, or cut off from its primary must not get reads, and the topology tells that late
+(a majority has to vote), not at all (the link to the primary), or wrongly: Redis 7.0 calls a replica of an idle shard
+"loading" because its replication offset is 0. Called by the worker: set_nodes() after each topology, on_change() back.
+
+Invariants: one connection and one task per replica, kept between probes, gone with the replica; at most `concurrency`
+probes at a time; on_change() comes only when the answer changes, and must not block. Before its first probe a replica
+is what the topology says; a probe overrules that until the topology changes its mind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from proxy.cluster.topology import Address, Health, Node
+from proxy.control.upstream import ErrorReply, Upstream, UpstreamAuthError, UpstreamError, UpstreamSettings, connect
+from proxy.log import get, warn_limited
+
+# The first probes of a new topology are spread over this long (or the interval, if that is shorter).
+_FIRST_SPREAD_S = 0.2
+_JITTER = 0.1
+
+log = get("control.node_health")
+
+OnChange = Callable[[Address, bool, str], None]
+
+
+@dataclass(frozen=True)
+class HealthSettings:
+    """Seconds; timeout_s bounds connecting and each probe."""
+
+    health_interval_s: float = 1.0
+    timeout_s: float = 1.0
+    concurrency: int = 8
+    username: str = ""
+    password: str = field(default="", repr=False)
+
+
+class _Watched:
+    """A replica under watch."""
+
+    __slots__ = ("address", "reason", "task", "told", "usable")
+
+    def __init__(self, node: Node) -> None:
+        self.address = node.address
+        self.told: Health = node.health  # by the topology
+        self.usable = True
+        self.reason = "not probed yet"
+        self.task: asyncio.Task[None] | None = None
+
+
+class NodeHealth:
+    """See the module. Needs a running loop from set_nodes() on."""
+
+    def __init__(self, settings: HealthSettings, on_change: OnChange, *, rng: random.Random | None = None) -> None:
+        self.settings = settings
+        self._on_change = on_change
+        self._rng = rng or random.Random()
+        self._watched: dict[Address, _Watched] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(settings.concurrency)
+
+    def set_nodes(self, nodes: Iterable[Node]) -> None:
+        """The nodes of the newest topology. Watches its replicas and lets go of what is none any more."""
+        known = {node.address: node for node in nodes}
+        replicas = {address: node for address, node in known.items() if node.role == "replica"}
+        for address in self._watched.keys() - replicas.keys():
+            watched = self._watched.pop(address)
+            if watched.task is not None:
+                watched.task.cancel()
+                self._ending.add(watched.task)
+                watched.task.add_done_callback(self._ending.discard)
+            if address in known:
+                self._set(watched, True, "is a primary now")
+        for address, node in replicas.items():
+            watching = self._watched.get(address)
+            if watching is None:
+                watching = self._watched[address] = _Watched(node)
+                self._set(watching, node.health == "online", f"{node.health} in the topology")
+                watching.task = asyncio.create_task(self._watch(watching), name=f"node-health {address}")
+            elif watching.told != node.health:
+                watching.told = node.health
+                self._set(watching, node.health == "online", f"{node.health} in the topology")
+
+    def usable(self, address: Address) -> bool:
+        """Whether reads may go there; True for what is not watched."""
+        watched = self._watched.get(address)
+        return watched is None or watched.usable
+
+    def reason(self, address: Address) -> str:
+        """Why it is usable or not, for people; "" for what is not watched."""
+        watched = self._watched.get(address)
+        return "" if watched is None else watched.reason
+
+    async def stop(self) -> None:
+        """Returns when every task and connection is gone."""
+        self.set_nodes(())
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    # --- inside
+
+    def _set(self, watched: _Watched, usable: bool, reason: str) -> None:
+        changed = usable != watched.usable
+        watched.usable, watched.reason = usable, reason
+        if changed:
+            try:
+                self._on_change(watched.address, usable, reason)
+            except Exception:
+                log.exception("telling a change of a node's health failed", node=watched.address)
+
+    async def _watch(self, watched: _Watched) -> None:
+        connection: Upstream | None = None
+        delay = self._rng.uniform(0, min(_FIRST_SPREAD_S, self.settings.health_interval_s))
+        try:
+            while True:
+                await asyncio.sleep(delay)
+                async with self._slots:
+                    try:
+                        if connection is None:
+                            connection = await connect(watched.address, self._upstream())
+                        verdict = await _probe(connection)
+                    except UpstreamError as error:
+                        if connection is not None:
+                            await connection.close()
+                            connection = None
+                        verdict = (False, str(error))
+                        self._report(watched.address, error)
+                if verdict is None:  # the server would not say
+                    verdict = (watched.told == "online", f"{watched.told} in the topology")
+                self._set(watched, *verdict)
+                delay = self.settings.health_interval_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
+        finally:
+            if connection is not None:
+                await connection.close()
+
+    def _upstream(self) -> UpstreamSettings:
+        return UpstreamSettings(self.settings.username, self.settings.password, self.settings.timeout_s)
+
+    def _report(self, address: Address, error: UpstreamError) -> None:
+        text = "node refuses the upstream credentials" if isinstance(error, UpstreamAuthError) else "replica is down"
+        warn_limited(log, f"replica-down:{address}", text, node=address, error=error)
+
+
+async def _probe(connection: Upstream) -> tuple[bool, str] | None:
+    """(usable, why), None when the server refuses to say (an ACL without INFO)."""
+    replies = await connection.ask(("INFO", "replication"), ("INFO", "persistence"))
+    if any(isinstance(reply, ErrorReply) for reply in replies):
+        return None
+    return judge("".join(reply.decode("utf-8", "replace") for reply in replies if isinstance(reply, bytes)))
+
+
+def judge(info: str) -> tuple[bool, str]:
+    """(usable, why) from the fields of INFO replication and INFO persistence (https://redis.io/docs/latest/commands/info/)."""
+    fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    if fields.get("loading", "0") != "0":
+        return False, "is loading its data"
+    if fields.get("role") in ("slave", "replica"):
+        if fields.get("master_sync_in_progress", "0") != "0":
+            return False, "is syncing with its primary"
+        if fields.get("master_link_status", "up") != "up":
+            return False, "its link to its primary is down"
+    return True, "ok"

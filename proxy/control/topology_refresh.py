@@ -1,0 +1,347 @@
+"""Keeps the topology true: asks one node at a time who holds which slots, and publishes what may be believed.
+
+Why: a proxy is only as good as its slot table, and the peers' worst failures are here: a table learnt once, refreshed
+from a node that is behind, from all nodes at once, or never again after an outage (FIELD.md). Called by the worker
+(start, stop, publish callback) and, through trigger(), by whoever sees a sign of change: a MOVED, a lost connection,
+an uncovered slot.
+
+Invariants:
+- One task, one connection, one refresh at a time; refreshes start at least min_gap_s apart, triggers in between are
+  one refresh.
+- A trigger during a refresh causes another one after it: the answer under way may be older than the sign.
+- No answer is refused for ever: when nobody has stood for the current topology for gone_after_s, the best refused
+  answer is taken, one of another cluster only from a seed (an outage must not last until a restart).
+- publish() is called with every accepted answer, changed or not, so that what was learnt from a MOVED meanwhile is put
+  right; it must not block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from proxy.cluster.topology import Address, Topology, TopologyError, Verdict, accept, diff
+from proxy.cluster.topology_replies import AddressRules, EndpointChoice, build
+from proxy.control.upstream import ErrorReply, UpstreamAuthError, UpstreamError, UpstreamSettings, upstream_to
+from proxy.log import get, warn_limited
+
+TRIGGERS: Final = ("start", "interval", "retry", "moved", "lost", "uncovered", "other")
+OUTCOMES: Final = ("changed", "unchanged", "refused", "failed")
+# An answer is fresh for this many intervals: one may be missed, two say that something is wrong.
+_FRESH_INTERVALS: Final = 3.0
+_JITTER: Final = 0.2
+_FIRST_BACKOFF_S: Final = 0.05
+# While a shard is without a working primary, look again sooner than refresh_interval_s, but ever less often.
+_FIRST_RECHECK_S: Final = 0.5
+# Seeds come before the rest of the known nodes: after a restart of a whole cluster in Kubernetes all of those are gone,
+# each of them a timeout.
+_KNOWN_BEFORE_SEEDS: Final = 3
+_ERROR_LIMIT: Final = 500
+
+log = get("control.topology_refresh")
+
+Resolve = Callable[[Address], Awaitable[list[Address]]]
+
+
+@dataclass(frozen=True)
+class RefreshSettings:
+    """Seconds; timeout_s bounds each attempt at one node as a whole."""
+
+    seeds: tuple[Address, ...]
+    refresh_interval_s: float = 30.0
+    min_gap_s: float = 0.25
+    timeout_s: float = 1.0
+    max_backoff_s: float = 2.0
+    gone_after_s: float = 5.0
+    username: str = ""
+    password: str = field(default="", repr=False)
+    address_map: Mapping[str, str] = field(default_factory=dict)
+    endpoint: EndpointChoice = "announced"
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    dial: Address
+    asked: Address  # what the node is called in the topology and the log
+
+
+class TopologyRefresher:
+    """See the module. States: idle -> running (start) -> stopped (stop)."""
+
+    def __init__(
+        self,
+        settings: RefreshSettings,
+        publish: Callable[[Topology], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+        resolve: Resolve | None = None,
+    ) -> None:
+        self.settings = settings
+        self.topology: Topology | None = None
+        self.outcomes: dict[tuple[str, str], int] = {(t, o): 0 for t in TRIGGERS for o in OUTCOMES}
+        self.last_success = 0.0  # Unix time, 0 = never
+        self.last_error = ""  # of the last refresh that failed; "" after one that did not
+        self._publish = publish
+        self._clock = clock
+        self._rng = rng or random.Random()
+        self._resolve = resolve or resolve_address
+        self._task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._first = asyncio.Event()
+        self._pending = ""
+        self._fresh_since: float | None = None
+        self._failed_at: dict[Address, float] = {}
+        self._seed_addresses: set[Address] = set()
+        self._without_since: float | None = None
+        self._backoff_s = 0.0
+        self._recheck_s = 0.0
+
+    # --- for the worker
+
+    async def start(self) -> None:
+        """Begins with a refresh at once, and returns at once: see ready()."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="topology-refresh")
+
+    async def stop(self) -> None:
+        """Returns when the task and its connection are gone."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def ready(self, timeout_s: float) -> bool:
+        """Waits for the first accepted topology, at most timeout_s."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._first.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def trigger(self, reason: str) -> None:
+        """Asks for a refresh as soon as min_gap_s allows. Cheap: may be called per request."""
+        if not self._pending:
+            self._pending = reason
+            self._wake.set()
+
+    def reconfigure(self, settings: RefreshSettings) -> None:
+        """New settings from the next refresh on, which is asked for."""
+        self.settings = settings
+        self.trigger("other")
+
+    @property
+    def fresh(self) -> bool:
+        """A topology was confirmed within the last three intervals."""
+        age_limit = self.settings.refresh_interval_s * _FRESH_INTERVALS
+        return self._fresh_since is not None and self._clock() - self._fresh_since < age_limit
+
+    # --- the task
+
+    async def _run(self) -> None:
+        trigger = "start"
+        while True:
+            started = self._clock()
+            outcome = await self._refresh()
+            reason = trigger if trigger in TRIGGERS else "other"
+            self.outcomes[reason, outcome] += 1
+            trigger = await self._next(outcome, started)
+
+    async def _next(self, outcome: str, started: float) -> str:
+        """Waits until the next refresh is due and says why it is."""
+        gap_ends = started + self.settings.min_gap_s
+        if outcome in ("failed", "refused"):
+            # Triggers do not shorten this wait: while nothing answers, every request is a reason.
+            self._backoff_s = min(max(self._backoff_s * 2, _FIRST_BACKOFF_S), self.settings.max_backoff_s)
+            await asyncio.sleep(max(self._jittered(self._backoff_s), gap_ends - self._clock()))
+            return self._take_pending() or "retry"
+        self._backoff_s = 0.0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._jittered(self._interval_s(outcome))):
+                await self._wake.wait()
+        while (gap := gap_ends - self._clock()) > 0:
+            await asyncio.sleep(gap)
+        return self._take_pending() or "interval"
+
+    def _interval_s(self, outcome: str) -> float:
+        interval_s = self.settings.refresh_interval_s
+        if self.topology is None or self.topology.settled:
+            self._recheck_s = 0.0
+            return interval_s
+        first_s = max(_FIRST_RECHECK_S, self.settings.min_gap_s)
+        self._recheck_s = first_s if outcome == "changed" or not self._recheck_s else self._recheck_s * 2
+        return min(self._recheck_s, interval_s)
+
+    def _jittered(self, seconds: float) -> float:
+        return seconds * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
+
+    def _take_pending(self) -> str:
+        pending, self._pending = self._pending, ""
+        self._wake.clear()
+        return pending
+
+    # --- one refresh
+
+    async def _refresh(self) -> str:
+        """Asks nodes one after the other until one gives an acceptable answer; the outcome."""
+        self._take_pending()  # signs seen before the question is asked are answered by it
+        refused: list[tuple[_Candidate, Topology, Verdict]] = []
+        errors: list[str] = []
+        tried: set[Address] = set()
+        self._seed_addresses = set(self.settings.seeds)
+        for place in self._order():
+            candidates = [place] if isinstance(place, _Candidate) else await self._seed(place)
+            for candidate in candidates:
+                if {candidate.dial, candidate.asked} & tried:
+                    continue
+                tried |= {candidate.dial, candidate.asked}
+                try:
+                    new = await self._ask(candidate)
+                except (UpstreamError, TopologyError) as error:
+                    errors.append(f"{candidate.asked}: {error}")
+                    self._report(candidate, error)
+                    continue
+                except Exception as error:
+                    log.exception("asking a node for the topology failed", node=candidate.asked)
+                    errors.append(f"{candidate.asked}: {error!r}")
+                    continue
+                self._failed_at.pop(candidate.dial, None)
+                verdict = accept(self.topology, new)
+                if self.topology is None and not new.covered:
+                    verdict = Verdict.EMPTY  # another seed may know more
+                if verdict is Verdict.ACCEPTED:
+                    return self._accepted(new)
+                refused.append((candidate, new, verdict))
+                self._report_refusal(candidate, new, verdict)
+        return self._nobody(refused, errors)
+
+    def _order(self) -> list[_Candidate | Address]:
+        """Known nodes in random order, those that failed last; after the first few the seeds, to be resolved then."""
+        known = list(self.topology.nodes()) if self.topology is not None else []
+        self._rng.shuffle(known)
+        recently = self._clock() - self.settings.refresh_interval_s
+        self._failed_at = {address: at for address, at in self._failed_at.items() if at > recently}
+        known.sort(key=lambda node: (node.health == "fail", node.address in self._failed_at))
+        nodes = [_Candidate(node.address, node.address) for node in known]
+        seeds = list(self.settings.seeds)
+        self._rng.shuffle(seeds)
+        return [*nodes[:_KNOWN_BEFORE_SEEDS], *seeds, *nodes[_KNOWN_BEFORE_SEEDS:]]
+
+    async def _seed(self, seed: Address) -> list[_Candidate]:
+        try:
+            async with asyncio.timeout(self.settings.timeout_s):
+                found = list(await self._resolve(seed))
+        except (OSError, UnicodeError, TimeoutError) as error:
+            _warn("unresolved", "seed cannot be resolved", seed, error=str(error) or "no answer in time")
+            return []
+        self._seed_addresses |= set(found)
+        self._rng.shuffle(found)
+        # A name of several addresses is several nodes, so each goes by its address; else by the name, which is resolved
+        # again when the address changes.
+        return [_Candidate(address, seed if len(found) == 1 else address) for address in found]
+
+    async def _ask(self, candidate: _Candidate) -> Topology:
+        settings = self.settings
+        upstream = UpstreamSettings(settings.username, settings.password, settings.timeout_s)
+        try:
+            async with asyncio.timeout(settings.timeout_s), upstream_to(candidate.dial, upstream) as node:
+                # One pipeline, so that the three speak of the same moment.
+                info, shards, nodes = await node.ask(("CLUSTER", "INFO"), ("CLUSTER", "SHARDS"), ("CLUSTER", "NODES"))
+                slots = None
+                if shards == [] or (isinstance(shards, ErrorReply) and "disabled" not in str(shards)):
+                    # Redis before 7 has no SHARDS.
+                    (slots,) = await node.ask(("CLUSTER", "SLOTS"))
+        except TimeoutError as error:
+            raise UpstreamError(f"{candidate.dial} does not answer in time") from error
+        rules = AddressRules(settings.endpoint, settings.address_map)
+        return build(candidate.asked, rules, shards=shards, slots=slots, nodes=nodes, info=info)
+
+    def _accepted(self, new: Topology) -> str:
+        old, self.topology = self.topology, new
+        changes = diff(old, new)
+        self._without_since = None
+        self.last_success = time.time()
+        self._fresh_since = self._clock()
+        self.last_error = ""
+        if changes:
+            log.info("topology changed", what=changes, epoch=new.epoch, covered=new.covered, asked=new.asked)
+        try:
+            self._publish(new)
+        except Exception as error:
+            log.exception("publishing the topology failed")
+            self.last_error = f"publishing failed: {error!r}"
+            return "failed"
+        self._first.set()
+        return "changed" if changes else "unchanged"
+
+    def _nobody(self, refused: list[tuple[_Candidate, Topology, Verdict]], errors: list[str]) -> str:
+        """No acceptable answer: the best of the refused ones when there is nobody left to wait for."""
+        now = self._clock()
+        if self._without_since is None:
+            self._without_since = now
+        gone = self.topology is None or now - self._without_since >= self.settings.gone_after_s
+        # An address that was recycled is no authority on which cluster is ours; the seeds are.
+        usable = [
+            (verdict is not Verdict.OTHER_CLUSTER, new.covered > 0, new.epoch, new)
+            for candidate, new, verdict in refused
+            if verdict is not Verdict.OTHER_CLUSTER or self._is_seed(candidate)
+        ]
+        if gone and usable:
+            best = max(usable, key=lambda entry: entry[:3])[3]
+            if self.topology is not None:
+                log.warning("nobody stands for the known topology any more, another is taken", asked=best.asked)
+            return self._accepted(best)
+        refusals = [f"{candidate.asked}: refused, {verdict.value}" for candidate, _, verdict in refused]
+        self.last_error = "; ".join([*errors, *refusals])[:_ERROR_LIMIT] or "no seed has an address"
+        return "refused" if refused else "failed"
+
+    def _is_seed(self, candidate: _Candidate) -> bool:
+        return bool({candidate.dial, candidate.asked} & self._seed_addresses)
+
+    # --- the log
+
+    def _report(self, candidate: _Candidate, error: Exception) -> None:
+        self._failed_at[candidate.dial] = self._clock()
+        seed = "seed" if self._is_seed(candidate) else "node"
+        if isinstance(error, UpstreamAuthError):
+            kind, text = "auth", f"{seed} refuses the upstream credentials"
+        elif isinstance(error, TopologyError) and error.not_a_cluster:
+            kind, text = "not-a-cluster", f"{seed} is not a cluster node"
+        elif isinstance(error, TopologyError):
+            kind, text = "no-topology", f"{seed} does not tell the topology"
+        else:
+            kind, text = "unreachable", f"{seed} is unreachable"
+        _warn(kind, text, candidate.asked, error=str(error))
+
+    def _report_refusal(self, candidate: _Candidate, new: Topology, verdict: Verdict) -> None:
+        match verdict:
+            case Verdict.OTHER_CLUSTER:
+                text = "answer of another cluster refused"
+            case Verdict.STALE:
+                text = "answer of a node that is behind refused"
+            case _:
+                text = "node knows of no slots"
+        _warn(verdict.value, text, candidate.asked, epoch=new.epoch)
+
+
+def _warn(kind: str, text: str, node: Address, **fields: object) -> None:
+    warn_limited(log, f"topology-{kind}:{node}", text, node=node, **fields)
+
+
+async def resolve_address(address: Address) -> list[Address]:
+    """Every address of the name, in the resolver's order; itself when it is none. OSError when it does not resolve."""
+    try:
+        ipaddress.ip_address(address.host)
+    except ValueError:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys(Address(str(where[4][0]), address.port) for where in found))
+    return [address]

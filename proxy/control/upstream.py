@@ -1,0 +1,135 @@
+"""Control's own connections to nodes: short, few, and apart from those that carry traffic.
+
+Why: learning the topology, probing replicas and reading the command table are a handful of commands a minute, for
+which redis-py's connection (address, credentials, RESP2 framing) does all that is needed. Called by topology_refresh,
+node_health and command_table; the data path never comes here.
+
+Invariants: what goes wrong is an UpstreamError (UpstreamAuthError when it is the credentials), except a server's plain
+error reply, which is a value in ask()'s list; every wait ends after the settings' timeout_s; close() always leaves no
+socket. Passwords appear in no text and no repr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.asyncio.connection import Connection
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from proxy.cluster.topology import Address
+
+CLIENT_NAME = "redis-proxy-control"
+
+
+class UpstreamError(Exception):
+    """A node could not be asked: refused, unreachable, too slow, or it broke off."""
+
+
+class UpstreamAuthError(UpstreamError):
+    """A node does not take our credentials, or wants some and we have none."""
+
+
+class ErrorReply(Exception):
+    """A server's error line without its '-', as a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    """How to talk to nodes. An empty password sends no AUTH; timeout_s bounds connecting, and each ask()."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    timeout_s: float = 1.0
+
+
+class Upstream:
+    """One open connection; made by connect(), used by one task at a time."""
+
+    def __init__(self, connection: Connection, address: Address, timeout_s: float) -> None:
+        self.address = address
+        self._connection = connection
+        self._timeout_s = timeout_s
+
+    async def ask(self, *commands: Iterable[str | int | bytes]) -> list[Any]:
+        """Sends the commands as one pipeline; their replies in order: bytes, int, list, None or ErrorReply.
+
+        UpstreamError when any reply does not come; the connection is of no use after that.
+        """
+        connection = self._connection
+        replies: list[Any] = []
+        with _own_errors(self.address):
+            async with asyncio.timeout(self._timeout_s):
+                packed = connection.pack_commands(commands)
+                await connection.send_packed_command(packed, check_health=False)
+                for _ in commands:
+                    try:
+                        replies.append(await connection.read_response(disable_decoding=True))
+                    except ResponseError as error:
+                        replies.append(ErrorReply(_line(error)))
+        return replies
+
+    async def close(self) -> None:
+        """Closes the socket; never raises, also while being cancelled."""
+        with contextlib.suppress(RedisError, OSError):
+            await self._connection.disconnect()
+
+
+async def connect(address: Address, settings: UpstreamSettings) -> Upstream:
+    """Connects and authenticates; names are resolved anew each time. UpstreamError, UpstreamAuthError."""
+    connection = Connection(
+        host=address.host,
+        port=address.port,
+        username=(settings.username or None) if settings.password else None,
+        password=settings.password or None,
+        protocol=2,
+        socket_timeout=settings.timeout_s,
+        socket_connect_timeout=settings.timeout_s,
+        driver_info=None,
+    )
+    upstream = Upstream(connection, address, settings.timeout_s)
+    try:
+        with _own_errors(address):
+            async with asyncio.timeout(settings.timeout_s):
+                await connection.connect()  # type: ignore[no-untyped-call]
+    except BaseException:
+        await upstream.close()
+        raise
+    return upstream
+
+
+@contextlib.asynccontextmanager
+async def upstream_to(address: Address, settings: UpstreamSettings) -> AsyncIterator[Upstream]:
+    """connect() and close() around a block."""
+    upstream = await connect(address, settings)
+    try:
+        yield upstream
+    finally:
+        await upstream.close()
+
+
+@contextlib.contextmanager
+def _own_errors(address: Address) -> Any:
+    try:
+        yield
+    except AuthenticationError as error:
+        raise UpstreamAuthError(_line(error)) from error
+    except (TimeoutError, RedisTimeoutError) as error:
+        raise UpstreamError(f"{address} does not answer in time") from error
+    except ResponseError as error:
+        raise UpstreamError(_line(error)) from error
+    except (RedisError, OSError) as error:
+        raise UpstreamError(_line(error) if isinstance(error, RedisError) else str(error)) from error
+    except (ValueError, TypeError, AssertionError) as error:
+        # What redis-py makes of bytes that are no RESP, or of a connection closed under it.
+        raise UpstreamError(f"{address} does not speak RESP: {error}") from error
+
+
+def _line(error: RedisError) -> str:
+    """The error as the server sent it: redis-py splits the code from the text."""
+    text = str(error)
+    return f"{error.status_code} {text}" if error.status_code else text

@@ -1,0 +1,114 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Byte buffers of the data path.
+
+A `Buffer` belongs to exactly one peer or request, which calls `buffer_release` when it has nothing left to keep, so
+that an idle connection holds no memory. The first `BLOCK` bytes come from a pool that keeps at most `POOL_MAX` free
+blocks; what grew beyond is handed back to the C library.
+"""
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memmove
+
+cdef enum:
+    POOL_MAX = 256
+
+cdef char* pool[POOL_MAX]
+cdef int pooled = 0
+
+
+cdef char* _take() noexcept nogil:
+    global pooled
+    if pooled:
+        pooled -= 1
+        return pool[pooled]
+    return <char*> malloc(BLOCK)
+
+
+cdef void _give(char* data, size_t cap) noexcept nogil:
+    global pooled
+    if cap == BLOCK and pooled < POOL_MAX:
+        pool[pooled] = data
+        pooled += 1
+    else:
+        free(data)
+
+
+cdef bint buffer_reserve(Buffer* b, size_t n) noexcept nogil:
+    """Makes room for n more bytes after `end`; false when there is no memory, the buffer then being as before.
+
+    Live bytes move to the front when that alone makes the room and costs no more than what was consumed, so that
+    a window sliding through its buffer stays O(1) per byte.
+    """
+    cdef size_t live = b.end - b.start
+    cdef size_t need = live + n
+    cdef size_t cap
+    cdef char* data
+    if need < n:
+        return False
+    if b.cap - b.end >= n:
+        return True
+    if b.cap == 0 and need <= BLOCK:
+        data = _take()
+        if data == NULL:
+            return False
+        b.data = data
+        b.cap = BLOCK
+        b.start = b.end = 0
+        return True
+    if need <= b.cap and b.start >= live:
+        memcpy(b.data, b.data + b.start, live)
+        b.start = 0
+        b.end = live
+        return True
+    cap = b.cap * 2 if b.cap else BLOCK
+    if cap < need:
+        cap = need + (need >> 3)
+    if b.cap > BLOCK:
+        if b.start:
+            memmove(b.data, b.data + b.start, live)
+            b.start = 0
+            b.end = live
+        data = <char*> realloc(b.data, cap)
+        if data == NULL:
+            return False
+    else:
+        data = <char*> malloc(cap)
+        if data == NULL:
+            return False
+        if live:
+            memcpy(data, b.data + b.start, live)
+        if b.cap:
+            _give(b.data, b.cap)
+        b.start = 0
+        b.end = live
+    b.data = data
+    b.cap = cap
+    return True
+
+
+cdef void buffer_release(Buffer* b) noexcept nogil:
+    """Gives the memory back; the buffer is empty afterwards and may be used again."""
+    if b.cap:
+        _give(b.data, b.cap)
+    b.data = NULL
+    b.start = b.end = b.cap = 0
+
+
+cdef void buffer_shrink(Buffer* b) noexcept nogil:
+    """Moves what is left of a once large content into a smaller allocation, when that frees three quarters or more."""
+    cdef size_t live = b.end - b.start
+    cdef size_t cap = live * 2 if live * 2 > BLOCK else BLOCK
+    cdef char* data
+    if live == 0:
+        buffer_release(b)
+        return
+    if b.cap <= 4 * BLOCK or cap > b.cap // 4:
+        return
+    data = _take() if cap == BLOCK else <char*> malloc(cap)
+    if data == NULL:
+        return
+    memcpy(data, b.data + b.start, live)
+    free(b.data)
+    b.data = data
+    b.start = 0
+    b.end = live
+    b.cap = cap

@@ -1,0 +1,53 @@
+"""Which backend serves a slot: the slot table joined with the nodes' connections."""
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+
+from proxy.cluster.slot_table cimport SlotTable
+from proxy.forward.backend cimport Backend, BackendSettings, Node
+from proxy.forward.counters cimport Counters
+from proxy.forward.ports cimport Recovery
+from proxy.forward.reactor cimport Reactor
+from proxy.forward.request cimport Request
+
+cdef enum ReadPolicy:
+    READS_PRIMARY = 0
+    READS_PREFER_PRIMARY = 1
+    READS_REPLICA = 2
+    READS_PREFER_REPLICA = 3
+    READS_ANY = 4
+
+cdef enum Choice:
+    CHOSEN = 0
+    UNCOVERED = 1           # no shard owns the slot
+    UNKNOWN = 2             # no topology yet
+    WAIT = 3                # its node is down, or no replica is fit: try again a little later
+    HOPELESS = 4            # its node has been down for longer than the failover deadline
+
+cdef class Shard:
+    cdef readonly Node primary      # may be None
+    cdef readonly list replicas
+
+cdef class Router:
+    cdef Reactor reactor
+    cdef Counters counters
+    cdef BackendSettings settings
+    cdef readonly SlotTable slots
+    cdef readonly list shards       # slots.owner indexes it
+    cdef readonly dict nodes        # Address -> Node
+    cdef readonly list primaries    # Nodes
+    cdef list retired               # Nodes that left the topology, their connections draining
+    cdef readonly bint known        # a topology has been published
+    cdef int connections            # per node and protocol
+    cdef public int64_t failover_ns
+    cdef public object port
+    cdef Recovery recovery
+    cdef Backend chosen             # by the last choose() that returned CHOSEN
+    cdef int choose(self, Request* r) noexcept
+    cdef int at(self, Node node, Request* r) noexcept
+    cdef Node pick(self, Shard shard, Request* r)
+    cdef Node least(self, Shard shard, Request* r, bint with_primary)
+    cdef list pool(self, Node node, int proto)
+    cdef Node learn(self, int slot, object address)
+    cdef Node node_for(self, object address, bint replica)
+    cdef Node adopt(self, dict old, address, bint replica)
+    cdef void change_role(self, Node node, bint replica) noexcept
+    cdef void drop(self, Node node) noexcept

@@ -1,0 +1,125 @@
+"""What a command answered by the proxy itself may see: the client that asked, and the proxy it asked.
+
+Why: the real client is a compiled class of the data path and the real context is put together by the worker; both are
+spelt here, in plain Python, so that every module of proxy.serve and its tests say the same thing about them.
+Who calls it: proxy.worker (builds one ServeContext per event loop), proxy.serve.* (reads it), proxy.forward (fits
+ClientLike).
+
+Invariants: a context's attributes may be replaced at any time between two commands (topology, server_version); nothing
+here awaits, and nothing here is called per forwarded command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from proxy.cluster.topology import Topology
+
+Proto = Literal[2, 3]
+
+
+class ClientLike(Protocol):
+    """One client's connection as proxy.serve sees it.
+
+    Strings are text of the proxy's own; bytes are what the client sent. Times are time.time() seconds.
+    """
+
+    @property
+    def id(self) -> int: ...  # positive, never given twice by one proxy
+    @property
+    def proto(self) -> int: ...  # 2 or 3; changed with set_proto
+    @property
+    def address(self) -> str: ...  # "ip:port", "[ip6]:port" or "unix:path"
+    @property
+    def local_address(self) -> str: ...  # of the listener's side, spelt like address
+    @property
+    def created_s(self) -> float: ...
+    @property
+    def last_active_s(self) -> float: ...
+    @property
+    def last_command(self) -> str: ...  # "get", "client|info"; "" before the first
+    @property
+    def pending(self) -> int: ...  # commands not answered yet, this one included or not
+    @property
+    def output_bytes(self) -> int: ...  # reply bytes held for the client now
+    @property
+    def query_bytes(self) -> int: ...  # bytes of unfinished commands held now
+    @property
+    def total_commands(self) -> int: ...
+    @property
+    def fd(self) -> int: ...
+    @property
+    def reads(self) -> str: ...  # read policy in force; changed with set_reads
+    @property
+    def listener_reads(self) -> str: ...  # read policy of the listener it came by
+
+    db: int
+    authenticated: bool
+    user: str
+    name: bytes  # b"" = none
+    lib_name: bytes
+    lib_ver: bytes
+
+    def set_proto(self, proto: int, /) -> None: ...
+    def set_reads(self, name: str, /) -> None: ...
+    def close_after_reply(self) -> None:
+        """Send the answer at hand and what precedes it, then close; whatever else the client sent is ignored."""
+
+    def reset(self) -> None:
+        """Forget the state of RESET that only the data path holds (a transaction, a subscription).
+
+        local.answer itself puts back proto, db, name, reads and authentication, before it calls this.
+        """
+
+
+class NodeState(NamedTuple):
+    """One server of the cluster, for the Nodes section of INFO."""
+
+    address: str  # "host:port"
+    role: str  # "primary" or "replica"
+    up: bool
+    connections: int
+    pending: int  # commands sent and not answered
+
+
+def _no_figures() -> Mapping[str, int | float]:
+    return {}
+
+
+def _no_nodes() -> Sequence[NodeState]:
+    return ()
+
+
+@dataclass(slots=True)
+class ServeContext:
+    """The proxy as its clients may know it.
+
+    client_password: the password of the one user `default`; None = no authentication.
+    server_version: `redis_version` of the servers; until one has answered, that of the built-in command table.
+    server_name, valkey_version: as the servers' INFO has them; "redis" and "" when it has none.
+    run_id: 40 hex digits; the same in all workers of one proxy, another after a restart.
+    topology: None until the cluster has been seen.
+    databases: numbered databases a client may SELECT; 1 = database 0 alone.
+    unix_endpoint: (ip, port) of a TCP listener to name to a cluster-aware client that came by a Unix socket; None =
+        there is none.
+    stats: figures under the names INFO gives them (connected_clients, maxclients, total_connections_received,
+        total_commands_processed, instantaneous_ops_per_sec, total_net_input_bytes, total_net_output_bytes,
+        rejected_connections); what is missing is left out of INFO; names beginning with `proxy_` go to the Proxy
+        section as they are.
+    """
+
+    client_password: str | None
+    server_version: str
+    proxy_version: str
+    started_s: float
+    run_id: str
+    server_name: str = "redis"
+    valkey_version: str = ""
+    topology: Topology | None = None
+    databases: int = 1
+    unix_endpoint: tuple[str, int] | None = None
+    stats: Callable[[], Mapping[str, int | float]] = _no_figures
+    nodes: Callable[[], Sequence[NodeState]] = _no_nodes

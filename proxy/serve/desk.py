@@ -1,0 +1,74 @@
+"""What the data path hands to proxy.serve: the one object it calls for whatever is not a plain forward.
+
+Why: the compiled client knows one desk instead of every module here. Called by proxy.forward.client, per command that
+the proxy answers or refuses itself; never for a forwarded one.
+
+Invariant: every method returns ready bytes (or None where it says so) and raises for no input of a client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from proxy.resp import errors
+from proxy.resp.encode import encode_command
+from proxy.resp.readers import fault_text, split_inline
+from proxy.serve import local
+from proxy.serve.context import ClientLike, ServeContext
+
+# Redis treats these two as an attack: a browser made to speak to it over HTTP (server.c, securityWarningCommand).
+_CROSS_PROTOCOL = frozenset({b"post", b"host:"})
+
+
+class Desk:
+    """One per worker. on_left(client): a client is gone; on_notice(event, client address): worth a line in the log."""
+
+    def __init__(
+        self,
+        ctx: ServeContext,
+        *,
+        on_left: Callable[[ClientLike], None] = lambda client: None,
+        on_notice: Callable[[str, str], None] = lambda event, address: None,
+    ) -> None:
+        self.ctx = ctx
+        self.left = on_left
+        self._on_notice = on_notice
+
+    def answer(self, client: ClientLike, args: list[bytes]) -> bytes:
+        """The reply to a command of CLASS_LOCAL."""
+        return local.answer(self.ctx, client, args)
+
+    def refuse(self, why: str, row: bytes, name: bytes, sub: bytes | None) -> bytes:
+        """The error for a command that is not carried out.
+
+        why: noauth, arity, refused or unserved. row: its name in the command table (`object|encoding`), empty when it is
+        unknown. name, sub: as the client spelt them.
+        """
+        if why == "noauth":
+            return errors.NOAUTH
+        known = row or name
+        if sub is not None and b"|" not in known:
+            known += b"|" + sub
+        if why == "arity":
+            return errors.wrong_arity(row or name)
+        return errors.not_allowed(known) if why == "refused" else errors.not_served(known)
+
+    def inline_frame(self, line: bytes) -> bytes | None:
+        """An inline command as a multibulk frame; empty for a blank line, None for unbalanced quotes."""
+        words = split_inline(line)
+        if words is None:
+            return None
+        return encode_command(*words) if words else b""
+
+    def fault(self, code: int, got: int, address: str) -> bytes:
+        """The error for malformed input, after which the client is closed."""
+        self._on_notice("protocol error", address)
+        return fault_text(code, got)
+
+    def cross_protocol(self, name: bytes) -> bool:
+        """Whether a command nobody knows is really a line of HTTP."""
+        return name.lower() in _CROSS_PROTOCOL
+
+    def attacked(self, address: str) -> None:
+        """A client spoke HTTP and is closed."""
+        self._on_notice("possible cross-protocol attack: POST or Host: received", address)

@@ -1,0 +1,169 @@
+"""INFO, as the document of one plain server: the figures are the proxy's own, the version is the servers'.
+
+Why: clients start by reading it. Spring's health check wants redis_version, ioredis waits for a server that is not
+loading (redis/ioredis#780), cluster-aware libraries look at cluster_enabled.
+Who calls it: proxy.serve.local.
+
+Invariants: a figure the proxy does not know is left out, never made up; sections come in one fixed order whatever order
+they were asked in, each at most once (Redis's genRedisInfoString); an unknown section is no error.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterable
+
+from proxy.cluster.topology import UNKNOWN_EPOCH
+from proxy.resp import encode
+from proxy.serve.cluster_view import endpoint_of
+from proxy.serve.context import ClientLike, ServeContext
+
+Lines = Iterable[str]
+Section = Callable[[ServeContext, ClientLike], Lines]
+
+_EVERYTHING = frozenset({b"default", b"all", b"everything"})
+_STATS = (
+    "total_connections_received",
+    "total_commands_processed",
+    "instantaneous_ops_per_sec",
+    "total_net_input_bytes",
+    "total_net_output_bytes",
+    "rejected_connections",
+)
+
+
+def info(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+    """INFO [section ...]: a bulk string, in RESP3 a verbatim one."""
+    return encode.verbatim(document(ctx, client, args[1:]).encode(), "txt", client.proto)
+
+
+def document(ctx: ServeContext, client: ClientLike, sections: Iterable[bytes]) -> str:
+    """The text of the sections asked for (any case; none = default); "" when none of them is known."""
+    wanted = {section.lower() for section in sections} or _EVERYTHING
+    whole = not wanted.isdisjoint(_EVERYTHING)
+    return "\r\n".join(
+        "".join(f"{line}\r\n" for line in (f"# {name}", *lines(ctx, client)))
+        for name, lines in _SECTIONS.items()
+        if whole or name.lower().encode() in wanted
+    )
+
+
+def human(size: int) -> str:
+    """A size in bytes the way INFO's *_human fields spell it (Redis's bytesToHuman)."""
+    if size < 1024:
+        return f"{size}B"
+    power = min((size.bit_length() - 1) // 10, 5)
+    return f"{size / 1024**power:.2f}{'KMGTP'[power - 1]}"
+
+
+def _server(ctx: ServeContext, client: ClientLike) -> Lines:
+    now_s = time.time()
+    uptime_s = max(0, int(now_s - ctx.started_s))
+    yield f"redis_version:{ctx.server_version}"
+    if ctx.valkey_version:
+        yield f"server_name:{ctx.server_name}"
+        yield f"valkey_version:{ctx.valkey_version}"
+        # Valkey calls redis_mode so unless it is told to be compatible; here both names are given.
+        yield "server_mode:standalone"
+    yield "redis_mode:standalone"
+    system = os.uname()
+    yield f"os:{system.sysname} {system.release} {system.machine}"
+    yield f"arch_bits:{platform.architecture()[0].removesuffix('bit')}"
+    yield f"process_id:{os.getpid()}"
+    yield f"run_id:{ctx.run_id}"
+    yield f"tcp_port:{endpoint_of(client.local_address, None)[1]}"
+    yield f"server_time_usec:{int(now_s * 1_000_000)}"
+    yield f"uptime_in_seconds:{uptime_s}"
+    yield f"uptime_in_days:{uptime_s // 86400}"
+
+
+def _clients(ctx: ServeContext, client: ClientLike) -> Lines:
+    stats = ctx.stats()
+    return (f"{name}:{stats[name]}" for name in ("connected_clients", "maxclients", "blocked_clients") if name in stats)
+
+
+def _memory(ctx: ServeContext, client: ClientLike) -> Lines:
+    """This process's resident memory; used_memory repeats it, for the tools that read nothing else."""
+    figures = {}
+    if (rss := _resident()) is not None:
+        figures["used_memory"] = figures["used_memory_rss"] = rss
+    # Linux gives kilobytes, macOS bytes (getrusage(2)).
+    unit = 1 if platform.system() == "Darwin" else 1024
+    figures["used_memory_peak"] = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, rss or 0)
+    figures["total_system_memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name, size in figures.items():
+        yield f"{name}:{size}"
+        yield f"{name}_human:{human(size)}"
+
+
+def _resident() -> int | None:
+    """Bytes of resident memory; None where there is no /proc."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
+def _stats(ctx: ServeContext, client: ClientLike) -> Lines:
+    stats = ctx.stats()
+    return (f"{name}:{stats[name]}" for name in _STATS if name in stats)
+
+
+def _replication(ctx: ServeContext, client: ClientLike) -> Lines:
+    return ("role:master", "connected_slaves:0")
+
+
+def _cpu(ctx: ServeContext, client: ClientLike) -> Lines:
+    for suffix, who in (("", resource.RUSAGE_SELF), ("_children", resource.RUSAGE_CHILDREN)):
+        usage = resource.getrusage(who)
+        yield f"used_cpu_sys{suffix}:{usage.ru_stime:.6f}"
+        yield f"used_cpu_user{suffix}:{usage.ru_utime:.6f}"
+
+
+def _cluster(ctx: ServeContext, client: ClientLike) -> Lines:
+    return ("cluster_enabled:0",)
+
+
+def _keyspace(ctx: ServeContext, client: ClientLike) -> Lines:
+    return ()
+
+
+def _proxy(ctx: ServeContext, client: ClientLike) -> Lines:
+    yield "proxy_name:redis-proxy"
+    yield f"proxy_version:{ctx.proxy_version}"
+    yield f"proxy_reads:{client.reads}"
+    if (topology := ctx.topology) is not None:
+        if topology.epoch != UNKNOWN_EPOCH:
+            yield f"proxy_topology_epoch:{topology.epoch}"
+        yield f"proxy_shards:{len(topology.shards)}"
+        yield f"proxy_slots_covered:{topology.covered}"
+    for name, value in ctx.stats().items():
+        if name.startswith("proxy_"):
+            yield f"{name}:{value}"
+
+
+def _nodes(ctx: ServeContext, client: ClientLike) -> Lines:
+    for n, node in enumerate(ctx.nodes()):
+        state = "up" if node.up else "down"
+        yield (
+            f"node{n}:addr={node.address},role={node.role},state={state},"
+            f"connections={node.connections},pending={node.pending}"
+        )
+
+
+_SECTIONS: dict[str, Section] = {
+    "Server": _server,
+    "Clients": _clients,
+    "Memory": _memory,
+    "Stats": _stats,
+    "Replication": _replication,
+    "CPU": _cpu,
+    "Cluster": _cluster,
+    "Keyspace": _keyspace,
+    "Proxy": _proxy,
+    "Nodes": _nodes,
+}

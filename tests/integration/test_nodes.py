@@ -1,0 +1,473 @@
+"""What a node can do to the proxy, and the proxy must not do to its clients: scripted nodes, one real daemon each."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from proxy.embedded import HOST
+from tests.support.cluster import slot_of
+from tests.support.fake_node import SILENCE, Cut, FakeNode, Reply, Session, Shard, shards_reply
+from tests.support.proxyd import ProxyDaemon
+from tests.support.raw import Closed, array, bulk, encode
+
+StartProxy = Callable[..., ProxyDaemon]
+A_SLOT = slot_of("a")
+UNCERTAIN = b"executed"  # what the error of a lost write says: it may have been
+
+
+@pytest.fixture
+def node() -> Iterator[FakeNode]:
+    with FakeNode("1" * 40) as listening:
+        yield listening
+
+
+@pytest.fixture
+def other() -> Iterator[FakeNode]:
+    with FakeNode("2" * 40) as listening:
+        yield listening
+
+
+def in_turn(*replies: Reply) -> Callable[[Session, list[bytes]], Reply]:
+    """These replies one after another, the last one for ever."""
+    left = list(replies)
+    return lambda session, words: left.pop(0) if len(left) > 1 else left[0]
+
+
+# Redirections
+
+
+def test_moved_is_followed_and_learnt(node: FakeNode, other: FakeNode, start_proxy: StartProxy) -> None:
+    """To a node never heard of before; the next command goes there at once (predixy never learns)."""
+    node.on("GET", b"-MOVED %d %s\r\n" % (A_SLOT, other.address.encode()))
+    other.on("GET", bulk(b"here"))
+    # The topology as told stays old: only the redirection can have taught it, until the next look.
+    daemon = start_proxy([node.address], {"cluster": {"refresh_min_gap": "20s", "refresh_interval": "60s"}})
+    with daemon.raw() as raw:
+        for _ in range(5):
+            assert raw.command("GET", "a") == bulk(b"here")
+    assert len(node.seen("GET")) == 1
+    assert len(other.seen("GET")) == 5
+    assert not other.seen("ASKING")
+
+
+def test_moved_to_the_address_asked(node: FakeNode, start_proxy: StartProxy) -> None:
+    """An empty host in MOVED is the host the command was sent to (Redis 7)."""
+    node.on("GET", in_turn(b"-MOVED %d :%d\r\n" % (A_SLOT, node.port), bulk(b"here")))
+    with start_proxy([node.address]).raw() as raw:
+        assert raw.command("GET", "a") == bulk(b"here")
+
+
+def test_moved_for_ever_ends_with_the_servers_error(node: FakeNode, other: FakeNode, start_proxy: StartProxy) -> None:
+    moved = {at: b"-MOVED %d %s\r\n" % (A_SLOT, to.address.encode()) for at, to in ((node, other), (other, node))}
+    node.on("GET", moved[node])
+    other.on("GET", moved[other])
+    with start_proxy([node.address]).raw() as raw:
+        assert raw.command("GET", "a") in moved.values()
+        assert len(node.seen("GET")) + len(other.seen("GET")) == 6  # once, and five redirections
+        assert raw.command("PING") == b"+PONG\r\n"
+
+
+def test_ask_is_followed_with_asking_and_not_learnt(node: FakeNode, other: FakeNode, start_proxy: StartProxy) -> None:
+    node.on("GET", b"-ASK %d %s\r\n" % (A_SLOT, other.address.encode()))
+    other.on("GET", bulk(b"imported"))
+    with start_proxy([node.address]).raw() as raw:
+        for _ in range(3):
+            assert raw.command("GET", "a") == bulk(b"imported")
+        raw.send(encode("GET", "a") * 20)
+        assert raw.frames(20) == [bulk(b"imported")] * 20
+    assert len(node.seen("GET")) == 23
+    for session in other.sessions:
+        for before, command in zip(session.commands, session.commands[1:], strict=False):
+            if command[0] == b"GET":
+                assert before == [b"ASKING"]  # adjacent: nothing of another client in between
+
+
+def test_a_part_of_mget_is_redirected(node: FakeNode, other: FakeNode, start_proxy: StartProxy) -> None:
+    node.on(
+        "MGET",
+        lambda _, words: (
+            b"-MOVED %d %s\r\n" % (slot_of(words[1]), other.address.encode())
+            if words[1] == b"a"
+            else array(*(bulk(word) for word in words[1:]))
+        ),
+    )
+    other.on("MGET", lambda _, words: array(*(bulk(b"other " + word) for word in words[1:])))
+    with start_proxy([node.address]).raw() as raw:
+        assert raw.command("MGET", "b", "a", "c") == array(bulk(b"b"), bulk(b"other a"), bulk(b"c"))
+
+
+def test_a_failed_part_fails_the_whole(node: FakeNode, start_proxy: StartProxy) -> None:
+    """Never a silent nil or 0 (predixy)."""
+    wrong = b"-MISCONF cannot write\r\n"
+
+    def unless_b(well: bytes) -> Callable[[Session, list[bytes]], Reply]:
+        return lambda _, words: wrong if words[1] == b"b" else well
+
+    node.on("MGET", unless_b(array(bulk(b"v")))).on("MSET", unless_b(b"+OK\r\n")).on("DEL", unless_b(b":1\r\n"))
+    with start_proxy([node.address]).raw() as raw:
+        for name in ("MGET", "DEL"):
+            assert raw.command(name, "a", "b", "c") == wrong
+            assert raw.command(name, "a", "b") == wrong
+        assert raw.command("MSET", "a", 1, "b", 2, "c", 3) == wrong
+        assert raw.command("MGET", "a", "c") == array(bulk(b"v"), bulk(b"v"))
+
+
+# Refused for the moment
+
+MOMENTARY = [
+    b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n",
+    b"-CLUSTERDOWN The cluster is down\r\n",
+    b"-LOADING Redis is loading the dataset in memory\r\n",
+    b"-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.\r\n",
+    b"-READONLY You can't write against a read only replica.\r\n",
+]
+
+
+@pytest.mark.parametrize("error", MOMENTARY, ids=lambda line: line[1:].split()[0].decode())
+def test_what_passes_is_waited_for(error: bytes, node: FakeNode, start_proxy: StartProxy) -> None:
+    node.on("SET", in_turn(error, error, b"+OK\r\n"))
+    with start_proxy([node.address]).raw() as raw:
+        assert raw.command("SET", "a", "v") == b"+OK\r\n"
+    assert len(node.seen("SET")) == 3
+
+
+@pytest.mark.parametrize("error", MOMENTARY, ids=lambda line: line[1:].split()[0].decode())
+def test_what_does_not_pass_is_told_at_the_deadline(error: bytes, node: FakeNode, start_proxy: StartProxy) -> None:
+    node.on("SET", error)
+    daemon = start_proxy([node.address], {"requests": {"timeout": "400ms", "failover_timeout": "300ms"}})
+    with daemon.raw() as raw:
+        started = time.monotonic()
+        assert raw.command("SET", "a", "v") == error
+        assert time.monotonic() - started < 2
+        assert 2 < len(node.seen("SET")) < 100  # tried again, with pauses
+        assert raw.command("PING") == b"+PONG\r\n"
+
+
+def test_other_errors_pass_untouched(node: FakeNode, start_proxy: StartProxy) -> None:
+    texts = [
+        b"-ERR x\r\n",
+        b"-\r\n",
+        b"-MOVED\r\n",
+        b"-MOVED x y\r\n",
+        b"-MOVED 99999 127.0.0.1:1\r\n",
+        b"-ASK 1\r\n",
+        b"-MOVEDX 1 127.0.0.1:1\r\n",
+        b"-WRONGTYPE text with \xff bytes\r\n",
+    ]
+    node.on("GET", lambda _, words: texts[int(words[1])])
+    with start_proxy([node.address]).raw() as raw:
+        for n, text in enumerate(texts):
+            assert raw.command("GET", n) == text
+
+
+# Lost and late
+
+
+def test_a_read_whose_connection_breaks_is_repeated(node: FakeNode, start_proxy: StartProxy) -> None:
+    node.on("GET", in_turn(Cut(), Cut(b"$5\r\nhe"), Cut(b"$"), bulk(b"hello")))
+    with start_proxy([node.address]).raw() as raw:
+        assert raw.command("GET", "a") == bulk(b"hello")
+    assert len(node.seen("GET")) == 4
+
+
+def test_a_write_whose_connection_breaks_is_not(node: FakeNode, start_proxy: StartProxy) -> None:
+    node.on("INCR", in_turn(Cut(), b":2\r\n"))
+    with start_proxy([node.address]).raw() as raw:
+        answer = raw.command("INCR", "a")
+        assert answer.startswith(b"-")
+        assert UNCERTAIN in answer
+        assert len(node.seen("INCR")) == 1
+        assert raw.command("INCR", "a") == b":2\r\n"
+
+
+def test_unsent_writes_wait_for_the_connection(node: FakeNode, start_proxy: StartProxy) -> None:
+    daemon = start_proxy([node.address])
+    with daemon.raw() as raw:
+        assert raw.command("SET", "a", "1") == b"+OK\r\n"
+        for n in range(10):
+            node.drop_connections()
+            time.sleep(0.05)  # let the proxy see it: what is sent into a closing connection may be lost
+            assert raw.command("SET", "a", n) == b"+OK\r\n"
+
+
+def test_half_a_large_reply_is_never_completed_with_something_else(node: FakeNode, start_proxy: StartProxy) -> None:
+    whole = bulk(b"x" * 3_000_000)
+    node.on("GET", in_turn(Cut(whole[:1_000_000]), bulk(b"something else")))
+    with start_proxy([node.address]).raw() as raw:
+        raw.send(encode("GET", "a") + encode("PING"))
+        received = raw.rest_or_frame()
+        # Repeated from the start, or the end of the connection.
+        assert received == bulk(b"something else") or whole.startswith(received)
+
+
+def test_a_silent_node_times_out_one_request_only(node: FakeNode, other: FakeNode, start_proxy: StartProxy) -> None:
+    node.shards = other.shards = shards_reply(
+        [Shard([(0, 8191)], [(node, "master")]), Shard([(8192, 16383)], [(other, "master")])]
+    )
+    assert slot_of("b") < 8192 < A_SLOT
+    other.on("GET", SILENCE)
+    daemon = start_proxy([node.address], {"requests": {"timeout": "500ms"}})
+    with daemon.raw() as stuck, daemon.raw() as fine:
+        started = time.monotonic()
+        stuck.send(encode("GET", "a"))
+        for _ in range(50):
+            assert fine.command("SET", "b", "v") == b"+OK\r\n"
+        assert time.monotonic() - started < 0.5
+        answer = stuck.frame()
+        assert answer.startswith(b"-")
+        assert 0.4 < time.monotonic() - started < 3
+        assert stuck.command("SET", "b", "w") == b"+OK\r\n"
+
+
+def test_a_late_reply_is_dropped(node: FakeNode, start_proxy: StartProxy) -> None:
+    """The timeout abandons its request, not the connection: the next replies find their own requests."""
+    release = threading.Event()
+
+    def late(session: Session, words: list[bytes]) -> Reply:
+        if words[1] == b"late":
+            release.wait(20)
+        return bulk(b"value of " + words[1])
+
+    node.on("GET", late)
+    daemon = start_proxy([node.address], {"requests": {"timeout": "400ms"}})
+    with daemon.raw() as raw, daemon.raw() as fresh:
+        assert raw.command("GET", "late").startswith(b"-")
+        release.set()
+        for name in ("x", "y", "z"):
+            assert raw.command("GET", name) == bulk(b"value of " + name.encode())
+            assert fresh.command("GET", name) == bulk(b"value of " + name.encode())
+
+
+def test_a_connection_that_makes_no_progress_is_replaced(node: FakeNode, start_proxy: StartProxy) -> None:
+    node.on("GET", in_turn(SILENCE, bulk(b"v")))
+    config = {"requests": {"timeout": "300ms"}, "backends": {"stall_timeout": "600ms"}}
+    with start_proxy([node.address], config).raw() as raw:
+        deadline = time.monotonic() + 10
+        while raw.command("GET", "a") != bulk(b"v"):
+            assert time.monotonic() < deadline
+
+
+# Garbage
+
+GARBAGE = [
+    b"hello\r\n",
+    b"\x00\x01\x02",
+    b"$abc\r\n",
+    b"*3\r\n$1\r\na\r\n!!\r\n",
+    b"$3\r\nabcd\r\n",
+    b"HTTP/1.1 400 Bad\r\n\r\n",
+    b"*99999999999\r\n",
+    b"$-7\r\n",
+    b"\r\n",
+    b"+" + b"x" * 100_000,
+]
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda data: repr(data[:12]))
+def test_garbage_is_the_nodes_affair(garbage: bytes, protocol: int, node: FakeNode, start_proxy: StartProxy) -> None:
+    """Disconnected; the request is repeated or fails; nobody gets a byte of it."""
+    node.on("GET", in_turn(garbage, bulk(b"v")))
+    config = {"requests": {"timeout": "1s"}, "backends": {"stall_timeout": "600ms"}}
+    with start_proxy([node.address], config).raw() as raw:
+        raw.command("HELLO", protocol)
+        answer = raw.command("GET", "a")
+        assert answer == bulk(b"v") or answer.startswith(b"-")
+        assert garbage.strip() not in answer or not garbage.strip()
+        assert raw.command("GET", "a") == bulk(b"v")
+
+
+def test_unasked_replies_harm_nobody(node: FakeNode, start_proxy: StartProxy) -> None:
+    node.on("GET", in_turn(bulk(b"v") + b"+OK\r\n:7\r\n", bulk(b"v")))
+    with start_proxy([node.address]).raw() as raw:
+        assert raw.command("GET", "a") == bulk(b"v")
+        for _ in range(5):
+            assert raw.command("GET", "a") == bulk(b"v")
+
+
+def test_pushes_are_not_replies(node: FakeNode, start_proxy: StartProxy) -> None:
+    push = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\na\r\n"
+    node.on("GET", push + bulk(b"v") + push)
+    with start_proxy([node.address]).raw() as raw:
+        raw.command("HELLO", 3)
+        for _ in range(5):
+            assert raw.command("GET", "a") == bulk(b"v")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"#t\r\n",
+        b",3.14\r\n",
+        b"(12345678901234567890\r\n",
+        b"=7\r\ntxt:abc\r\n",
+        b"!5\r\nERR x\r\n",
+        b"_\r\n",
+        b"~1\r\n:1\r\n",
+        b"%1\r\n+a\r\n*2\r\n_\r\n%0\r\n",
+        b"|1\r\n+ttl\r\n:3600\r\n$1\r\nv\r\n",
+        b"*2\r\n|1\r\n+k\r\n+v\r\n:1\r\n:2\r\n",
+    ],
+    ids=repr,
+)
+def test_every_resp3_type_passes_untouched(reply: bytes, node: FakeNode, start_proxy: StartProxy) -> None:
+    node.on("GET", reply)
+    with start_proxy([node.address]).raw() as raw:
+        raw.command("HELLO", 3)
+        raw.send((encode("GET", "a") + encode("PING")) * 3)
+        assert raw.frames(6) == [reply, b"+PONG\r\n"] * 3
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 1000])
+def test_replies_in_pieces(size: int, node: FakeNode, start_proxy: StartProxy) -> None:
+    reply = b"*3\r\n$4\r\n\r\n\r\n\r\n*2\r\n:1\r\n$-1\r\n+OK\r\n"
+
+    def dribble(session: Session, words: list[bytes]) -> Reply:
+        for at in range(0, len(reply), size):
+            session.sock.sendall(reply[at : at + size])
+            time.sleep(0.001)
+        return SILENCE
+
+    node.on("GET", dribble)
+    with start_proxy([node.address]).raw() as raw:
+        raw.send(encode("GET", "a") * 3)
+        assert raw.frames(3) == [reply] * 3
+
+
+# Topologies
+
+
+def odd_topologies(node: FakeNode, other: FakeNode) -> dict[str, bytes]:
+    whole = [(0, 16383)]
+    unknown: Any = ("9" * 40, "", 0)
+    return {
+        "empty host": shards_reply([Shard(whole, [((node.id, "", node.port), "master")])]),
+        "question mark": shards_reply([Shard(whole, [((node.id, "?", node.port), "master")])]),
+        "a failed replica": shards_reply([Shard(whole, [(node, "master"), (("3" * 40, HOST, 1), "replica")])]),
+        "an unresolvable replica": shards_reply(
+            [Shard(whole, [(node, "master"), (("3" * 40, "no.invalid", 1), "replica")])]
+        ),
+        "a shard without slots": shards_reply([Shard([], [(other, "master")]), Shard(whole, [(node, "master")])]),
+        "many ranges": shards_reply(
+            [
+                Shard([(n, n) for n in range(0, 16384, 2)], [(node, "master")]),
+                Shard([(n, n) for n in range(1, 16384, 2)], [(other, "master")]),
+            ]
+        ),
+        "a nameless node without port": shards_reply([Shard(whole, [(node, "master"), (unknown, "replica")])]),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "empty host",
+        "question mark",
+        "a failed replica",
+        "an unresolvable replica",
+        "a shard without slots",
+        "many ranges",
+        "a nameless node without port",
+    ],
+)
+def test_odd_topologies_serve(name: str, node: FakeNode, other: FakeNode, start_proxy: StartProxy) -> None:
+    node.shards = other.shards = odd_topologies(node, other)[name]
+    with start_proxy([node.address]).raw() as raw:
+        for key in ("a", "b", "c", "d"):
+            assert raw.command("SET", key, "v") == b"+OK\r\n"
+
+
+def test_uncovered_slots(node: FakeNode, start_proxy: StartProxy) -> None:
+    node.shards = shards_reply([Shard([(0, 8191)], [(node, "master")])])
+    daemon = start_proxy([node.address], {"requests": {"timeout": "500ms"}}, wait="listening")
+    with daemon.raw() as raw:
+        node.await_seen("CLUSTER")
+        deadline = time.monotonic() + 10
+        while raw.command("SET", "b", "v") != b"+OK\r\n":
+            assert time.monotonic() < deadline
+        assert raw.command("GET", "a") == b"-CLUSTERDOWN Hash slot not served\r\n"
+        assert raw.command("MGET", "a", "b") == b"-CLUSTERDOWN Hash slot not served\r\n"
+        assert daemon.metric("redis_proxy_slots_covered") == 8192
+
+
+def test_servers_without_cluster_shards(node: FakeNode, start_proxy: StartProxy) -> None:
+    """Before Redis 7 there is only CLUSTER SLOTS."""
+    node.shards = b"-ERR Unknown subcommand or wrong number of arguments for 'SHARDS'. Try CLUSTER HELP.\r\n"
+    entry = array(bulk(HOST.encode()), b":%d\r\n" % node.port, bulk(node.id.encode()))
+    node.on("CLUSTER SLOTS", array(array(b":0\r\n", b":16383\r\n", entry)))
+    with start_proxy([node.address]).raw() as raw:
+        assert raw.command("SET", "a", "v") == b"+OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [b"*0\r\n", b"+OK\r\n", b"$-1\r\n", b"*1\r\n*0\r\n", b"*1\r\n:5\r\n", b"garbage\r\n", Cut(b"*1\r\n"), SILENCE],
+)
+def test_nonsense_for_a_topology_is_asked_again(
+    reply: Any, node: FakeNode, other: FakeNode, start_proxy: StartProxy
+) -> None:
+    """The other seed is asked; nothing of the nonsense is taken."""
+    node.on("CLUSTER", reply)
+    config = {"cluster": {"refresh_timeout": "300ms", "refresh_min_gap": "10ms"}}
+    with start_proxy([node.address, other.address], config).raw() as raw:
+        assert raw.command("SET", "a", "v") == b"+OK\r\n"
+        assert raw.command("GET", "a") == bulk(b"v")
+
+
+def test_a_topology_is_asked_for_once_however_many_redirections(
+    node: FakeNode, other: FakeNode, start_proxy: StartProxy
+) -> None:
+    """Refresh storms: 60 CLUSTER SLOTS a second (go-redis#1390), 100 % CPU (valkey-go#140)."""
+    node.on("GET", lambda _, words: b"-MOVED %d %s\r\n" % (slot_of(words[1]), other.address.encode()))
+    other.on("GET", bulk(b"v"))
+    daemon = start_proxy([node.address], {"cluster": {"refresh_min_gap": "2s"}})
+    before = len(node.seen("CLUSTER")) + len(other.seen("CLUSTER"))
+    with daemon.raw() as raw:
+        raw.send(b"".join(encode("GET", f"k{n}") for n in range(500)))
+        assert raw.frames(500) == [bulk(b"v")] * 500
+    assert len(node.seen("CLUSTER")) + len(other.seen("CLUSTER")) - before <= 3
+
+
+def test_address_map(node: FakeNode, start_proxy: StartProxy) -> None:
+    node.shards = shards_reply([Shard([(0, 16383)], [((node.id, "10.255.0.1", 7000), "master")])])
+    node.on("GET", in_turn(b"-MOVED %d 10.255.0.1:7000\r\n" % A_SLOT, bulk(b"v")))
+    with start_proxy([node.address], {"cluster": {"address_map": {"10.255.0.1:7000": node.address}}}).raw() as raw:
+        assert raw.command("GET", "a") == bulk(b"v")
+
+
+# The handshake with a node
+
+
+def test_what_a_node_is_told_first(node: FakeNode, start_proxy: StartProxy) -> None:
+    daemon = start_proxy([node.address], {"cluster": {"username": "me", "password": "secret"}})
+    with daemon.raw() as raw:
+        raw.command("HELLO", 3)
+        assert raw.command("SET", "a", "v") == b"+OK\r\n"
+    for session in node.sessions:
+        if any(words[0] == b"SET" for words in session.commands):
+            assert session.protocol == 3
+            names = [b" ".join(words[:1]) for words in session.commands]
+            first = session.commands[0]
+            assert b"secret" in first  # logged in before anything else
+            assert b"me" in first
+            assert names.index(b"SET") > 0
+            break
+    else:
+        raise Closed("no connection carried the SET")
+
+
+def test_a_wrong_password_for_the_node_is_said(node: FakeNode, start_proxy: StartProxy) -> None:
+    wrong = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
+    node.on("AUTH", wrong)
+    node.on("HELLO", wrong)
+    node.on("CLUSTER", b"-NOAUTH Authentication required.\r\n")
+    daemon = start_proxy([node.address], {"cluster": {"password": "secret"}}, wait="listening")
+    assert daemon.log_contains("WRONGPASS|[Pp]assword")
+    assert "secret" not in daemon.log
+    with daemon.raw() as raw:
+        assert raw.command("GET", "a").startswith(b"-CLUSTERDOWN")

@@ -1,0 +1,184 @@
+"""The families by name, label and value, read back with Prometheus's own parsers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from proxy.admin.metrics import Collector, Snapshot, build_registry, render
+from tests.unit.admin.snapshots import BOUNDS_S, snapshot
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0,text/plain;q=0.5"
+
+# OPERATIONS.md's list, as far as the features exist: family -> (type, labels).
+FAMILIES = {
+    "build_info": ("gauge", {"version"}),
+    "client_connections": ("gauge", set()),
+    "client_connections_total": ("counter", set()),
+    "client_connections_rejected_total": ("counter", {"reason"}),
+    "client_disconnects_total": ("counter", {"reason"}),
+    "commands_total": ("counter", {"command"}),
+    "command_errors_total": ("counter", {"command", "kind"}),
+    "command_duration_seconds": ("histogram", {"command"}),
+    "backend_duration_seconds": ("histogram", {"node", "role"}),
+    "inflight_commands": ("gauge", set()),
+    "bytes_total": ("counter", {"side", "direction"}),
+    "redirections_total": ("counter", {"kind"}),
+    "retries_total": ("counter", {"reason", "outcome"}),
+    "backend_connections": ("gauge", {"node", "purpose", "state"}),
+    "backend_connect_failures_total": ("counter", {"node"}),
+    "backend_pending": ("gauge", {"node"}),
+    "node_up": ("gauge", {"node", "role"}),
+    "slots_covered": ("gauge", set()),
+    "topology_refreshes_total": ("counter", {"trigger", "outcome"}),
+    "topology_last_success_timestamp_seconds": ("gauge", set()),
+    "topology_epoch": ("gauge", set()),
+    "split_commands_total": ("counter", {"command"}),
+    "output_buffer_bytes": ("gauge", set()),
+    "event_loop_lag_seconds": ("gauge", set()),
+}
+
+
+def families(accept: str = "", values: Snapshot | None = None) -> list[Metric]:
+    body, content_type = render(build_registry(lambda: values or snapshot(), BOUNDS_S), accept)
+    parse = parse_openmetrics if content_type.startswith("application/openmetrics-text") else parse_text
+    return list(parse(body.decode()))
+
+
+def samples(accept: str = "", values: Snapshot | None = None) -> dict[tuple[Any, ...], float]:
+    """(name, label value, ...) -> value; label values in the order of their names."""
+    return {
+        (sample.name.removeprefix("redis_proxy_"), *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in families(accept, values)
+        for sample in family.samples
+    }
+
+
+def test_families_are_those_of_the_operations_guide() -> None:
+    text = render(build_registry(snapshot, BOUNDS_S), "")[0].decode()
+    declared = {}
+    for line in text.splitlines():
+        if line.startswith("# TYPE redis_proxy_"):
+            name, kind = line.split()[2:]
+            declared[name.removeprefix("redis_proxy_")] = kind
+    assert declared == {name: kind for name, (kind, _) in FAMILIES.items()}
+
+
+def test_labels_are_those_of_the_operations_guide() -> None:
+    seen: dict[str, set[str]] = {}
+    for family in Collector(snapshot, BOUNDS_S).collect():
+        name = family.name.removeprefix("redis_proxy_") + ("_total" if family.type == "counter" else "")
+        seen[name] = {label for sample in family.samples for label in sample.labels} - {"le"}
+    assert seen == {name: labels for name, (_, labels) in FAMILIES.items()}
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS], ids=["text", "openmetrics"])
+def test_values(accept: str) -> None:
+    found = samples(accept)
+    expected = {
+        ("build_info", "0.1.0"): 1,
+        ("client_connections",): 3,
+        ("client_connections_total",): 10,
+        ("client_connections_rejected_total", "max_clients"): 2,
+        ("client_disconnects_total", "client"): 4,
+        ("client_disconnects_total", "idle"): 0,
+        ("commands_total", "get"): 9,
+        ("commands_total", "other"): 0,
+        ("command_errors_total", "get", "WRONGTYPE"): 2,
+        ("command_duration_seconds_sum", "get"): 2.5,
+        ("command_duration_seconds_count", "get"): 9,
+        ("inflight_commands",): 7,
+        ("bytes_total", "in", "client"): 100,
+        ("bytes_total", "out", "client"): 200,
+        ("bytes_total", "in", "backend"): 300,
+        ("bytes_total", "out", "backend"): 400,
+        ("redirections_total", "moved"): 6,
+        ("retries_total", "retried", "moved"): 6,
+        ("split_commands_total", "mget"): 1,
+        ("split_commands_total", "del"): 0,
+        ("node_up", "10.0.0.1:7000", "primary"): 1,
+        ("node_up", "10.0.0.2:7000", "replica"): 0,
+        ("backend_connections", "10.0.0.1:7000", "shared", "open"): 2,
+        ("backend_connect_failures_total", "10.0.0.2:7000"): 9,
+        ("backend_pending", "10.0.0.1:7000"): 5,
+        ("backend_duration_seconds_count", "10.0.0.1:7000", "primary"): 4,
+        ("slots_covered",): 16384,
+        ("topology_epoch",): 12,
+        ("topology_last_success_timestamp_seconds",): 1700000000.5,
+        ("topology_refreshes_total", "success", "startup"): 1,
+        ("output_buffer_bytes",): 4096,
+        ("event_loop_lag_seconds",): 0.002,
+    }
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS], ids=["text", "openmetrics"])
+def test_buckets_are_cumulative(accept: str) -> None:
+    get = [
+        (sample.labels["le"], sample.value)
+        for family in families(accept)
+        for sample in family.samples
+        if sample.name == "redis_proxy_command_duration_seconds_bucket" and sample.labels["command"] == "get"
+    ]
+    assert get == [("0.001", 5), ("0.01", 8), ("1.0", 8), ("+Inf", 9)]
+
+
+def test_histograms_only_of_commands_that_were_called() -> None:
+    found = samples()
+    assert ("command_duration_seconds_count", "mget") in found
+    assert ("command_duration_seconds_count", "del") not in found
+    assert ("commands_total", "del") in found
+
+
+def test_a_topology_never_seen() -> None:
+    values = snapshot()
+    values["topology"]["last_success_s"] = None
+    values["nodes"] = {}
+    found = samples(values=values)
+    assert found["topology_last_success_timestamp_seconds",] == 0
+    assert not [key for key in found if key[0] == "node_up"]
+
+
+def test_each_scrape_takes_one_new_snapshot() -> None:
+    values = snapshot()
+    taken: list[None] = []
+
+    def take() -> Snapshot:
+        taken.append(None)
+        return values
+
+    registry = build_registry(take, BOUNDS_S)
+    assert taken == []
+    for connections in (1, 2):
+        values["connections"] = connections
+        assert f"redis_proxy_client_connections {connections}.0\n".encode() in render(registry, "")[0]
+    assert len(taken) == 2
+
+
+def test_standard_families_are_there() -> None:
+    names = {key[0] for key in samples()}
+    assert {"process_resident_memory_bytes", "process_open_fds", "python_info", "python_gc_collections_total"} <= names
+
+
+def test_a_wrong_number_of_buckets_is_noticed() -> None:
+    values = snapshot()
+    values["nodes"]["10.0.0.1:7000"]["buckets"] = [1, 2]
+    with pytest.raises(ValueError, match="zip"):
+        render(build_registry(lambda: values, BOUNDS_S), "")
+
+
+def test_snapshot_of_the_data_path_fits() -> None:
+    counters = pytest.importorskip("proxy.forward.counters")
+    values = snapshot()
+    values["counters"] = counters.Counters().snapshot()
+    for node in values["nodes"].values():
+        node["buckets"] = [0] * (len(counters.BOUNDS_S) + 1)
+    registry = build_registry(lambda: values, counters.BOUNDS_S)
+    body = render(registry, "")[0]
+    assert b'redis_proxy_commands_total{command="other"} 0.0\n' in body
+    for reason in counters.CLOSE_REASON_NAMES:
+        assert f'redis_proxy_client_disconnects_total{{reason="{reason}"}} 0.0\n'.encode() in body
