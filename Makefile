@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find proxy -name '*.pyx' -o -name '*.pxd') setup.py
 # Two makes in one checkout: the second waits, then finds everything done.
 LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock $(VENV)/.lock)
-LOCKED = @mkdir -p $(VENV) && $(LOCK) $(MAKE) --no-print-directory
+LOCKED = @mkdir -p $(VENV) && $(LOCK) $(MAKE) --silent --no-print-directory
 
 .PHONY: build demo test lint bench fuzz clean distclean
 .DEFAULT_GOAL := build
@@ -31,7 +31,7 @@ lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict proxy
-	$(BIN)/cython-lint proxy
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint proxy  # it calls pycodestyle by name
 	$(BIN)/lint-imports --no-cache
 	@find proxy tests bench \( -name '*.py' -o -name '*.pyx' -o -name '*.pxd' \) ! -path proxy/commands/table.py -exec wc -l {} + \
 		| awk '$$2 != "total" && $$1 > 500 { print $$2 ": " $$1 " lines, more than 500"; bad = 1 } END { exit bad }'
@@ -55,20 +55,23 @@ distclean: clean
 # Below: under the lock. The stamps are made last, so that what was interrupted is done again.
 
 $(VENV)/.made: pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: redis-proxy needs Python 3.11 or newer (make PYTHON=/path/to/python3)"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: redis-proxy needs Python 3.11 or newer (make PYTHON=/path/to/python3)"; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "redis-proxy needs Python 3.11 or newer, this is $$($(PYTHON) --version) (make PYTHON=/path/to/python3)"; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "$(PYTHON) has no venv module: try \`apt-get install python3-venv\`"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' > $(VENV)/.requires
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' > $(VENV)/.requires
+	echo "installing what the build needs into $(VENV)"
 	$(PIP) install -r $(VENV)/.requires
-	@touch $@
+	touch $@
 
 $(VENV)/.built: $(SOURCES) $(VENV)/.made
+	echo "building the compiled modules"
 	$(BIN)/python setup.py --quiet build_ext --inplace
-	@touch $@
+	touch $@
 
 $(VENV)/.with-%: pyproject.toml | $(VENV)/.built
+	echo "installing what $* needs into $(VENV)"
 	$(PIP) install --no-build-isolation --editable '.[$*]'
-	@touch $@
+	touch $@

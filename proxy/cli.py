@@ -21,7 +21,7 @@ import uvloop
 from proxy import __version__
 from proxy import log as logs
 from proxy.config import ConfigFaults, Settings, effective, from_seeds, load, schema
-from proxy.sockets import Listening, ListenError, open_listener
+from proxy.sockets import ListenError, Listening, open_listener
 from proxy.worker import Worker
 
 EXIT_FAILED = 1
@@ -129,7 +129,9 @@ def raise_descriptor_limit(wanted: int) -> None:
         if limit < wanted:
             log.warning(
                 "the file descriptor limit is too low for clients.max_clients",
-                limit=limit, wanted=wanted, missing=wanted - limit,
+                limit=limit,
+                wanted=wanted,
+                missing=wanted - limit,
             )
 
 

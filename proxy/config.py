@@ -239,13 +239,6 @@ class Cluster(Section):
         """The password, wherever it came from; empty = none."""
         return self.password_file.secret or self.password.get_secret_value()
 
-    def reachable(self, host: str, port: int) -> tuple[str, int]:
-        """Host and port to connect to for an announced node, by address_map (host:port before host)."""
-        if mapped := self.address_map.get(str(Address(host, port))):
-            address = parse_address(mapped)
-            return address.host, address.port
-        return self.address_map.get(host, host), port
-
     def conflicts(self) -> Iterator[tuple[Key, str]]:
         """Passwords, the refresh gap and address_map entries that do not fit together."""
         yield from _password_conflicts(self.password, self.password_file)

@@ -4,7 +4,8 @@ Why: one command must show what the product does, on a machine that has nothing 
 Who calls it: proxy.cli (`redis-proxy demo`), `make demo`.
 
 Invariants: the proxy runs as a process of its own with an ordinary config file, as in production; whichever way the
-demo ends (Ctrl-C, SIGTERM, a failure, even SIGKILL) no process stays, and except after SIGKILL no file either.
+demo ends (Ctrl-C, SIGTERM, a failure, even SIGKILL) no process stays, and except after SIGKILL no file either. A signal
+is only noted when it comes and acted on between two steps: an exception out of nowhere may be swallowed or leak a lock.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 
 import redis
 
@@ -28,6 +29,7 @@ from proxy.embedded import HOST, EmbeddedCluster, EmbeddedError, EmbeddedNode, d
 
 START_S = 20.0
 STOP_S = 20.0
+ALIVE_CHECK_S = 0.5
 PROOF_KEYS = ("user:1001", "user:1003", "user:1004", "cart:{alice}", "counter", "queue:sms")
 
 
@@ -35,20 +37,21 @@ class DemoError(Exception):
     """Why the demo cannot go on, in one sentence for the user."""
 
 
-class Interrupted(Exception):
-    """SIGTERM or SIGINT arrived."""
+class Stopped(Exception):
+    """SIGTERM or SIGINT has arrived."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo with these arguments (None: those of the process); exit code 0, or 1 when it could not be shown."""
     arguments = _parser().parse_args(argv)
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return _run(arguments.port, arguments.admin_port, arguments.server, leave=arguments.exit)
+        return _run(arguments.port, arguments.admin_port, arguments.server, stop, leave=arguments.exit)
     except (DemoError, EmbeddedError) as failure:
         print(f"redis-proxy demo: {failure}", file=sys.stderr)
         return 1
-    except Interrupted:
+    except Stopped:
         print("\nstopped: no process and no file is left")
         return 0
     finally:
@@ -65,25 +68,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(port: int, admin_port: int, server: str | None, *, leave: bool) -> int:
+def _run(port: int, admin_port: int, server: str | None, stop: threading.Event, *, leave: bool) -> int:
     for wanted, option in ((port, "--port"), (admin_port, "--admin-port")):
         _check_free(wanted, option)
     print("starting a cluster of 3 primaries and 3 replicas ...", flush=True)
     started = time.monotonic()
     with EmbeddedCluster(server) as cluster:
         print(f"  up after {time.monotonic() - started:.1f} s: {' '.join(cluster.seeds)}", flush=True)
-        with _proxy(port, admin_port, cluster.seeds) as process:
+        _go_on(stop)
+        with _proxy(port, admin_port, cluster.seeds, stop) as process:
             print(f"  redis-proxy listens on {HOST}:{port}\n", flush=True)
             proven = _prove(port, cluster)
             if leave:
                 return 0 if proven else 1
             _hint(port, admin_port)
-            process.wait()
+            while process.poll() is None:
+                stop.wait(ALIVE_CHECK_S)
+                _go_on(stop)
     raise DemoError("the proxy ended by itself")
 
 
+def _go_on(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Stopped
+
+
 @contextlib.contextmanager
-def _proxy(port: int, admin_port: int, seeds: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _proxy(port: int, admin_port: int, seeds: list[str], stop: threading.Event) -> Iterator[subprocess.Popen[bytes]]:
     """The daemon as a child process, serving; ended by SIGTERM, or by force when it does not end."""
     with tempfile.TemporaryDirectory(prefix="redis-proxy-demo-") as folder:
         config, log = Path(folder, "proxy.yaml"), Path(folder, "log")
@@ -102,17 +113,17 @@ def _proxy(port: int, admin_port: int, seeds: list[str]) -> Iterator[subprocess.
                 start_new_session=True,  # Ctrl-C is ours: the proxy goes first, then the cluster
             )
         try:
-            _await_proxy(process, port, log)
+            _await_proxy(process, port, log, stop)
             yield process
         finally:
             _end(process)
 
 
-def _await_proxy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _await_proxy(process: subprocess.Popen[bytes], port: int, log: Path, stop: threading.Event) -> None:
     """Until every node's slots answer; DemoError with the proxy's own last words when it ends or stays silent."""
 
     def serving() -> bool:
-        if process.poll() is not None:
+        if process.poll() is not None or stop.is_set():
             return True
         with redis.Redis(host=HOST, port=port, socket_timeout=2) as client:
             try:
@@ -124,6 +135,7 @@ def _await_proxy(process: subprocess.Popen[bytes], port: int, log: Path) -> None
         wait_for(serving, START_S, "the proxy serves the cluster")
     except EmbeddedError as late:
         raise DemoError(f"{late}\n{_tail(log)}") from None
+    _go_on(stop)
     if process.poll() is not None:
         raise DemoError(f"the proxy ended with exit code {process.returncode}\n{_tail(log)}")
 
@@ -184,13 +196,6 @@ def _check_free(port: int, option: str) -> None:
 
 def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-2000:].rstrip()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    # Once is enough: a second Ctrl-C must not break off the cleaning up.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    raise Interrupted
 
 
 if __name__ == "__main__":

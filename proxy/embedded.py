@@ -337,6 +337,14 @@ class EmbeddedCluster:
             **self._options,
         }
         arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        node.client = redis.Redis(
+            host=HOST,
+            port=port,
+            password=self._password or None,
+            decode_responses=True,
+            protocol=2,
+            socket_timeout=10,
+        )
         try:
             node.process = subprocess.Popen(
                 [self.server, *arguments],
@@ -348,14 +356,6 @@ class EmbeddedCluster:
             )
         except OSError as error:
             raise EmbeddedError(f"cannot run {self.server}: {error.strerror}") from error
-        node.client = redis.Redis(
-            host=HOST,
-            port=port,
-            password=self._password or None,
-            decode_responses=True,
-            protocol=2,
-            socket_timeout=10,
-        )
 
     def _await_node(self, node: EmbeddedNode, *, retry_ports: bool = True) -> None:
         """Until our own process answers; on a port taken meanwhile, starts it again on another."""

@@ -292,7 +292,8 @@ class Worker:
             node.usable = usable
             log.info(
                 "replica is used for reads" if usable else "replica not used for reads",
-                node=str(address), reason=reason,
+                node=str(address),
+                reason=reason,
             )
 
     def _backend_up(self, backend: Backend) -> None:

@@ -38,8 +38,10 @@ OUTCOMES: Final = ("changed", "unchanged", "refused", "failed")
 _FRESH_INTERVALS: Final = 3.0
 _JITTER: Final = 0.2
 _FIRST_BACKOFF_S: Final = 0.05
-# While a shard is without a working primary, look again sooner than refresh_interval_s, but ever less often.
+# While a shard is without a working primary, look again sooner than refresh_interval_s, but ever less often. So after a
+# sign of a failover too: it comes a node timeout and an election before the cluster knows of one itself.
 _FIRST_RECHECK_S: Final = 0.5
+_FAILOVER_SIGNS: Final = ("lost", "uncovered")
 # Seeds come before the rest of the known nodes: after a restart of a whole cluster in Kubernetes all of those are gone,
 # each of them a timeout.
 _KNOWN_BEFORE_SEEDS: Final = 3
@@ -153,9 +155,9 @@ class TopologyRefresher:
             outcome = await self._refresh()
             reason = trigger if trigger in TRIGGERS else "other"
             self.outcomes[reason, outcome] += 1
-            trigger = await self._next(outcome, started)
+            trigger = await self._next(trigger, outcome, started)
 
-    async def _next(self, outcome: str, started: float) -> str:
+    async def _next(self, trigger: str, outcome: str, started: float) -> str:
         """Waits until the next refresh is due and says why it is."""
         gap_ends = started + self.settings.min_gap_s
         if outcome in ("failed", "refused"):
@@ -165,20 +167,24 @@ class TopologyRefresher:
             return self._take_pending() or "retry"
         self._backoff_s = 0.0
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._jittered(self._interval_s(outcome))):
+            async with asyncio.timeout(self._jittered(self._interval_s(trigger, outcome))):
                 await self._wake.wait()
         while (gap := gap_ends - self._clock()) > 0:
             await asyncio.sleep(gap)
         return self._take_pending() or "interval"
 
-    def _interval_s(self, outcome: str) -> float:
+    def _interval_s(self, trigger: str, outcome: str) -> float:
         interval_s = self.settings.refresh_interval_s
-        if self.topology is None or self.topology.settled:
+        settled = self.topology is None or self.topology.settled
+        if settled and outcome == "changed":
             self._recheck_s = 0.0
-            return interval_s
-        first_s = max(_FIRST_RECHECK_S, self.settings.min_gap_s)
-        self._recheck_s = first_s if outcome == "changed" or not self._recheck_s else self._recheck_s * 2
-        return min(self._recheck_s, interval_s)
+        elif outcome == "changed" or trigger in _FAILOVER_SIGNS or (not settled and not self._recheck_s):
+            self._recheck_s = max(_FIRST_RECHECK_S, self.settings.min_gap_s)
+        else:
+            self._recheck_s *= 2
+        if self._recheck_s >= interval_s and settled:
+            self._recheck_s = 0.0
+        return min(self._recheck_s or interval_s, interval_s)
 
     def _jittered(self, seconds: float) -> float:
         return seconds * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
@@ -198,7 +204,7 @@ class TopologyRefresher:
         tried: set[Address] = set()
         self._seed_addresses = set(self.settings.seeds)
         for place in self._order():
-            candidates = [place] if isinstance(place, _Candidate) else await self._seed(place)
+            candidates = [place] if isinstance(place, _Candidate) else await self._seed(place, errors)
             for candidate in candidates:
                 if {candidate.dial, candidate.asked} & tried:
                     continue
@@ -235,12 +241,14 @@ class TopologyRefresher:
         self._rng.shuffle(seeds)
         return [*nodes[:_KNOWN_BEFORE_SEEDS], *seeds, *nodes[_KNOWN_BEFORE_SEEDS:]]
 
-    async def _seed(self, seed: Address) -> list[_Candidate]:
+    async def _seed(self, seed: Address, errors: list[str]) -> list[_Candidate]:
         try:
             async with asyncio.timeout(self.settings.timeout_s):
                 found = list(await self._resolve(seed))
         except (OSError, UnicodeError, TimeoutError) as error:
-            _warn("unresolved", "seed cannot be resolved", seed, error=str(error) or "no answer in time")
+            reason = str(error) or "no answer in time"
+            errors.append(f"{seed}: {reason}")
+            _warn("unresolved", "seed cannot be resolved", seed, error=reason)
             return []
         self._seed_addresses |= set(found)
         self._rng.shuffle(found)
@@ -300,7 +308,7 @@ class TopologyRefresher:
                 log.warning("nobody stands for the known topology any more, another is taken", asked=best.asked)
             return self._accepted(best)
         refusals = [f"{candidate.asked}: refused, {verdict.value}" for candidate, _, verdict in refused]
-        self.last_error = "; ".join([*errors, *refusals])[:_ERROR_LIMIT] or "no seed has an address"
+        self.last_error = "; ".join([*errors, *refusals])[:_ERROR_LIMIT] or "no seeds"
         return "refused" if refused else "failed"
 
     def _is_seed(self, candidate: _Candidate) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,7 +88,8 @@ async def connect(address: Address, settings: UpstreamSettings) -> Upstream:
         username=(settings.username or None) if settings.password else None,
         password=settings.password or None,
         protocol=2,
-        socket_timeout=settings.timeout_s,
+        # ask() keeps the time: redis-py would with asyncio.wait_for(), which in Python 3.11 can lose a cancellation.
+        socket_timeout=None,
         socket_connect_timeout=settings.timeout_s,
         driver_info=None,
     )
@@ -123,10 +125,18 @@ def _own_errors(address: Address) -> Any:
     except ResponseError as error:
         raise UpstreamError(_line(error)) from error
     except (RedisError, OSError) as error:
-        raise UpstreamError(_line(error) if isinstance(error, RedisError) else str(error)) from error
+        raise UpstreamError(_reason(error)) from error
     except (ValueError, TypeError, AssertionError) as error:
         # What redis-py makes of bytes that are no RESP, or of a connection closed under it.
         raise UpstreamError(f"{address} does not speak RESP: {error}") from error
+
+
+def _reason(error: RedisError | OSError) -> str:
+    """A server's line, or the system's reason: redis-py hides it behind "Error 111 connecting to"."""
+    system = error if isinstance(error, OSError) else error.__context__
+    if isinstance(system, OSError) and system.errno:
+        return os.strerror(system.errno) if system.errno > 0 else str(system.strerror)
+    return _line(error) if isinstance(error, RedisError) else str(error)
 
 
 def _line(error: RedisError) -> str:

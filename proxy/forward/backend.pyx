@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """A pipelined connection to a node, shared by all clients of a worker.
 
-States and moves: IDLE -> CONNECTING (a request needs it, or control wants it warm) -> UP (`attach`) -> CONNECTING (lost)
--> BACKOFF (`connect_failed`) -> CONNECTING ...; CLOSED from anywhere (`close`). While CONNECTING, requests wait in the
+States and moves: IDLE -> CONNECTING (a request needs it, or control wants it warm) -> UP (`attach`) -> CONNECTING
+(lost) -> BACKOFF (`connect_failed`) -> CONNECTING ...; CLOSED from anywhere (`close`). While CONNECTING, requests wait in the
 window; control does the connecting and the handshake (proxy.control.backend_pool) and hands over the descriptor.
 
 The window `win` holds the bytes of every request from its queueing to its answer, so that a redirected or lost request
@@ -14,7 +14,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy, strerror
 
 from proxy.forward.buffer cimport (
-    BLOCK, Buffer, buffer_append, buffer_len, buffer_release, buffer_reserve, buffer_shrink,
+    Buffer, buffer_append, buffer_len, buffer_release, buffer_reserve, buffer_shrink,
 )
 from proxy.forward.counters cimport histogram_values, observe
 from proxy.forward.ports cimport Origin
@@ -245,8 +245,8 @@ cdef class Backend(Peer):
         cdef char* buf = self.reactor.shared
         cdef size_t left
         cdef ssize_t n
-        cdef int rounds
-        for rounds in range(READ_ROUNDS):
+        cdef int _
+        for _ in range(READ_ROUNDS):
             if self.fd < 0:
                 return
             left = buffer_len(&self.rest)

@@ -8,8 +8,17 @@ blocks; what grew beyond is handed back to the C library.
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
+cdef extern from "malloc.h" nogil:
+    int mallopt(int param, int value)
+    int M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+
 cdef enum:
     POOL_MAX = 256
+
+# Large buffers come from mmap and really go back when freed. Left to itself glibc raises the threshold after the first
+# large free, and what is freed later stays in the heap for good.
+mallopt(M_MMAP_THRESHOLD, 512 * 1024)
+mallopt(M_TRIM_THRESHOLD, 1024 * 1024)
 
 cdef char* pool[POOL_MAX]
 cdef int pooled = 0

@@ -8,7 +8,7 @@ frame is kept. Commands that are more than a forward go to `DataPath.desk` (prox
 import time
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int16_t, uint64_t
+from libc.stdint cimport int16_t
 
 from proxy.cluster.slot cimport key_slot
 from proxy.commands.keys cimport KEYS_NO_MEMORY, KEYS_OK, KeyList, find_keys
@@ -191,9 +191,9 @@ cdef class Client(Ordered):
         cdef char* buf
         cdef size_t room, used, want
         cdef ssize_t n
-        cdef int rounds
+        cdef int _
         cdef bint own
-        for rounds in range(READ_ROUNDS):
+        for _ in range(READ_ROUNDS):
             if self.fd < 0 or self.paused or self.closing:
                 return
             own = self.rest.end > self.rest.start
@@ -263,7 +263,7 @@ cdef class Client(Ordered):
                 self.want(self.interest & ~WANT_READ)
                 self.reactor.touch(self)
                 break
-            args = &self.args if self.args.v != NULL else &self.path.args
+            args = &self.args if self.scan.want >= 0 else &self.path.args   # in the middle of a frame: its own
             rc = scan_command(&self.scan, args, buf + done, n - done, &self.settings.limits, self.authenticated)
             if rc == SCAN_DONE:
                 size = self.scan.pos
@@ -274,7 +274,7 @@ cdef class Client(Ordered):
                 if args == &self.args or args.cap > ARGS_KEEP:
                     args_free(args)
             elif rc == SCAN_MORE:
-                if args.n and args == &self.path.args:
+                if self.scan.want >= 0 and args == &self.path.args:
                     self.args = args[0]         # the next client needs the shared one
                     args.v = NULL
                     args.n = args.cap = 0

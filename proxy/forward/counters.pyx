@@ -66,7 +66,8 @@ cdef class Counters:
     def snapshot(self):
         """All counters as plain values.
 
-        commands: name -> {calls, errors: {word: n}, buckets: [n] (not cumulative, one more than BOUNDS_S), sum_s, split}.
+        commands: name -> {calls, errors: {word: n}, buckets: [n] (not cumulative, one more than BOUNDS_S), sum_s,
+        split}.
         """
         cdef int c, i
         cdef uint64_t calls

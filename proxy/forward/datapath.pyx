@@ -13,8 +13,8 @@ cdef class ClientSettings:
     """What holds for all clients of a listener; sizes in bytes, see the .pxd."""
 
     def __cinit__(self, *, reads="primary", bint password=False, max_pending=1024,
-                  max_pending_bytes=16 << 20, soft_output=1 << 20, hard_output=1 << 30, max_query=1 << 30, max_bulk=512 << 20, max_arguments=1 << 20,
-                  timeout_ns=5_000_000_000):
+                  max_pending_bytes=16 << 20, soft_output=1 << 20, hard_output=1 << 30, max_query=1 << 30,
+                  max_bulk=512 << 20, max_arguments=1 << 20, timeout_ns=5_000_000_000):
         self.reads = READ_POLICIES.index(reads)
         self.password = password
         self.max_pending = max_pending

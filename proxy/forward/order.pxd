@@ -15,6 +15,8 @@ cdef class Ordered(Origin):
     cdef int close_reason
     cdef uint32_t inflight                  # requests in the order queue
     cdef size_t asked                       # bytes of the requests in the order queue
+    cdef size_t reply_mean                  # bytes of a usual reply of this client, lately
+    cdef size_t reply_bytes                 # delivered since a reply was last finished
     cdef size_t held                        # reply bytes that wait for their turn
     cdef Request* head
     cdef Request* tail

@@ -21,11 +21,16 @@ cdef extern from "sys/socket.h" nogil:
     int MSG_NOSIGNAL
 
 cdef enum:
+    REPLIES_AHEAD = 8       # times the soft output limit that may be asked for ahead of the reader
+    FIRST_MEAN = 131072     # what a reply of a client that has had none yet is taken to be
     DIRECT = 16384          # a reply piece of this size is offered to the kernel without being copied first
 
 
 cdef class Ordered(Origin):
     """Replies in the order of the commands. Never made by itself: Client is."""
+
+    def __cinit__(self):
+        self.reply_mean = FIRST_MEAN
 
     def __dealloc__(self):
         buffer_release(&self.out)
@@ -33,8 +38,14 @@ cdef class Ordered(Origin):
     # -- back-pressure -------------------------------------------------------------------------------------------
 
     cdef bint overloaded(self) noexcept:
+        """Whether no further command should be read now.
+
+        Replies to come are counted with their usual size, so that a pipeline of large reads is not all asked for at
+        once when its reader is slow.
+        """
         return (
             self.inflight >= self.settings.max_pending
+            or self.inflight * self.reply_mean > REPLIES_AHEAD * self.settings.soft_output
             or self.asked > self.settings.max_pending_bytes
             or self.held + self.out.end - self.out.start > self.settings.soft_output
             or (self.unsettled and self.head != NULL)
@@ -44,6 +55,7 @@ cdef class Ordered(Origin):
         """Half of what led to the pause is gone."""
         return (
             self.inflight <= self.settings.max_pending // 2
+            and self.inflight * self.reply_mean <= REPLIES_AHEAD * self.settings.soft_output // 2
             and self.asked <= self.settings.max_pending_bytes // 2
             and self.held + buffer_len(&self.out) <= self.settings.soft_output // 2
             and not (self.unsettled and self.head != NULL)
@@ -94,6 +106,7 @@ cdef class Ordered(Origin):
 
     cdef void deliver(self, Request* r, const char* p, size_t n, bint final, bint error) noexcept:
         """A piece of a reply: out at once when it is this request's turn, else kept in the request."""
+        self.reply_bytes += n
         if r == self.head:
             if final:
                 self.finish(r, error, p, n)
@@ -148,6 +161,8 @@ cdef class Ordered(Origin):
         """Counts an answered request that leaves the queue."""
         self.inflight -= 1
         self.asked -= r.len
+        self.reply_mean = self.reply_mean - (self.reply_mean >> 3) + (self.reply_bytes >> 3)
+        self.reply_bytes = 0
         self.path.counters.inflight -= 1
         observe(&self.path.counters.command[r.command], self.reactor.now - r.start_ns)
         if error:
@@ -248,7 +263,7 @@ cdef class Ordered(Origin):
         buffer_release(&self.out)
         self.left()
         self.path.clients.discard(self)
-        self.path.desk.left(self)
+        self.path.desk.left(self, reason)
 
     cdef void left(self) noexcept:
         """Closed: Client gives its input buffers back."""

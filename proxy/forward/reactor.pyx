@@ -123,10 +123,10 @@ cdef class Reactor:
 
     def _ready(self):
         cdef epoll_event ev[EVENTS]
-        cdef int n, i, rounds
+        cdef int n, i, _
         cdef uint32_t bits
         cdef Peer peer
-        for rounds in range(ROUNDS):
+        for _ in range(ROUNDS):
             n = epoll_wait(self.epfd, ev, EVENTS, 0)
             if n <= 0:
                 break

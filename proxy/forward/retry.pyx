@@ -13,9 +13,9 @@ from libc.string cimport memcpy
 
 from proxy.cluster.redirection cimport (
     REDIR_ASK, REDIR_CLUSTERDOWN, REDIR_LOADING, REDIR_MASTERDOWN, REDIR_MOVED, REDIR_NONE, REDIR_READONLY,
-    REDIR_TRYAGAIN, Redirection, parse_redirection,
+    Redirection, parse_redirection,
 )
-from proxy.forward.backend cimport BACKEND_UP, Node
+from proxy.forward.backend cimport Node
 from proxy.forward.buffer cimport buffer_release
 from proxy.forward.counters cimport (
     OUTCOME_GAVE_UP, OUTCOME_RETRIED, OUTCOME_UNSAFE, RETRY_CLUSTERDOWN, RETRY_DOWN, RETRY_LOADING, RETRY_LOST,
@@ -23,9 +23,9 @@ from proxy.forward.counters cimport (
 )
 from proxy.forward.ports cimport Origin
 from proxy.forward.request cimport (
-    REQ_INTERNAL, REQ_PART, REQ_READ, REQ_STREAMING, request_free, request_hold, request_keep, request_unhold,
+    REQ_PART, REQ_READ, REQ_STREAMING, request_free, request_hold, request_keep, request_unhold,
 )
-from proxy.forward.router cimport CHOSEN, HOPELESS, UNCOVERED, UNKNOWN, WAIT
+from proxy.forward.router cimport CHOSEN, UNCOVERED, UNKNOWN, WAIT
 from proxy.forward.split cimport split_assemble, split_free
 
 cdef enum:

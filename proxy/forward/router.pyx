@@ -5,11 +5,10 @@ Control publishes a topology (`publish`); the data path reads slot -> shard -> n
 topologies single slots are re-pointed by MOVED (`learn`). A node that changes its role gets new connections, because a
 connection keeps READONLY for its life; a node that left the topology is drained, then forgotten.
 """
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t
 
-from proxy.cluster.slot cimport SLOTS
 from proxy.cluster.slot_table cimport NO_SHARD
-from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CLOSED, BACKEND_IDLE, BACKEND_UP
+from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CLOSED, BACKEND_UP
 from proxy.forward.request cimport REQ_READ
 
 READ_POLICIES = ("primary", "prefer_primary", "replica", "prefer_replica", "any")

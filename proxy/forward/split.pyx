@@ -151,7 +151,6 @@ cdef bint split_assemble(Split* s, Buffer* out, bint* error) noexcept nogil:
     """Appends the one reply to out (empty before); false when there is no memory. error: the reply is an error."""
     cdef uint32_t i
     cdef Request* part
-    cdef size_t off
     error[0] = False
     for i in range(s.nparts):
         part = s.parts[i]

@@ -59,7 +59,7 @@ cdef struct ReplyScan:
     uint8_t attributes                  # > 0 while inside a leading attribute
     uint8_t in_chunk                    # inside a streamed string
     int depth                           # open streamed aggregates
-    int64_t stack[REPLY_STREAM_DEPTH]
+    int64_t stack[REPLY_STREAM_DEPTH]   # `pending` of the levels around them, negated for a streamed map
 
 cdef void command_scan_reset(CommandScan* s) noexcept nogil
 cdef int scan_command(CommandScan* s, ArgVec* args, const char* frame, size_t n, const ScanLimits* limits,

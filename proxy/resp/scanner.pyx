@@ -337,7 +337,7 @@ cdef int stream_begin(ReplyScan* s, const char** at, const char* end) noexcept n
     if p[0] == c'$':
         s.in_chunk = 1
     elif s.depth < REPLY_STREAM_DEPTH and (p[0] == c'*' or p[0] == c'~' or p[0] == c'%'):
-        s.stack[s.depth] = s.pending
+        s.stack[s.depth] = -s.pending if p[0] == c'%' else s.pending
         s.depth += 1
         s.pending = 0
     else:
@@ -355,7 +355,7 @@ cdef int stream_end(ReplyScan* s, const char** at, const char* end) noexcept nog
     if n < 3:
         return SCAN_MORE
     s.depth -= 1
-    s.pending = s.stack[s.depth] - 1
+    s.pending = s.stack[s.depth] - 1 if s.stack[s.depth] > 0 else -s.stack[s.depth] - 1
     at[0] = p + 3
     return SCAN_DONE
 
@@ -392,8 +392,8 @@ cdef int scan_reply(ReplyScan* s, const char* data, size_t n, size_t* used) noex
         else:
             c = p[0]
             q = p
-            if pending == 0:
-                pending = 1
+            if pending == 0:                # a streamed map (negative in the stack) has pairs
+                pending = 2 if s.stack[s.depth - 1] < 0 else 1
             if s.kind == 0 and pending == 1 and s.depth == 0:
                 s.attributes = c == c'|'
                 if not s.attributes:
@@ -433,19 +433,18 @@ cdef int scan_reply(ReplyScan* s, const char* data, size_t n, size_t* used) noex
             elif c == c'*' or c == c'%' or c == c'~' or c == c'>' or c == c'|':
                 got = number_line(&q, end, &v)
                 if got == SCAN_DONE:
-                    p = q
-                    if v > COUNT_MAX or v < -1 or (v == -1 and c == c'|'):
+                    if v > COUNT_MAX or v < -1 or (v == -1 and c == c'|') or pending > PENDING_MAX:
                         got = SCAN_ERROR
-                    elif v == -1:
-                        pending -= 1
-                    elif c == c'%':
-                        pending += 2 * v - 1
-                    elif c == c'|':
-                        pending += 2 * v    # stands before a value and is none itself
                     else:
-                        pending += v - 1
-                    if pending > PENDING_MAX:
-                        got = SCAN_ERROR
+                        p = q
+                        if v == -1:
+                            pending -= 1
+                        elif c == c'%':
+                            pending += 2 * v - 1
+                        elif c == c'|':
+                            pending += 2 * v    # stands before a value and is none itself
+                        else:
+                            pending += v - 1
             elif c == c'+' or c == c'-' or c == c'_' or c == c'#' or c == c',' or c == c'(':
                 t = p
                 got = text_line(s, &t, end)
@@ -454,6 +453,7 @@ cdef int scan_reply(ReplyScan* s, const char* data, size_t n, size_t* used) noex
                     pending -= 1
             else:
                 got = SCAN_ERROR
+            # Every branch has left p at the value it refuses.
             if got == SCAN_ERROR and end - p >= 2 and p[1] == c'?':
                 t = p
                 s.pending = pending

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from proxy.forward.counters import CLOSE_REASON_NAMES
 from proxy.resp import errors
 from proxy.resp.encode import encode_command
 from proxy.resp.readers import fault_text, split_inline
@@ -19,19 +20,24 @@ from proxy.serve.context import ClientLike, ServeContext
 # Redis treats these two as an attack: a browser made to speak to it over HTTP (server.c, securityWarningCommand).
 _CROSS_PROTOCOL = frozenset({b"post", b"host:"})
 
+# What a client did not bring about by itself, or should know of. (Malformed input has its notice already.)
+_CLOSED_FOR = {
+    "output_limit": "client closed: it does not take its replies (clients.output_hard_limit)",
+    "query_limit": "client closed: its command is too long (clients.max_query)",
+    "reply_cut": "client closed: the node was lost in the middle of its reply",
+}
+
 
 class Desk:
-    """One per worker. on_left(client): a client is gone; on_notice(event, client address): worth a line in the log."""
+    """One per worker. on_notice(event, client address): worth a line in the log, seldom enough."""
 
     def __init__(
         self,
         ctx: ServeContext,
         *,
-        on_left: Callable[[ClientLike], None] = lambda client: None,
         on_notice: Callable[[str, str], None] = lambda event, address: None,
     ) -> None:
         self.ctx = ctx
-        self.left = on_left
         self._on_notice = on_notice
 
     def answer(self, client: ClientLike, args: list[bytes]) -> bytes:
@@ -41,8 +47,8 @@ class Desk:
     def refuse(self, why: str, row: bytes, name: bytes, sub: bytes | None) -> bytes:
         """The error for a command that is not carried out.
 
-        why: noauth, arity, refused or unserved. row: its name in the command table (`object|encoding`), empty when it is
-        unknown. name, sub: as the client spelt them.
+        why: noauth, arity, refused or unserved. row: its name in the command table (`object|encoding`), empty when it
+        is unknown. name, sub: as the client spelt them.
         """
         if why == "noauth":
             return errors.NOAUTH
@@ -64,6 +70,11 @@ class Desk:
         """The error for malformed input, after which the client is closed."""
         self._on_notice("protocol error", address)
         return fault_text(code, got)
+
+    def left(self, client: ClientLike, reason: int) -> None:
+        """A client is closed. reason: index of proxy.forward.counters.CLOSE_REASON_NAMES."""
+        if (why := _CLOSED_FOR.get(CLOSE_REASON_NAMES[reason])) is not None:
+            self._on_notice(why, client.address)
 
     def cross_protocol(self, name: bytes) -> bool:
         """Whether a command nobody knows is really a line of HTTP."""

@@ -66,7 +66,8 @@ def test_ids_are_distinct_and_stay(proxy: ProxyDaemon) -> None:
 
 
 def test_client_info_tells_of_this_client(proxy: ProxyDaemon) -> None:
-    with proxy.client(protocol=3, client_name="me", lib_name="lib", lib_version="9") as client:
+    with proxy.client(protocol=3, client_name="me", driver_info=None) as client:
+        client.execute_command("CLIENT SETINFO", "LIB-NAME", "lib")
         info = client.client_info()
         assert isinstance(info, dict)
         assert info["name"] == "me"

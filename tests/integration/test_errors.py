@@ -90,7 +90,7 @@ CASES = [
     ["ZUNION", "5", "a"],
     ["ZUNIONSTORE", "d", "3", "d"],
     ["LMPOP", "0", "a", "LEFT"],
-    ["LMPOP", "2", "a", "LEFT"],
+    ["LMPOP", "2", "{LEFT}", "LEFT"],
     ["XREAD", "STREAMS", "a", "b", "0"],
     ["XREAD", "COUNT", "1"],
     ["XREAD", "STREAMS", "a"],
@@ -100,7 +100,7 @@ CASES = [
     ["GEORADIUS", "k", "1", "1", "1", "km", "STORE"],
     ["MIGRATE"],
     ["MSETNX", "a"],
-    ["MSETNX", "a", "b", "c"],
+    ["MSETNX", "{a}1", "b", "{a}2"],
     ["READONLY", "x"],
     ["READWRITE", "x"],
     ["RESET", "x"],
@@ -110,6 +110,7 @@ CASES = [
 @pytest.mark.parametrize("words", CASES, ids=lambda words: " ".join(words)[:40].encode("unicode_escape").decode())
 def test_error_case(words: list[str], proxy: ProxyDaemon, standalone: Standalone) -> None:
     with proxy.raw() as through, standalone.raw() as direct:
+        direct.command("FLUSHALL")
         expected = direct.command(*words)
         assert through.command(*words) == expected
         if words[0] != "QUIT":

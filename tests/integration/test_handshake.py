@@ -82,7 +82,7 @@ def locked_proxy(cluster: EmbeddedCluster) -> Iterator[ProxyDaemon]:
 
 @pytest.fixture(scope="module")
 def locked_server(server: str) -> Iterator[Standalone]:
-    with Standalone(server, "--requirepass", PASSWORD) as started:
+    with Standalone(server, PASSWORD) as started:
         yield started
 
 

@@ -56,7 +56,7 @@ def test_a_reader_that_stops_reading_stops_nobody(
     cluster: EmbeddedCluster, start_proxy: Callable[..., ProxyDaemon]
 ) -> None:
     """Its commands wait unread, its replies stay within the limits; the others go on at speed."""
-    daemon = start_proxy(cluster.seeds)
+    daemon = start_proxy(cluster.seeds, {"clients": {"max_pending": 30}})
     with daemon.raw(receive_buffer=4096) as slow, daemon.raw() as other:
         assert other.command("SET", "big", "x" * MB) == b"+OK\r\n"
         base = daemon.memory()

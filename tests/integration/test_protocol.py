@@ -105,7 +105,7 @@ def test_values_of_every_size(size: int, protocol: int, proxy: ProxyDaemon) -> N
         assert raw.command("SET", "big", value) == b"+OK\r\n"
         assert raw.command("STRLEN", "big") == b":%d\r\n" % size
         assert raw.command("GET", "big") == bulk(value)
-        assert raw.command("MGET", "none", "big", "other")[-len(value) - 40 :].count(value) == 1
+        assert bulk(value) in raw.command("MGET", "none", "big", "other")
         assert raw.command("DEL", "big") == b":1\r\n"
 
 
@@ -155,6 +155,7 @@ def test_nested_nulls(raw: RawClient) -> None:
     assert raw.command("PING") == b"+PONG\r\n"
 
 
+@pytest.mark.usefixtures("empty")
 def test_configured_limits(cluster: EmbeddedCluster, start_proxy: Callable[..., ProxyDaemon]) -> None:
     limits = {"max_bulk": "1kb", "max_arguments": 10, "max_query": "4kb"}
     daemon = start_proxy(cluster.seeds, {"clients": limits})
@@ -167,7 +168,7 @@ def test_configured_limits(cluster: EmbeddedCluster, start_proxy: Callable[..., 
         raw.send(encode("EXISTS", *"abcdefghij"))
         assert raw.rest() == b"-ERR Protocol error: invalid multibulk length\r\n"
     with daemon.raw() as raw:
-        raw.send(encode("MGET", *("x" * 1000 for _ in range(8))))
-        raw.rest()  # closed, whatever it said: Redis closes without a word
+        raw.send(encode("MGET", *("x" * 1000 for _ in range(8)))[:6000])
+        assert raw.rest() == b""  # Redis closes without a word
     with daemon.raw() as raw:
         assert raw.command("PING") == b"+PONG\r\n"

@@ -56,9 +56,9 @@ def spread_keys(shards: int = 3, prefix: str = "k") -> list[str]:
 class Standalone:
     """One server without cluster mode on a free port, as a context manager."""
 
-    def __init__(self, server: str, *arguments: str) -> None:
+    def __init__(self, server: str, password: str = "") -> None:
         self._server = server
-        self._arguments = arguments
+        self._password = password
         self._folder = Path(tempfile.mkdtemp(prefix="redis-proxy-standalone-"))
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
@@ -67,13 +67,17 @@ class Standalone:
         for _ in range(20):
             self.port = free_port()
             self._process = subprocess.Popen(
-                [self._server, *self._settings(), *self._arguments],
+                [self._server, *self._settings()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 preexec_fn=die_with_parent(),
             )
-            wait_for(self._answers_or_died, 10, "standalone server")
+            try:
+                wait_for(self._answers_or_died, 10, "standalone server")
+            except EmbeddedError:
+                self.__exit__(None, None, None)
+                raise
             if self._process.poll() is None:
                 return self
         raise EmbeddedError(f"{self._server} does not start")
@@ -88,13 +92,14 @@ class Standalone:
         return RawClient((HOST, self.port), timeout_s)
 
     def _settings(self) -> list[str]:
-        return ["--bind", HOST, "--port", str(self.port), "--dir", str(self._folder), "--save", ""]
+        password = ["--requirepass", self._password] if self._password else []
+        return ["--bind", HOST, "--port", str(self.port), "--dir", str(self._folder), "--save", "", *password]
 
     def _answers_or_died(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
             return True
-        with redis.Redis(host=HOST, port=self.port) as client:
+        with redis.Redis(host=HOST, port=self.port, password=self._password or None) as client:
             try:
                 return bool(client.info("server")["process_id"] == self._process.pid)
             except redis.RedisError:

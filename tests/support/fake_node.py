@@ -50,14 +50,14 @@ class Session:
 class FakeNode:
     """Listens on a free loopback port. `on` scripts a command; what is not scripted answers as a small cluster node."""
 
-    def __init__(self, node_id: str = "f" * 40) -> None:
+    def __init__(self, node_id: str = "f" * 40, port: int = 0) -> None:
         self.id = node_id
         self.received: list[list[bytes]] = []
         self.sessions: list[Session] = []
         self.store: dict[bytes, bytes] = {}
         self._scripts: dict[bytes, Script] = {}
         self._lock = threading.Lock()
-        self._listener = socket.create_server((HOST, 0))
+        self._listener = socket.create_server((HOST, port))
         self.port: int = self._listener.getsockname()[1]
         self.shards: Callable[[], bytes] | bytes = lambda: shards_reply([Shard([(0, 16383)], [(self, "master")])])
         threading.Thread(target=self._accept, daemon=True).start()

@@ -39,7 +39,7 @@ def clock(monkeypatch):
     return now
 
 
-def line(formatter: logging.Formatter, msg: str, **fields: object) -> str:
+def line(formatter: logging.Formatter, msg: str, /, **fields: object) -> str:
     record = logging.LogRecord("control", logging.WARNING, __file__, 1, msg, (), None)
     record.created, record.msecs = 1767225600.042, 42.0
     setattr(record, log.FIELDS, fields)

@@ -86,9 +86,9 @@ def test_wrong_and_missing_password() -> None:
 
         assert asyncio.run(ask("s3cret")) == [b"PONG"]
         assert asyncio.run(ask("s3cret", "default")) == [b"PONG"]
-        with pytest.raises(UpstreamAuthError, match="^NOAUTH Authentication required") as missing:
+        with pytest.raises(UpstreamAuthError, match=r"^NOAUTH Authentication required") as missing:
             asyncio.run(ask(""))
-        with pytest.raises(UpstreamAuthError, match="^WRONGPASS invalid username-password pair") as wrong:
+        with pytest.raises(UpstreamAuthError, match=r"^WRONGPASS invalid username-password pair") as wrong:
             asyncio.run(ask("guess-me"))
         assert "guess-me" not in repr(missing.value) + repr(wrong.value)
 
@@ -102,12 +102,12 @@ def test_a_password_the_server_does_not_want(node: FakeNode) -> None:
 
 
 def test_nobody_there() -> None:
-    with pytest.raises(UpstreamError, match="refused"):
+    with pytest.raises(UpstreamError, match=r"^Connection refused$"):
         asyncio.run(connect(Address(HOST, free_port()), PATIENT))
 
 
 def test_a_name_that_does_not_resolve() -> None:
-    with pytest.raises(UpstreamError):
+    with pytest.raises(UpstreamError, match=r"(?i)name|host"):
         asyncio.run(connect(Address("no-such-host.invalid", 6379), PATIENT))
 
 
@@ -173,3 +173,28 @@ def test_cancelling_closes(node: FakeNode) -> None:
 
 def test_no_password_in_a_repr() -> None:
     assert "s3cret" not in repr(UpstreamSettings(password="s3cret"))
+
+
+def test_cancelling_at_any_moment(node: FakeNode) -> None:
+    """redis-py's own timeouts would let some of these pass: asyncio.wait_for() of Python 3.11 forgets a cancellation
+    that comes together with the result, and a task that asks again and again would never end."""
+
+    async def forever() -> None:
+        async with upstream_to(at(node), PATIENT) as upstream:
+            while True:
+                await upstream.ask(("PING",), ("PING",))
+
+    async def scene() -> None:
+        for steps in range(60):
+            task = asyncio.create_task(forever())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            done, _ = await asyncio.wait([task], timeout=5.0)
+            forgotten = not done
+            if forgotten:
+                task.cancel()
+                await asyncio.wait([task])
+            assert not forgotten, f"the cancellation after {steps} steps was lost"
+
+    asyncio.run(scene())

@@ -122,7 +122,7 @@ def standalones(request: pytest.FixtureRequest) -> Callable[[str], Standalone]:
         if kind not in servers():
             pytest.skip("redis-server is not on PATH")
         if kind not in started:
-            started[kind] = Standalone(servers()[kind], "--enable-debug-command", "yes")
+            started[kind] = resp.ServerWith(servers()[kind], "--enable-debug-command", "yes")
             started[kind].__enter__()
             request.addfinalizer(lambda: started[kind].__exit__(None, None, None))
         return started[kind]
@@ -264,6 +264,8 @@ REPLIES = [
     (b"$?\r\n;0\r\n", "$"),
     (b"*?\r\n:1\r\n*?\r\n.\r\n*2\r\n:1\r\n$?\r\n;1\r\n.\r\n;0\r\n.\r\n", "*"),
     (b"~?\r\n.\r\n", "~"),
+    (b"%?\r\n.\r\n", "%"),
+    (b"%?\r\n%?\r\n.\r\n*?\r\n:1\r\n.\r\n:1\r\n:2\r\n.\r\n", "%"),
     (b"%?\r\n+a\r\n|1\r\n+x\r\n+y\r\n:1\r\n.\r\n", "%"),
 ]
 
@@ -349,9 +351,14 @@ def test_the_kind_is_unknown_inside_a_leading_attribute() -> None:
         b"$?\r\n;-1\r\n",
         b"$?\r\n$1\r\n",
         b"*?x",
+        b"*-2\r\n*?\r\n.\r\n",
+        b"*4294967296\r\n$?\r\n;0\r\n",
+        b"+a\nb\r\n*?\r\n.\r\n",
         b"*?\r\n.x",
         b"*1\r\n.\r\n",
         b"*?\r\n" * 17,
+        b"%?\r\n+a\r\n.\r\n",
+        b"%?\r\n+a\r\n|1\r\n:1\r\n:1\r\n.\r\n",
     ],
     ids=lambda value: repr(value[:24]),
 )

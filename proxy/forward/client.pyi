@@ -1,0 +1,53 @@
+from proxy.forward.datapath import ClientSettings, DataPath
+from proxy.forward.ports import Origin
+
+class Client(Origin):
+    """One client; see proxy.serve.context.ClientLike for what its attributes mean."""
+
+    address: str
+    local_address: str
+    user: str
+    name: bytes
+    lib_name: bytes
+    lib_ver: bytes
+    db: int
+    authenticated: bool
+    @property
+    def id(self) -> int: ...
+    @property
+    def proto(self) -> int: ...
+    @property
+    def created_s(self) -> float: ...
+    @property
+    def last_active_s(self) -> float: ...
+    @property
+    def last_command(self) -> str: ...
+    @property
+    def total_commands(self) -> int: ...
+    @property
+    def pending(self) -> int: ...
+    @property
+    def output_bytes(self) -> int: ...
+    @property
+    def query_bytes(self) -> int: ...
+    @property
+    def reads(self) -> str: ...
+    @property
+    def listener_reads(self) -> str: ...
+    def set_reads(self, name: str, /) -> None: ...
+    def set_proto(self, proto: int, /) -> None: ...
+    def close_after_reply(self) -> None: ...
+    def kill(self) -> None: ...
+    def reset(self) -> None: ...
+
+def accept(path: DataPath, fd: int, settings: ClientSettings, address: str, local_address: str) -> Client:
+    """Takes a connected non-blocking descriptor and serves it; raises OSError when epoll refuses it."""
+
+def output_bytes(path: DataPath) -> int:
+    """Reply bytes held for all clients."""
+
+def close_idle(path: DataPath, idle_s: float) -> None:
+    """Closes clients that have sent nothing for idle_s seconds and wait for nothing."""
+
+def close_all(path: DataPath) -> None:
+    """Closes every client at once."""

@@ -1,0 +1,59 @@
+from collections.abc import Iterable
+from typing import Protocol
+
+from proxy.cluster.slot_table import SlotTable
+from proxy.cluster.topology import Address
+from proxy.forward.backend import BackendPort, BackendSettings, Node
+from proxy.forward.counters import Counters
+from proxy.forward.reactor import Reactor
+
+READ_POLICIES: tuple[str, ...]
+
+class RouterPort(BackendPort, Protocol):
+    """Control's side of the router."""
+
+    def node_gone(self, node: Node) -> None:
+        """A node left the topology; its connections drain."""
+
+class Shard:
+    """A primary (or None) and its replicas."""
+
+    def __init__(self, primary: Node | None, replicas: list[Node]) -> None: ...
+    @property
+    def primary(self) -> Node | None: ...
+    @property
+    def replicas(self) -> list[Node]: ...
+
+class Router:
+    """connections: per node and protocol. failover_ns: how long a node known to be down is waited for."""
+
+    failover_ns: int
+    port: RouterPort
+    def __init__(
+        self,
+        reactor: Reactor,
+        counters: Counters,
+        settings: BackendSettings,
+        *,
+        connections: int,
+        failover_ns: int,
+    ) -> None: ...
+    @property
+    def slots(self) -> SlotTable: ...
+    @property
+    def shards(self) -> list[Shard]: ...
+    @property
+    def nodes(self) -> dict[Address, Node]: ...
+    @property
+    def primaries(self) -> list[Node]: ...
+    @property
+    def known(self) -> bool:
+        """A topology has been published."""
+    def publish(self, shards: Iterable[tuple[Address | None, list[Address], Iterable[tuple[int, int]]]]) -> None:
+        """Replaces the whole table: (primary or None, replicas, inclusive slot ranges) per shard."""
+    def warm(self, proto: int) -> None:
+        """Connects to every primary that is not connected yet."""
+    def sweep(self) -> None:
+        """Deadlines, stalls and trimming of every connection; to be called some ten times a second."""
+    def close(self) -> None:
+        """Closes every connection; what is pending is handed to recovery."""

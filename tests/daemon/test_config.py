@@ -1,0 +1,119 @@
+"""The command line and the configuration's faults, as an operator meets them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.proxyd import run_cli
+
+GOOD = """\
+listeners:
+  - address: "127.0.0.1:7617"
+cluster:
+  seeds: ["127.0.0.1:7000"]
+"""
+
+FAULTS = {
+    "unknown section": (GOOD + "nosuch: 1\n", 5, "nosuch"),
+    "unknown key": (GOOD + "requests:\n  timeot: 5s\n", 6, "requests.timeot"),
+    "duration without unit": (GOOD + "requests:\n  timeout: 5\n", 6, "requests.timeout"),
+    "not a duration": (GOOD + "requests:\n  timeout: soon\n", 6, "requests.timeout"),
+    "not a size": (GOOD + "clients:\n  output_soft_limit: big\n", 6, "clients.output_soft_limit"),
+    "not a read policy": (GOOD.replace('7617"\n', '7617"\n    reads: nearest\n'), 3, "listeners[0].reads"),
+    "seed without port": (GOOD.replace("127.0.0.1:7000", "127.0.0.1"), 4, "cluster.seeds[0]"),
+    "no seeds": ("cluster:\n  seeds: []\n", 2, "cluster.seeds"),
+    "not a mapping": ("cluster: 5\n", 1, "cluster"),
+    "missing password file": (GOOD + "clients:\n  password_file: nosuch.txt\n", 6, "clients.password_file"),
+}
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "proxy.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("check", [["-t"], []], ids=["check", "run"])
+def test_faults_name_file_line_and_key(name: str, check: list[str], tmp_path: Path) -> None:
+    text, line, key = FAULTS[name]
+    path = write(tmp_path, text)
+    done = run_cli(*check, "-c", path)
+    assert done.returncode == 78
+    assert f"{path}:{line}: {key}: " in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "nosuch: 1\nrequests:\n  timeout: soon\n  other: 2\n")
+    done = run_cli("-t", "-c", path)
+    told = done.stdout + done.stderr
+    assert done.returncode == 78
+    for line, key in ((5, "nosuch"), (7, "requests.timeout"), (8, "requests.other")):
+        assert f"{path}:{line}: {key}: " in told
+
+
+@pytest.mark.parametrize("text", ["listeners: [\n", "a: b: c\n", "\tx: 1\n", "[1, 2]\n", "just words\n", "\x00\n"])
+def test_what_is_no_yaml_mapping(text: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    done = run_cli("-t", "-c", path)
+    assert done.returncode == 78
+    assert path in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_good_file_passes(tmp_path: Path) -> None:
+    assert run_cli("-t", "-c", write(tmp_path, GOOD)).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["proxy.yaml", "minimal.yaml"])
+def test_the_files_in_the_repository_pass(name: str) -> None:
+    path = Path(__file__).parents[2] / "config" / name
+    assert run_cli("-t", "-c", str(path)).returncode == 0
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    done = run_cli("-c", str(tmp_path / "nosuch.yaml"))
+    assert done.returncode == 78
+    assert "nosuch.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--nosuch"], ["-c"], ["-c", "x.yaml", "127.0.0.1:7000"]],
+    ids=["nothing", "unknown option", "no file", "file and seeds"],
+)
+def test_usage(words: list[str]) -> None:
+    done = run_cli(*words)
+    assert done.returncode == 2
+    assert "usage:" in done.stderr
+
+
+@pytest.mark.parametrize("seed", ["127.0.0.1", "127.0.0.1:x", "127.0.0.1:99999", ":", "[::1"])
+def test_a_faulty_seed_on_the_command_line(seed: str) -> None:
+    done = run_cli(seed)
+    assert done.returncode in (2, 78)
+    assert "cluster.seeds[0]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_print_config_masks_secrets(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "clients:\n  password: topsecret\n")
+    done = run_cli("--print-config", "-c", path)
+    assert done.returncode == 0
+    assert "127.0.0.1:7000" in done.stdout
+    assert "topsecret" not in done.stdout + done.stderr
+
+
+def test_version_and_help() -> None:
+    assert run_cli("--version").stdout.startswith("redis-proxy ")
+    assert "HOST:PORT" in run_cli("--help").stdout
+
+
+def test_schema_is_json() -> None:
+    import json
+
+    assert json.loads(run_cli("schema").stdout)["properties"]["cluster"]
