@@ -235,8 +235,12 @@ class EmbeddedCluster:
         self._spawn(node, free_port(bus=True) if new_port else node.port)
         self._await_node(node, retry_ports=new_port)
 
-    def failover(self, replica: EmbeddedNode, timeout_s: float = 15.0) -> None:
-        """Manual CLUSTER FAILOVER (no write is lost), until every node sees the new primary."""
+    def failover(self, replica: EmbeddedNode, timeout_s: float = 30.0) -> None:
+        """Manual CLUSTER FAILOVER (no write is lost), until every node sees the new primary.
+
+        Voters refuse a second election of one shard within two node timeouts, and the replica asks them again only
+        after four (redis/src/cluster.c, clusterSendFailoverAuthIfNeeded): with a long node timeout this may take long.
+        """
 
         def ask_and_look() -> bool:
             # Asked again while refused or timed out: the primary may have been busy with another election.

@@ -373,6 +373,8 @@ class Worker:
             "rejected_connections": values["rejected"],
             "proxy_commands_in_flight": values["inflight"],
             "proxy_requests_waiting": self.retry.waiting,
+            "proxy_event_batches": self.reactor.batches,
+            "proxy_events": self.reactor.events,
         }
 
     def node_states(self) -> list[NodeState]:

@@ -51,7 +51,7 @@ cdef class Backend(Peer):
     cdef size_t scanned                     # bytes of rest the scanner has passed
     cdef bint passing                       # part of the reply at hand has been passed on already
     cdef bint draining                      # closed once nothing is pending
-    cdef int64_t progress_ns                # when bytes last moved, or the queue last became non-empty
+    cdef int64_t progress_ns                # when bytes last came, or bytes of the oldest request went
     cdef int64_t next_deadline_ns           # no pending deadline is earlier
     cdef bint enqueue(self, Request* r, const char* p, size_t n) noexcept
     cdef bint enqueue_asking(self, Request* r, const char* p, size_t n) noexcept

@@ -234,8 +234,9 @@ cdef class Backend(Peer):
                 self.lose(strerror(errno).decode())
                 return
             self.counters.backend_out += n
+            if self.head != NULL and self.sent_pos < self.head.pos + self.head.len:
+                self.progress_ns = self.reactor.now     # only the oldest counts: newer ones may be sent for ever
             self.sent_pos += n
-            self.progress_ns = self.reactor.now
             done += n
             unsent -= n
         if self.interest != WANT_READ:

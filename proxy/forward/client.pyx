@@ -231,13 +231,13 @@ cdef class Client(Ordered):
             if own:
                 self.rest.end += n
                 self.parse_rest()
-                if buffer_len(&self.rest) > self.settings.max_query:
-                    self.close(CLOSE_QUERY_LIMIT)
             else:
                 used = self.parse(buf, n)
                 if self.fd >= 0 and not self.closing and used < <size_t> n:
                     if not buffer_append(&self.rest, buf + used, n - used):
                         self.close(CLOSE_ERROR)
+            if not self.paused and buffer_len(&self.rest) > self.settings.max_query:
+                self.close(CLOSE_QUERY_LIMIT)
             if <size_t> n < room:
                 return
 

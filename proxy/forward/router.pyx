@@ -235,21 +235,19 @@ cdef class Router:
         """The fit node with the fewest pending requests; ties go round by the client's affinity."""
         cdef Node node, best = None
         cdef size_t pending, fewest = 0
-        cdef Py_ssize_t n = len(shard.replicas), i
+        cdef Py_ssize_t replicas = len(shard.replicas), n, i, place
         cdef list pool
+        n = replicas + (1 if with_primary and shard.primary is not None else 0)
         for i in range(n):
-            node = <Node> shard.replicas[(r.affinity + i) % n]
-            if not node.usable or node.down_since_ns:
+            place = <Py_ssize_t> (r.affinity + i) % n
+            node = <Node> shard.replicas[place] if place < replicas else shard.primary
+            if node.down_since_ns or (node.replica and not node.usable):
                 continue
             pool = node.resp3 if r.proto == 3 else node.resp2
             pending = (<Backend> pool[0]).pending if pool else 0
             if best is None or pending < fewest:
                 best = node
                 fewest = pending
-        if with_primary and shard.primary is not None and (best is None or shard.primary.down_since_ns == 0):
-            node = shard.primary
-            pool = node.resp3 if r.proto == 3 else node.resp2
-            pending = (<Backend> pool[0]).pending if pool else 0
-            if best is None or pending < fewest:
-                best = node
+        if best is None and with_primary:
+            return shard.primary            # nothing is up: whoever waits, waits for the primary
         return best

@@ -154,15 +154,17 @@ def test_all_addresses_change_at_once(fragile: EmbeddedCluster, start_proxy: Sta
         assert raw.command("GET", "a").startswith(ALLOWED)
         for n, node in enumerate(fragile.nodes):
             fragile.restart(node, new_port=n > 0)
-        for node in fragile.nodes[1:]:  # nobody knows anybody's new port: introduce them
-            fragile.nodes[0].command("CLUSTER", "MEET", "127.0.0.1", node.port)
+        for n, node in enumerate(fragile.nodes):  # nobody knows anybody's new port: introduce them
+            for other in fragile.nodes[:n]:
+                node.command("CLUSTER", "MEET", "127.0.0.1", other.port)
+                other.command("CLUSTER", "MEET", "127.0.0.1", node.port)
         fragile.wait_ok()
         for key in ("a", "b", "c"):
             until_served(raw, key)
 
 
 def test_a_paused_node_delays_nobody_else(fragile: EmbeddedCluster, start_proxy: StartProxy) -> None:
-    daemon = start_proxy(fragile.seeds, {"requests": {"timeout": "600ms"}})
+    daemon = start_proxy(fragile.seeds, {"requests": {"timeout": "1500ms"}})
     victim, *others = fragile.primaries()
     stuck, kept = key_of(fragile, victim), [key_of(fragile, node) for node in others]
     with daemon.raw(timeout_s=30) as one, daemon.raw() as other:
@@ -174,9 +176,9 @@ def test_a_paused_node_delays_nobody_else(fragile: EmbeddedCluster, start_proxy:
             for _ in range(100):
                 for key in kept:
                     assert other.command("SET", key, "v") == b"+OK\r\n"
-            assert time.monotonic() - started < 0.5
+            assert time.monotonic() - started < 1.4
             assert one.frame().startswith(ALLOWED)
-            assert 0.5 < time.monotonic() - started < 3
+            assert 1.4 < time.monotonic() - started < 5
             assert one.command("SET", kept[0], "w") == b"+OK\r\n"  # the client goes on
         finally:
             fragile.resume(victim)

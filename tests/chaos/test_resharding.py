@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
-from proxy.embedded import EmbeddedCluster, wait_for
+from proxy.embedded import EmbeddedCluster, EmbeddedNode, wait_for
 from tests.support.cluster import slot_of
 from tests.support.proxyd import ProxyDaemon
 
@@ -20,8 +20,8 @@ SHARED = [f"shared:{n}" for n in range(60)]
 
 @pytest.fixture(scope="module")
 def moving_cluster(server: str) -> Iterator[EmbeddedCluster]:
-    """Its own cluster, for what changes it; the node timeout is long, so that a busy machine adds no failover."""
-    with EmbeddedCluster(server, node_timeout_ms=10000) as started:
+    """Its own cluster, for what changes it. Nodes vote once per shard and two node timeouts, so those must be short."""
+    with EmbeddedCluster(server, node_timeout_ms=2500) as started:
         yield started
 
 
@@ -118,16 +118,16 @@ def check(load: Load, proxy: ProxyDaemon) -> None:
     assert sum(held) > 100
 
 
-def busy_slots() -> list[int]:
-    """Slots the load uses: those with keys in them."""
+def some_busy_slots(cluster: EmbeddedCluster, node: EmbeddedNode, count: int = 50) -> list[int]:
+    """Slots of the node with keys of the load in them."""
+    owned = set(cluster.slots_of(node))
     names = [*COUNTERS, *SHARED, *(f"own:{c}:{n}" for c in range(CLIENTS) for n in range(10))]
-    return sorted({slot_of(name) for name in names})
+    return sorted({slot_of(name) for name in names} & owned)[:count]
 
 
 def test_slots_move_back_and_forth(moving_cluster: EmbeddedCluster, moving_proxy: ProxyDaemon) -> None:
     one, two = moving_cluster.primaries()[:2]
-    owned = set(moving_cluster.slots_of(one))
-    slots = [slot for slot in busy_slots() if slot in owned]
+    slots = some_busy_slots(moving_cluster, one)
     moved = 0
     with Load(moving_proxy) as load:
         load.settle(500)
@@ -137,7 +137,7 @@ def test_slots_move_back_and_forth(moving_cluster: EmbeddedCluster, moving_proxy
             moved += moving_cluster.move_slots(slots, two, one, batch=10)
             load.settle(300)
     check(load, moving_proxy)
-    assert moved > 300
+    assert moved > 250
     assert moving_proxy.metric("redis_proxy_redirections_total", kind="moved") > 0
     assert moving_proxy.metric("redis_proxy_redirections_total", kind="ask") > 0
     moving_cluster.wait_ok()
@@ -156,8 +156,7 @@ def test_manual_failover_and_back(moving_cluster: EmbeddedCluster, moving_proxy:
 def test_both_at_once(moving_cluster: EmbeddedCluster, moving_proxy: ProxyDaemon) -> None:
     """Slots move between two shards while the third changes its primary."""
     one, two, three = moving_cluster.primaries()
-    owned = set(moving_cluster.slots_of(one))
-    slots = [slot for slot in busy_slots() if slot in owned]
+    slots = some_busy_slots(moving_cluster, one)
     with Load(moving_proxy) as load:
         load.settle(300)
         moving_cluster.move_slots(slots, one, two)

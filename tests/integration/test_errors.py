@@ -112,6 +112,8 @@ def test_error_case(words: list[str], proxy: ProxyDaemon, standalone: Standalone
     with proxy.raw() as through, standalone.raw() as direct:
         direct.command("FLUSHALL")
         expected = direct.command(*words)
+        if words[:2] == ["CLIENT", "SETINFO"] and expected.startswith(b"-ERR unknown subcommand"):
+            pytest.skip("this server is older than CLIENT SETINFO, which the proxy always has")
         assert through.command(*words) == expected
         if words[0] != "QUIT":
             assert through.command("PING") == b"+PONG\r\n"  # never a closed connection

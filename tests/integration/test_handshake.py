@@ -105,12 +105,17 @@ DIALOGUES: dict[str, list[tuple[Word, ...]]] = {
     "RESET before AUTH": [("RESET",), ("PING",)],
 }
 
+NOAUTH_FIRST = ("an unknown command before AUTH", "a faulty command before AUTH")
+
 
 @pytest.mark.parametrize("name", DIALOGUES)
 def test_dialogue_with_a_password(name: str, locked_proxy: ProxyDaemon, locked_server: Standalone) -> None:
     with locked_proxy.raw() as through, locked_server.raw() as direct:
         for words in DIALOGUES[name]:
-            assert (words, through.command(*words)) == (words, direct.command(*words))
+            expected = direct.command(*words)
+            if name in NOAUTH_FIRST and not expected.startswith(b"-NOAUTH"):
+                pytest.skip("this server is older than NOAUTH before any other fault")
+            assert (words, through.command(*words)) == (words, expected)
 
 
 @pytest.mark.parametrize("protocol", [2, 3])

@@ -211,16 +211,16 @@ def test_a_silent_node_times_out_one_request_only(node: FakeNode, other: FakeNod
     )
     assert slot_of("b") < 8192 < A_SLOT
     other.on("GET", SILENCE)
-    daemon = start_proxy([node.address], {"requests": {"timeout": "500ms"}})
+    daemon = start_proxy([node.address], {"requests": {"timeout": "1500ms"}})
     with daemon.raw() as stuck, daemon.raw() as fine:
         started = time.monotonic()
         stuck.send(encode("GET", "a"))
         for _ in range(50):
             assert fine.command("SET", "b", "v") == b"+OK\r\n"
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 1.4
         answer = stuck.frame()
         assert answer.startswith(b"-")
-        assert 0.4 < time.monotonic() - started < 3
+        assert 1.4 < time.monotonic() - started < 5
         assert stuck.command("SET", "b", "w") == b"+OK\r\n"
 
 
@@ -244,10 +244,16 @@ def test_a_late_reply_is_dropped(node: FakeNode, start_proxy: StartProxy) -> Non
 
 
 def test_a_connection_that_makes_no_progress_is_replaced(node: FakeNode, start_proxy: StartProxy) -> None:
-    node.on("GET", in_turn(SILENCE, bulk(b"v")))
+    silent: list[Session] = []
+
+    def first_connection_is_silent(session: Session, words: list[bytes]) -> Reply:
+        silent.append(session)
+        return SILENCE if session is silent[0] else bulk(b"v")
+
+    node.on("GET", first_connection_is_silent)
     config = {"requests": {"timeout": "300ms"}, "backends": {"stall_timeout": "600ms"}}
     with start_proxy([node.address], config).raw() as raw:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 10  # commands keep coming: being taken is no progress
         while raw.command("GET", "a") != bulk(b"v"):
             assert time.monotonic() < deadline
 

@@ -1,0 +1,255 @@
+"""The whole data path in one thread, without a network: socket pairs for clients and nodes, a loop turned by hand.
+
+Why: what passes between clients and nodes becomes a dialogue that a test writes down line by line (client sends, node
+gets, node answers, client gets), deterministic to the byte and to the batch; the fuzzer drives the same stage.
+Called by: tests/unit/forward, tests/fuzz/target_client.
+
+Invariant: nothing happens unless turn() is called; close() leaves no descriptor and asserts that no request is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from proxy.cluster.topology import Address
+from proxy.commands.lookup import CommandTable
+from proxy.commands.table import ROWS, SOURCE
+from proxy.forward.backend import Backend, BackendSettings, BackendState, Node
+from proxy.forward.client import Client, accept, close_all
+from proxy.forward.counters import Counters
+from proxy.forward.datapath import ClientSettings, DataPath
+from proxy.forward.reactor import Reactor
+from proxy.forward.retry import Retry
+from proxy.forward.router import Router
+from proxy.resp import errors
+from proxy.serve.context import ServeContext
+from proxy.serve.desk import Desk
+
+TEXTS = {
+    "uncovered": errors.CLUSTERDOWN_UNSERVED,
+    "unknown": errors.CLUSTERDOWN,
+    "down": errors.NODE_DOWN,
+    "timeout": errors.TIMED_OUT,
+    "timeout_sent": errors.TIMED_OUT_WRITE,
+    "lost": errors.MAYBE_EXECUTED,
+    "memory": errors.OUT_OF_MEMORY,
+}
+A, B, C = (Address("10.0.0.1", port) for port in (7001, 7002, 7003))
+THIRDS = [(A, [], [(0, 5460)]), (B, [], [(5461, 10922)]), (C, [], [(10923, 16383)])]
+
+
+class Timer:
+    """What call_later returns."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call: Callable[[], object] | None = call
+
+    def cancel(self) -> None:
+        self.call = None
+
+
+class Loop:
+    """As much of an event loop as the data path asks for; timers fire on every turn, whatever they were set to."""
+
+    def __init__(self) -> None:
+        self.readers: dict[int, Callable[[], object]] = {}
+        self.soon: list[Callable[[], object]] = []
+        self.timers: list[Timer] = []
+
+    def add_reader(self, fd: int, call: Callable[[], object]) -> None:
+        self.readers[fd] = call
+
+    def remove_reader(self, fd: int) -> None:
+        self.readers.pop(fd, None)
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        self.soon.append(call)
+
+    def call_later(self, delay_s: float, call: Callable[[], object]) -> Timer:
+        self.timers.append(Timer(call))
+        return self.timers[-1]
+
+    def run(self) -> None:
+        """Everything that is due, once."""
+        timers, self.timers = self.timers, []
+        for timer in timers:
+            if timer.call is not None:
+                timer.call()
+        soon, self.soon = self.soon, []
+        for call in soon:
+            call()
+        for call in list(self.readers.values()):
+            call()
+
+
+class End:
+    """The far end of a socket the data path holds: a client's or a node's side."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        sock.setblocking(False)
+
+    def send(self, data: bytes) -> None:
+        """Sends as much as the kernel takes (a test's few bytes: all of it)."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.sock.setblocking(True)
+            self.sock.sendall(data)
+        with contextlib.suppress(OSError):
+            self.sock.setblocking(False)
+
+    def get(self) -> bytes:
+        """What has arrived."""
+        parts = []
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            while part := self.sock.recv(1 << 20):
+                parts.append(part)
+        return b"".join(parts)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the data path closed its end (unread bytes aside)."""
+        try:
+            return self.sock.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Stage:
+    """Data path, port and nodes. nodes[address]: the far ends of that node's connections, the newest last.
+
+    shards: as Router.publish takes them. connectable: addresses whose connection succeeds. Keyword arguments with a
+    unit in their name are what the classes of proxy.forward take.
+    """
+
+    def __init__(
+        self,
+        shards: list[Any] | None = None,
+        *,
+        timeout_s: float = 5.0,
+        stall_s: float = 10.0,
+        failover_s: float = 5.0,
+        max_redirections: int = 5,
+        connections: int = 1,
+        **client: Any,
+    ) -> None:
+        self.loop = Loop()
+        self.counters = Counters()
+        self.reactor = Reactor(self.loop)  # type: ignore[arg-type]
+        self.router = Router(
+            self.reactor,
+            self.counters,
+            BackendSettings(stall_ns=int(stall_s * 1e9)),
+            connections=connections,
+            failover_ns=int(failover_s * 1e9),
+        )
+        self.retry = Retry(
+            self.reactor,
+            self.router,
+            self.counters,
+            self.loop,  # type: ignore[arg-type]
+            backoff_min_ns=1000,
+            backoff_max_ns=100_000,
+            max_redirections=max_redirections,
+            texts=TEXTS,
+        )
+        self.router.port = self
+        self.retry.bind(self)
+        self.notices: list[str] = []
+        self.context = ServeContext(None, "7.2.4", "0", time.time(), "0" * 40)
+        self.desk = Desk(self.context, on_notice=lambda event, address: self.notices.append(event))
+        self.path = DataPath(
+            self.reactor, self.retry, self.counters, CommandTable(ROWS, SOURCE, self.counters.metrics), self.desk
+        )
+        self.settings = ClientSettings(timeout_ns=int(timeout_s * 1e9), **client)
+        self.nodes: dict[Address, list[End]] = {}
+        self.unreachable: set[Address] = set()
+        self.wanted: list[Backend] = []
+        self.stale_for: list[str] = []
+        self.lost_for: list[str] = []
+        self.unfit: list[str] = []
+        self.ends: list[End] = []
+        self.reactor.start()
+        if shards != []:
+            self.router.publish(THIRDS if shards is None else shards)
+
+    # The port, as worker.Worker is in production
+
+    def connect(self, backend: Backend) -> None:
+        self.wanted.append(backend)
+
+    def backend_lost(self, backend: Backend, reason: str) -> None:
+        self.lost_for.append(reason)
+        if backend.state != BackendState.CLOSED:
+            self.wanted.append(backend)
+
+    def node_gone(self, node: Node) -> None:
+        pass
+
+    def stale(self, reason: str) -> None:
+        self.stale_for.append(reason)
+
+    def resolve(self, host: str, port: int, node: Node) -> Address:
+        return Address(host or node.address.host, port)
+
+    def node_unfit(self, node: Node, reason: str) -> None:
+        node.usable = False
+        self.unfit.append(reason)
+
+    # The play
+
+    def client(self, **settings: Any) -> End:
+        """A new client's side."""
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        own = ClientSettings(**settings) if settings else self.settings
+        self.accepted: Client = accept(self.path, near.fileno(), own, "10.9.9.9:1", "127.0.0.1:7617")
+        near.detach()
+        end = End(far)
+        self.ends.append(end)
+        return end
+
+    def turn(self, times: int = 3) -> None:
+        """Lets everything that can happen, happen: connections are made, bytes move, timers fire."""
+        for _ in range(times):
+            wanted, self.wanted = self.wanted, []
+            for backend in wanted:
+                if backend.state == BackendState.CLOSED:
+                    continue
+                backend.state = BackendState.CONNECTING
+                if backend.node.address in self.unreachable:
+                    backend.connect_failed()
+                    self.wanted.append(backend)
+                    continue
+                near, far = socket.socketpair()
+                near.setblocking(False)
+                backend.attach(near.fileno())
+                near.detach()
+                end = End(far)
+                self.ends.append(end)
+                self.nodes.setdefault(backend.node.address, []).append(end)
+            self.loop.run()
+
+    def node(self, address: Address) -> End:
+        """The newest connection of a node."""
+        return self.nodes[address][-1]
+
+    def close(self) -> None:
+        """Ends the play; asserts that every request was given back."""
+        close_all(self.path)
+        self.retry.stop()
+        self.router.close()
+        self.reactor.stop()
+        for end in self.ends:
+            end.close()
+        assert self.counters.snapshot()["inflight"] == 0
+        assert self.reactor.open_peers == 0
+        assert not self.path.clients
