@@ -239,7 +239,7 @@ class EmbeddedCluster:
         """Manual CLUSTER FAILOVER (no write is lost), until every node sees the new primary.
 
         Voters refuse a second election of one shard within two node timeouts, and the replica asks them again only
-        after four (redis/src/cluster.c, clusterSendFailoverAuthIfNeeded): with a long node timeout this may take long.
+        after four (redis/src/cluster.c, clusterSendFailoverAuthIfNeeded, clusterHandleSlaveFailover).
         """
 
         def ask_and_look() -> bool:

@@ -54,21 +54,31 @@ def proxy(shared_proxy: ProxyDaemon, empty: None, request: pytest.FixtureRequest
     """The shared daemon in front of an empty cluster; must be alive afterwards, and its log is shown on failure."""
     start = len(shared_proxy.log)
     yield shared_proxy
-    report = getattr(request.node, "report_call", None)
-    if report is not None and report.failed:
+    if failed(request):
         print(f"--- proxy log of this test ---\n{shared_proxy.log[start:][-6000:]}")
     assert shared_proxy.alive, "the proxy died"
 
 
 @pytest.fixture
-def start_proxy() -> Iterator[Callable[..., ProxyDaemon]]:
+def start_proxy(request: pytest.FixtureRequest) -> Iterator[Callable[..., ProxyDaemon]]:
     """Starts daemons with their own config: start_proxy(seeds, config, wait=..., unix=...); checks their clean end."""
+    started: list[ProxyDaemon] = []
     with ExitStack() as stack:
 
         def start(seeds: list[str], config: dict[str, Any] | None = None, **options: Any) -> ProxyDaemon:
-            return stack.enter_context(ProxyDaemon(seeds, config, **options))
+            started.append(stack.enter_context(ProxyDaemon(seeds, config, **options)))
+            return started[-1]
 
         yield start
+        if failed(request):
+            for daemon in started:
+                daemon.show_log()
+
+
+def failed(request: pytest.FixtureRequest) -> bool:
+    """Whether the test itself has failed; for its fixtures' teardown."""
+    report = getattr(request.node, "report_call", None)
+    return report is not None and bool(report.failed)
 
 
 @pytest.fixture

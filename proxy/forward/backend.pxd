@@ -63,4 +63,5 @@ cdef class Backend(Peer):
     cdef void lose(self, str reason) noexcept
     cdef void abandon_all(self) noexcept
     cdef void sweep(self, int64_t now) noexcept
+    cdef void expire(self, int64_t now) noexcept
     cdef void retire(self) noexcept

@@ -7,11 +7,11 @@ window; control does the connecting and the handshake (proxy.control.backend_poo
 
 The window `win` holds the bytes of every request from its queueing to its answer, so that a redirected or lost request
 can be sent again; replies of a connection come in order, so answering only moves the window's start.
-A timed-out request leaves a ghost in the pairing queue that swallows the late reply.
+A timed-out request that was sent leaves a ghost in the pairing queue that swallows the late reply.
 """
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int64_t
-from libc.string cimport memcpy, strerror
+from libc.stdint cimport INT64_MAX, int64_t
+from libc.string cimport memcpy, memmove, strerror
 
 from proxy.forward.buffer cimport (
     Buffer, buffer_append, buffer_len, buffer_release, buffer_reserve, buffer_shrink,
@@ -403,11 +403,7 @@ cdef class Backend(Peer):
 
     cdef void sweep(self, int64_t now) noexcept:
         """Ends requests whose deadline has passed, gives up a connection on which nothing moves, trims buffers."""
-        cdef Request* r = self.head
-        cdef Request* before = NULL
-        cdef Request* ghost
-        cdef int64_t earliest
-        if r == NULL:
+        if self.head == NULL:
             if self.draining:
                 self.close()
             else:
@@ -417,21 +413,66 @@ cdef class Backend(Peer):
             self.lose("stalled: nothing came back in time")
             return
         buffer_shrink(&self.win)
-        if now < self.next_deadline_ns:
-            return
-        earliest = now + 3600 * <int64_t> 1000000000
+        if now >= self.next_deadline_ns:
+            self.expire(now)
+
+    cdef void expire(self, int64_t now) noexcept:
+        """Ends requests whose deadline has passed.
+
+        One that the node may have in part becomes a ghost. One that is wholly unsent is taken out of the window, for
+        its client is told so: it must not be carried out later.
+        """
+        cdef Request* r = self.head
+        cdef Request* before = NULL
+        cdef Request* following
+        cdef Request* ghost
+        cdef char* bytes = self.win.data + self.win.start
+        cdef size_t cut = 0
+        cdef bint unsent
+        self.next_deadline_ns = now + 3600 * <int64_t> 1000000000
         while r != NULL:
-            if r.flags & (REQ_INTERNAL | REQ_STREAMING) or (r == self.head and self.passing):
-                pass
-            elif r.deadline_ns <= now:
+            following = r.bnext
+            unsent = r.pos >= self.sent_pos
+            if before != NULL and before.flags & REQ_INTERNAL and before.deadline_ns == r.deadline_ns:
+                unsent = False              # its ASKING was sent and must not meet another command
+            if cut:
+                memmove(bytes + (r.pos - cut - self.win_pos), bytes + (r.pos - self.win_pos), r.len)
+                r.pos -= cut
+            if r.flags & REQ_STREAMING or (r == self.head and self.passing):
+                before = r
+            elif r.deadline_ns > now:
+                if r.deadline_ns < self.next_deadline_ns:
+                    self.next_deadline_ns = r.deadline_ns
+                before = r
+            elif unsent:
+                if before == NULL:
+                    self.head = following
+                else:
+                    before.bnext = following
+                if self.tail == r:
+                    self.tail = before
+                self.pending -= 1
+                cut += r.len
+                r.bnext = NULL
+                if r.flags & REQ_INTERNAL:
+                    request_free(r)
+                else:
+                    self.recovery.timed_out(r, False)
+            elif r.flags & REQ_INTERNAL:
+                before = r
+            else:
                 ghost = request_new()
                 if ghost == NULL:
-                    return
+                    self.next_deadline_ns = now     # the next sweep tries again
+                    before = r
+                    r = following
+                    continue
                 ghost.flags = REQ_INTERNAL
                 ghost.pos = r.pos
                 ghost.len = r.len
                 ghost.sent_ns = r.sent_ns
-                ghost.bnext = r.bnext
+                ghost.deadline_ns = INT64_MAX
+                ghost.bnext = following
                 if before == NULL:
                     self.head = ghost
                 else:
@@ -439,16 +480,17 @@ cdef class Backend(Peer):
                 if self.tail == r:
                     self.tail = ghost
                 r.bnext = NULL
-                self.recovery.timed_out(r, r.pos < self.sent_pos)
-                r = ghost
-            elif r.deadline_ns < earliest:
-                earliest = r.deadline_ns
-            before = r
-            r = r.bnext
-        self.next_deadline_ns = earliest
+                self.recovery.timed_out(r, True)
+                before = ghost
+            r = following
+        self.win.end -= cut
 
     cdef void retire(self) noexcept:
-        """Takes no more requests; closes once nothing is pending."""
+        """Takes no more requests; closes once nothing is pending.
+
+        What waits for a connection not made yet goes elsewhere at once. While a reply is being handled its request's
+        bytes still stand in the window: then reply() closes.
+        """
         self.draining = True
-        if self.head == NULL:
+        if self.state != BACKEND_UP or (self.head == NULL and self.win.start == self.win.end):
             self.close()

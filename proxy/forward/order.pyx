@@ -134,6 +134,10 @@ cdef class Ordered(Origin):
         if self.held + buffer_len(&self.out) > self.settings.hard_output:
             self.close(CLOSE_OUTPUT_LIMIT)
 
+    cdef void withdraw(self, Request* r) noexcept:
+        self.held -= r.hold_len
+        request_unhold(r)
+
     cdef void drain(self) noexcept:
         """The head was answered: out with what waited behind it."""
         cdef Request* r = self.head

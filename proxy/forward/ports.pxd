@@ -8,6 +8,8 @@ cdef class Origin(Peer):
     cdef bint unsettled     # a command of this client was redirected or parked: see Retry.unsettle
     # A piece of the reply (final: the last one) of a request in this client's order; n may be 0.
     cdef void deliver(self, Request* r, const char* p, size_t n, bint final, bint error) noexcept
+    # What was delivered of it has not reached the client and is of no use any more.
+    cdef void withdraw(self, Request* r) noexcept
     # The node was lost in the middle of a reply that had begun to reach the client.
     cdef void cut(self, Request* r) noexcept
 

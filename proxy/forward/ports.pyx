@@ -12,6 +12,9 @@ cdef class Origin(Peer):
     cdef void deliver(self, Request* r, const char* p, size_t n, bint final, bint error) noexcept:
         pass
 
+    cdef void withdraw(self, Request* r) noexcept:
+        pass
+
     cdef void cut(self, Request* r) noexcept:
         pass
 

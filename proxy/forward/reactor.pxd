@@ -38,6 +38,9 @@ cdef class Reactor:
     cdef int64_t now                        # CLOCK_MONOTONIC, ns; as of the event at hand
     cdef char* shared
     cdef readonly uint64_t batches
+    cdef double seen                        # events lately, and the time they took (ns)
+    cdef double took
+    cdef int64_t last_batch
     cdef readonly uint64_t events
     cdef void touch(self, Peer peer) noexcept
     cdef void tick(self) noexcept

@@ -16,11 +16,17 @@ cdef enum:
 
 cdef Request* spare = NULL
 cdef int spares = 0
+cdef Py_ssize_t allocated = 0
+
+
+def live():
+    """Requests in use, of all data paths of the process: for tests, which see by it that each is given back."""
+    return allocated - spares
 
 
 cdef Request* request_new() noexcept nogil:
     """A cleared request, NULL when there is no memory."""
-    global spare, spares
+    global spare, spares, allocated
     cdef Request* r = spare
     if r != NULL:
         spare = r.bnext
@@ -29,6 +35,7 @@ cdef Request* request_new() noexcept nogil:
         r = <Request*> malloc(sizeof(Request))
         if r == NULL:
             return NULL
+        allocated += 1
     memset(r, 0, sizeof(Request) - SMALL)
     r.hold = r.small
     r.hold_cap = SMALL
@@ -36,7 +43,7 @@ cdef Request* request_new() noexcept nogil:
 
 
 cdef void request_free(Request* r) noexcept nogil:
-    global spare, spares
+    global spare, spares, allocated
     if r.own != NULL:
         free(r.own)
     if r.fault != NULL:
@@ -49,6 +56,7 @@ cdef void request_free(Request* r) noexcept nogil:
         spares += 1
     else:
         free(r)
+        allocated -= 1
 
 
 cdef bint request_hold(Request* r, const char* p, size_t n) noexcept nogil:

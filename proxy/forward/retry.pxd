@@ -36,6 +36,7 @@ cdef class Retry(Recovery):
     cdef void park(self, Request* r, const char* p, size_t n, int reason) noexcept
     cdef void fail(self, Request* r, bytes text) noexcept
     cdef void give_up(self, Request* r, bytes text) noexcept
+    cdef void withdraw(self, Request* r) noexcept
     cdef void remember(self, Request* r, const char* p, size_t n) noexcept
     cdef bint follow(self, Peer backend, Request* r, const char* bytes, object address, int slot, bint ask) noexcept
     cdef void append(self, Request* r) noexcept

@@ -182,7 +182,7 @@ cdef class Retry(Recovery):
             return
         self.unsettle(r)
         if not r.flags & REQ_PART:
-            request_unhold(r)               # part of a reply that had to wait for its turn
+            self.withdraw(r)                # part of a reply that had to wait for its turn
         self.park(r, bytes, r.len, RETRY_LOST)
 
     cdef void timed_out(self, Request* r, bint sent) noexcept:
@@ -193,16 +193,23 @@ cdef class Retry(Recovery):
 
     cdef void fail(self, Request* r, bytes text) noexcept:
         """Answers with an error of ours."""
-        request_unhold(r)
+        self.withdraw(r)
         self.answer(r, text, len(text), True)
 
     cdef void give_up(self, Request* r, bytes text) noexcept:
         """Answers with the server's last error, or else with ours."""
-        request_unhold(r)
+        self.withdraw(r)
         if r.fault != NULL:
             self.answer(r, r.fault, r.fault_len, True)
         else:
             self.answer(r, text, len(text), True)
+
+    cdef void withdraw(self, Request* r) noexcept:
+        """Forgets what is held of its reply."""
+        if r.client != NULL:
+            (<Origin> r.client).withdraw(r)
+        else:
+            request_unhold(r)
 
     cdef void answer(self, Request* r, const char* p, size_t n, bint error) noexcept:
         """The whole (or the last piece of the) reply of a request that is in no queue but its client's."""

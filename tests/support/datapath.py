@@ -23,6 +23,7 @@ from proxy.forward.client import Client, accept, close_all
 from proxy.forward.counters import Counters
 from proxy.forward.datapath import ClientSettings, DataPath
 from proxy.forward.reactor import Reactor
+from proxy.forward.request import live
 from proxy.forward.retry import Retry
 from proxy.forward.router import Router
 from proxy.resp import errors
@@ -40,6 +41,9 @@ TEXTS = {
 }
 A, B, C = (Address("10.0.0.1", port) for port in (7001, 7002, 7003))
 THIRDS = [(A, [], [(0, 5460)]), (B, [], [(5461, 10922)]), (C, [], [(10923, 16383)])]
+# One key of each: slots 3300, 7365 and 15495. Hash tags ({b}1, {b}2 ...) make more.
+KEY_A, KEY_B, KEY_C = b"b", b"c", b"a"
+SLOT_A, SLOT_B, SLOT_C = 3300, 7365, 15495
 
 
 class Timer:
@@ -103,11 +107,17 @@ class End:
 
     def get(self) -> bytes:
         """What has arrived."""
-        parts = []
+        return b"".join(self.packets())
+
+    def packets(self) -> list[bytes]:
+        """What has arrived, one element per send(2) of the data path on a stage of packets."""
+        parts: list[bytes] = []
+        if self.sock.fileno() < 0:
+            return parts
         with contextlib.suppress(BlockingIOError, ConnectionResetError):
             while part := self.sock.recv(1 << 20):
                 parts.append(part)
-        return b"".join(parts)
+        return parts
 
     @property
     def closed(self) -> bool:
@@ -126,8 +136,9 @@ class End:
 class Stage:
     """Data path, port and nodes. nodes[address]: the far ends of that node's connections, the newest last.
 
-    shards: as Router.publish takes them. connectable: addresses whose connection succeeds. Keyword arguments with a
-    unit in their name are what the classes of proxy.forward take.
+    shards: as Router.publish takes them. unreachable: addresses whose connection fails. packets: sockets keep the
+    borders of what is sent, so that sends can be counted. Keyword arguments with a unit in their name are what the
+    classes of proxy.forward take.
     """
 
     def __init__(
@@ -137,10 +148,15 @@ class Stage:
         timeout_s: float = 5.0,
         stall_s: float = 10.0,
         failover_s: float = 5.0,
+        backoff_s: float = 0.000001,
+        backoff_max_s: float = 0.0001,
         max_redirections: int = 5,
         connections: int = 1,
+        packets: bool = False,
         **client: Any,
     ) -> None:
+        self.kind = socket.SOCK_SEQPACKET if packets else socket.SOCK_STREAM
+        self.live = live()
         self.loop = Loop()
         self.counters = Counters()
         self.reactor = Reactor(self.loop)  # type: ignore[arg-type]
@@ -156,8 +172,8 @@ class Stage:
             self.router,
             self.counters,
             self.loop,  # type: ignore[arg-type]
-            backoff_min_ns=1000,
-            backoff_max_ns=100_000,
+            backoff_min_ns=int(backoff_s * 1e9),
+            backoff_max_ns=int(max(backoff_s, backoff_max_s) * 1e9),
             max_redirections=max_redirections,
             texts=TEXTS,
         )
@@ -207,8 +223,11 @@ class Stage:
     # The play
 
     def client(self, **settings: Any) -> End:
-        """A new client's side."""
-        near, far = socket.socketpair()
+        """A new client's side; `accepted` is the data path's."""
+        return self.take(*socket.socketpair(socket.AF_UNIX, self.kind), **settings)
+
+    def take(self, near: socket.socket, far: socket.socket, **settings: Any) -> End:
+        """A new client on a pair of sockets of the test's own."""
         near.setblocking(False)
         own = ClientSettings(**settings) if settings else self.settings
         self.accepted: Client = accept(self.path, near.fileno(), own, "10.9.9.9:1", "127.0.0.1:7617")
@@ -216,6 +235,36 @@ class Stage:
         end = End(far)
         self.ends.append(end)
         return end
+
+    def pour(self, end: End, data: bytes) -> None:
+        """Sends more than the kernel takes at once, turning in between; fails when it is not read."""
+        left = memoryview(data)
+        idle = 0
+        while left:
+            try:
+                sent = end.sock.send(left[:65536])
+            except BlockingIOError:
+                sent = 0
+            idle = 0 if sent else idle + 1
+            assert idle < 50, f"{len(left)} of {len(data)} bytes are not read"
+            left = left[sent:]
+            self.turn(1)
+        self.turn()
+
+    def drink(self, end: End) -> bytes:
+        """Everything that is there for this end, however long it takes to come through the kernel's buffers."""
+        parts = []
+        while part := end.get():
+            parts.append(part)
+            self.turn(1)
+        return b"".join(parts)
+
+    def until(self, condition: Callable[[], object], within_s: float = 10.0) -> None:
+        """Turns until something is so; for what takes time on the reactor's own clock."""
+        give_up = time.monotonic() + within_s
+        while not condition():
+            assert time.monotonic() < give_up, "it did not happen"
+            self.turn(1)
 
     def turn(self, times: int = 3) -> None:
         """Lets everything that can happen, happen: connections are made, bytes move, timers fire."""
@@ -229,7 +278,7 @@ class Stage:
                     backend.connect_failed()
                     self.wanted.append(backend)
                     continue
-                near, far = socket.socketpair()
+                near, far = socket.socketpair(socket.AF_UNIX, self.kind)
                 near.setblocking(False)
                 backend.attach(near.fileno())
                 near.detach()
@@ -242,14 +291,22 @@ class Stage:
         """The newest connection of a node."""
         return self.nodes[address][-1]
 
+    def count(self, name: str) -> Any:
+        """One of the counters, as Counters.snapshot names them."""
+        return self.counters.snapshot()[name]
+
     def close(self) -> None:
         """Ends the play; asserts that every request was given back."""
         close_all(self.path)
-        self.retry.stop()
         self.router.close()
+        self.retry.stop()  # after the router: what was pending there is parked
         self.reactor.stop()
         for end in self.ends:
             end.close()
         assert self.counters.snapshot()["inflight"] == 0
+        assert live() == self.live, "a request was not given back"
         assert self.reactor.open_peers == 0
         assert not self.path.clients
+
+
+Play = Callable[..., Stage]  # the fixture `play` of tests/unit/forward

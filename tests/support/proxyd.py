@@ -96,7 +96,7 @@ class ProxyDaemon:
             else:
                 self.stop()
         finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.remove()
 
     # Life
 
@@ -110,13 +110,15 @@ class ProxyDaemon:
                 wait_for(self._ready_or_dead, START_S, f"proxy is {self._wait}")
             except Exception:
                 self.show_log()
-                self.kill()
+                self.remove()
                 raise
             if self.alive:
                 return self
             if "in use" not in self.log or attempt == 4:
                 break
-        raise AssertionError(f"the proxy does not start:\n{self.log}")
+        log = self.log
+        self.remove()
+        raise AssertionError(f"the proxy does not start:\n{log}")
 
     def stop(self) -> None:
         """SIGTERM; asserts a clean end."""
@@ -142,6 +144,11 @@ class ProxyDaemon:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+    def remove(self) -> None:
+        """Ends what still runs and removes the folder."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def alive(self) -> bool:

@@ -1,0 +1,162 @@
+"""What is counted, and what it is called."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.forward.counters import (
+    BOUNDS_S,
+    CLOSE_REASON_NAMES,
+    ERROR_KINDS,
+    REDIRECTION_NAMES,
+    RETRY_OUTCOME_NAMES,
+    RETRY_REASON_NAMES,
+    Counters,
+)
+from proxy.resp.encode import bulk, encode_command
+from tests.support.datapath import KEY_A, KEY_B, A, Play
+
+GET_A = encode_command("GET", KEY_A)
+
+
+def test_fresh_counters_are_all_there_and_zero() -> None:
+    counters = Counters()
+    values = counters.snapshot()
+    assert values["commands"] == {
+        "other": {"calls": 0, "errors": {}, "buckets": [0] * (len(BOUNDS_S) + 1), "sum_s": 0.0, "split": 0}
+    }
+    assert values["closed"] == dict.fromkeys(CLOSE_REASON_NAMES, 0)
+    assert values["redirections"] == dict.fromkeys(REDIRECTION_NAMES[1:], 0)
+    assert values["retries"] == {(r, o): 0 for r in RETRY_REASON_NAMES for o in RETRY_OUTCOME_NAMES}
+    assert {values[name] for name in ("accepted", "rejected", "client_in", "client_out", "timeouts", "inflight")} == {0}
+    assert list(BOUNDS_S) == sorted(BOUNDS_S)
+    assert len(set(ERROR_KINDS)) == len(ERROR_KINDS)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        *((f"-{kind} text\r\n", kind) for kind in ERROR_KINDS[:-1] if kind not in ("MOVED", "ASK")),
+        ("-ERR\r\n", "ERR"),
+        ("-\r\n", "other"),
+        ("- ERR\r\n", "other"),
+        ("-err x\r\n", "other"),
+        ("-ER x\r\n", "other"),
+        ("-ERRO x\r\n", "other"),
+        ("-BUSYKEYS x\r\n", "other"),
+    ],
+)
+def test_errors_are_counted_by_their_first_word(play: Play, line: str, kind: str) -> None:
+    stage = play(timeout_s=0.0)  # what would be retried is given up at once
+    client = stage.client()
+    client.send(GET_A)
+    stage.turn()
+    stage.node(A).send(line.encode())
+    stage.turn()
+    assert client.get() == line.encode()
+    assert stage.count("commands")["get"]["errors"] == {kind: 1}
+
+
+def test_errors_of_our_own_count_for_their_command(play: Play) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(
+        encode_command("GET")
+        + encode_command("nonsense", KEY_A)
+        + encode_command("RENAME", KEY_A, KEY_B)
+        + encode_command("PING")
+    )
+    stage.turn()
+    stage.node(A).send(b"-ERR unknown command\r\n")
+    stage.turn()
+    commands = stage.count("commands")
+    assert {name: commands[name]["errors"] for name in ("get", "other", "rename", "ping")} == {
+        "get": {"ERR": 1},
+        "other": {"ERR": 1},
+        "rename": {"CROSSSLOT": 1},
+        "ping": {},
+    }
+    assert {name: commands[name]["calls"] for name in ("get", "other", "rename", "ping", "set")} == {
+        "get": 1,
+        "other": 1,
+        "rename": 1,
+        "ping": 1,
+        "set": 0,
+    }
+
+
+def test_a_nested_error_is_no_error(play: Play) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(GET_A + GET_A)
+    stage.turn()
+    stage.node(A).send(b"*1\r\n-ERR x\r\n" + bulk("-ERR x"))
+    stage.turn()
+    assert client.get() == b"*1\r\n-ERR x\r\n" + bulk("-ERR x")
+    assert stage.count("commands")["get"]["errors"] == {}
+
+
+def test_durations_fall_into_their_buckets(play: Play) -> None:
+    """What takes at least 20 ms is in no bucket below, and in the sum."""
+    stage = play(timeout_s=0.02)
+    client = stage.client()
+    client.send(encode_command("PING") + GET_A)
+    stage.until(lambda: stage.router.sweep() or client.get())
+    stage.until(lambda: stage.router.sweep() or stage.count("timeouts"))
+    commands = stage.count("commands")
+    assert commands["ping"]["buckets"] == [1] + [0] * len(BOUNDS_S)
+    assert commands["ping"]["sum_s"] == 0
+    buckets = commands["get"]["buckets"]
+    assert sum(buckets) == 1
+    assert buckets.index(1) >= [n for n, bound in enumerate(BOUNDS_S) if bound >= 0.02][0]
+    assert 0.02 <= commands["get"]["sum_s"] < 10
+
+
+def test_bytes_both_ways(play: Play) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(encode_command("PING") + GET_A + GET_A[:5])
+    stage.turn()
+    large = bulk(b"v" * 50_000)
+    stage.node(A).send(large)
+    stage.turn()
+    client.get()
+    assert {name: stage.count(name) for name in ("client_in", "client_out", "backend_in", "backend_out")} == {
+        "client_in": len(encode_command("PING") + GET_A) + 5,
+        "client_out": len(b"+PONG\r\n" + large),
+        "backend_in": len(large),
+        "backend_out": len(GET_A),
+    }
+
+
+def test_inflight_counts_what_clients_wait_for(play: Play) -> None:
+    stage = play()
+    one, two = stage.client(), stage.client()
+    one.send(GET_A + encode_command("PING") + encode_command("DEL", KEY_A, KEY_B))
+    two.send(GET_A)
+    stage.turn()
+    assert stage.count("inflight") == 4
+    two.close()
+    stage.turn()
+    assert stage.count("inflight") == 3
+    stage.node(A).send(bulk("1"))
+    stage.turn()
+    assert stage.count("inflight") == 1
+    assert one.get() == bulk("1") + b"+PONG\r\n"
+
+
+def test_connections_are_counted(play: Play) -> None:
+    stage = play()
+    for _ in range(3):
+        stage.client()
+    stage.path.reject()
+    assert (stage.count("accepted"), stage.count("rejected")) == (3, 1)
+
+
+def test_metrics_keep_their_index_when_the_table_changes(play: Play) -> None:
+    stage = play()
+    before = dict(stage.counters.metrics)
+    type(stage.path.table)([], "other", stage.counters.metrics)
+    assert stage.counters.metrics == before
+    assert before["other"] == 0
+    assert len(set(before.values())) == len(before)

@@ -1,0 +1,318 @@
+"""Commands over many slots: how they are cut, and how one answer is made of many."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from proxy.cluster.slot import slot_of
+from proxy.resp import errors
+from proxy.resp.encode import array, bulk, encode_command, integer
+from proxy.resp.readers import CommandReader
+from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, TEXTS, A, B, C, Play, Stage
+
+BAD_PART = b"-ERR a node answered part of this command in an unexpected form\r\n"
+MGET_A, MGET_B = encode_command("MGET", KEY_A), encode_command("MGET", KEY_B)
+DEL_A, DEL_B = encode_command("DEL", KEY_A), encode_command("DEL", KEY_B)
+MSET_A, MSET_B = encode_command("MSET", KEY_A, "1"), encode_command("MSET", KEY_B, "2")
+MGET, DEL = encode_command("MGET", KEY_A, KEY_B), encode_command("DEL", KEY_A, KEY_B)
+MSET = encode_command("MSET", KEY_A, "1", KEY_B, "2")
+
+
+def answer(stage: Stage, replies: dict[bytes, bytes]) -> list[bytes]:
+    """Every node answers each frame it has got; the frames, sorted."""
+    stage.turn()
+    got = []
+    for ends in stage.nodes.values():
+        for end in ends:
+            for frame, _ in CommandReader().feed(end.get()):
+                got.append(frame)
+                end.send(replies[frame])
+    stage.turn()
+    return sorted(got)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        encode_command("MGET", "{b}1", "{b}2", "{b}1"),
+        encode_command("mset", "{b}1", "x", "{b}2", "y"),
+        encode_command("DEL", KEY_A),
+        b"*3\r\n$6\r\nUnLink\r\n$4\r\n{b}1\r\n$4\r\n{b}2\r\n",
+    ],
+)
+def test_one_slot_stays_one_command(play: Play, frame: bytes) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(frame)
+    assert answer(stage, {frame: b"+whatever\r\n"}) == [frame]
+    assert client.get() == b"+whatever\r\n"
+    assert sum(command["split"] for command in stage.count("commands").values()) == 0
+
+
+def test_one_part_per_slot_and_the_answer_in_the_order_of_the_keys(play: Play) -> None:
+    """Not one per key, and not one per node, where it would be CROSSSLOT. Elements travel as they came."""
+    stage = play()
+    client = stage.client()
+    client.send(encode_command("mGet", KEY_A, "{c}1", "{b}2", "f", KEY_B, b"\r\n{b}"))
+    assert (slot_of(b"f") < 5461) and slot_of(b"f") != SLOT_A
+    parts = {
+        encode_command("mGet", KEY_A, "{b}2", b"\r\n{b}"): array([bulk("b"), b"$-1\r\n", bulk("b2")]),
+        encode_command("mGet", "{c}1", KEY_B): array([bulk("c1"), bulk(b"*\r\n$")]),
+        encode_command("mGet", "f"): array([bulk("")]),
+    }
+    assert answer(stage, parts) == sorted(parts)
+    assert client.get() == array([bulk("b"), bulk("c1"), b"$-1\r\n", bulk(""), bulk(b"*\r\n$"), bulk("b2")])
+    figures = stage.count("commands")["mget"]
+    assert (figures["split"], figures["calls"], figures["errors"]) == (1, 1, {})
+    assert list(stage.nodes) == [A, B]
+
+
+def test_duplicates_get_their_value_each_time(play: Play) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(encode_command("MGET", KEY_B, KEY_A, KEY_B, KEY_A, KEY_B))
+    parts = {
+        encode_command("MGET", KEY_B, KEY_B, KEY_B): array([bulk("2"), bulk("2"), bulk("2")]),
+        encode_command("MGET", KEY_A, KEY_A): array([bulk("1"), bulk("1")]),
+    }
+    answer(stage, parts)
+    assert client.get() == array([bulk(n) for n in (2, 1, 2, 1, 2)])
+
+
+def test_parts_of_a_batch_leave_with_everything_else(play: Play) -> None:
+    stage = play(packets=True)
+    stage.router.warm(2)
+    stage.turn()
+    client = stage.client()
+    client.send(MGET + DEL + MSET)
+    stage.turn()
+    assert stage.node(A).packets() == [MGET_A + DEL_A + MSET_A]
+    assert stage.node(B).packets() == [MGET_B + DEL_B + MSET_B]
+    stage.node(B).send(array([bulk("2")]) + integer(1) + b"+OK\r\n")
+    stage.turn()
+    assert client.packets() == []
+    stage.node(A).send(array([bulk("1")]) + integer(1) + b"+OK\r\n")
+    stage.turn()
+    assert client.packets() == [array([bulk("1"), bulk("2")]) + integer(2) + b"+OK\r\n"]
+
+
+@pytest.mark.parametrize("name", ["DEL", "UNLINK", "EXISTS", "TOUCH"])
+def test_sums(play: Play, name: str) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(encode_command(name, KEY_A, KEY_B, KEY_C, KEY_A))
+    parts = {
+        encode_command(name, KEY_A, KEY_A): integer(12345678901),
+        encode_command(name, KEY_B): integer(0),
+        encode_command(name, KEY_C): integer(1),
+    }
+    assert answer(stage, parts) == sorted(parts)
+    assert client.get() == b":12345678902\r\n"
+
+
+def test_mset_keeps_pairs_and_their_order(play: Play) -> None:
+    """The last of two values for one key wins, as it does unsplit."""
+    stage = play()
+    client = stage.client()
+    client.send(encode_command("MSET", KEY_A, b"\r\n", KEY_B, "", KEY_A, "last"))
+    parts = {
+        encode_command("MSET", KEY_A, b"\r\n", KEY_A, "last"): b"+OK\r\n",
+        encode_command("MSET", KEY_B, ""): b"+OK\r\n",
+    }
+    assert answer(stage, parts) == sorted(parts)
+    assert client.get() == b"+OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("frame", "parts", "wanted"),
+    [
+        (MGET, {MGET_A: array([bulk("1")]), MGET_B: b"-ERR two\r\n"}, b"-ERR two\r\n"),
+        (MGET, {MGET_A: b"-NOPERM one\r\n", MGET_B: b"-ERR two\r\n"}, b"-NOPERM one\r\n"),
+        (MSET, {MSET_A: b"+OK\r\n", MSET_B: b"-OOM x\r\n"}, b"-OOM x\r\n"),
+        (DEL, {DEL_A: b"-ERR " + b"x" * 300 + b"\r\n", DEL_B: integer(1)}, b"-ERR " + b"x" * 300 + b"\r\n"),
+        (DEL, {DEL_A: bulk("1"), DEL_B: integer(1)}, BAD_PART),
+        (DEL, {DEL_A: b":-1\r\n", DEL_B: integer(1)}, BAD_PART),
+        (DEL, {DEL_A: b"+QUEUED\r\n", DEL_B: b"+QUEUED\r\n"}, BAD_PART),
+        (MGET, {MGET_A: array([]), MGET_B: array([bulk("2")])}, BAD_PART),
+        (MGET, {MGET_A: b"*-1\r\n", MGET_B: array([bulk("2")])}, BAD_PART),
+        (MGET, {MGET_A: b"$1\r\n1\r\n", MGET_B: array([bulk("2")])}, BAD_PART),
+    ],
+)
+def test_a_failed_part_fails_the_whole(play: Play, frame: bytes, parts: dict[bytes, bytes], wanted: bytes) -> None:
+    """With its own error, never with a nil or a 0 that looks like an answer."""
+    stage = play()
+    client = stage.client()
+    client.send(frame + encode_command("PING"))
+    answer(stage, parts)
+    assert client.get() == wanted + b"+PONG\r\n"
+    name = frame.split(b"\r\n")[2].decode().lower()
+    assert stage.count("commands")[name]["errors"] == {wanted[1:].split()[0].decode(): 1}
+
+
+def test_parts_may_come_in_pieces(play: Play) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(MGET)
+    stage.turn()
+    large = array([bulk(b"v" * 100_000)])
+    for n in range(0, len(large), 30_000):
+        stage.node(A).send(large[n : n + 30_000])
+        stage.turn()
+    stage.node(B).send(array([bulk("2")]))
+    stage.turn()
+    assert stage.drink(client) == array([bulk(b"v" * 100_000), bulk("2")])
+
+
+def test_a_part_lost_in_the_middle_of_its_reply_is_asked_again_whole(play: Play) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(MGET)
+    stage.turn()
+    stage.node(A).get()
+    stage.node(A).send(array([bulk(b"old" * 10_000)])[:20_000])
+    stage.turn()
+    stage.node(A).close()
+    stage.turn(10)
+    assert answer(stage, {MGET_A: array([bulk("new")]), MGET_B: array([bulk("2")])}) == [MGET_A, MGET_B]
+    assert client.get() == array([bulk("new"), bulk("2")])
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_a_lost_part_of_a_write_may_have_been_executed(play: Play, began: bool) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(MSET)
+    stage.turn()
+    if began:
+        stage.node(A).send(b"+" + b"x" * 10)
+        stage.turn()
+    stage.node(A).get()
+    stage.node(A).close()
+    stage.turn(6)
+    assert answer(stage, {MSET_B: b"+OK\r\n"}) == [MSET_B]
+    assert client.get() == TEXTS["lost"]
+
+
+def test_parts_are_redirected_and_refused_each_for_itself(play: Play) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(MSET)
+    stage.turn()
+    moved = b"-MOVED %d %s\r\n" % (SLOT_A, str(C).encode())
+    assert answer(stage, {MSET_A: moved, MSET_B: b"-TRYAGAIN x\r\n"}) == [MSET_A, MSET_B]
+    stage.turn(3)
+    assert stage.node(C).get() == MSET_A
+    client.send(encode_command("GET", KEY_C))  # the client is unsettled: this must wait
+    answer(stage, {MSET_B: b"+OK\r\n"})
+    assert stage.node(C).get() == b""
+    stage.node(C).send(b"-ASK %d %s\r\n" % (SLOT_A, str(B).encode()))
+    assert answer(stage, {encode_command("ASKING"): b"+OK\r\n", MSET_A: b"+OK\r\n"})[-1] == MSET_A
+    assert client.get() == b"+OK\r\n"
+    assert answer(stage, {encode_command("GET", KEY_C): bulk("c")})
+    assert client.get() == bulk("c")
+
+
+def test_a_part_that_times_out_fails_the_whole(play: Play) -> None:
+    stage = play(timeout_s=0.0)
+    client = stage.client()
+    client.send(MGET + DEL)
+    stage.turn()
+    stage.node(B).get()
+    stage.node(B).send(array([bulk("2")]) + integer(1))
+    stage.turn()
+    stage.router.sweep()
+    stage.turn()
+    assert client.get() == TEXTS["timeout"] + TEXTS["timeout_sent"]
+    stage.node(A).send(array([bulk("late")]) + integer(1))
+    client.send(DEL)
+    stage.turn()
+    stage.node(A).send(integer(1))
+    stage.node(B).send(integer(1))
+    stage.turn()
+    assert client.get() == integer(2)
+
+
+def test_no_slot_is_served(play: Play) -> None:
+    """All parts fail while they are being submitted."""
+    stage = play(shards=[(A, [], [(16000, 16383)])])
+    client = stage.client()
+    client.send(MGET + encode_command("PING"))
+    stage.turn()
+    assert client.get() == errors.CLUSTERDOWN_UNSERVED + b"+PONG\r\n"
+
+
+@pytest.mark.parametrize("answered", [0, 1, 2])
+def test_a_client_that_leaves_in_the_middle(play: Play, answered: int) -> None:
+    """Before a part is answered, after one, after all while an earlier command holds the answer back."""
+    stage = play()
+    client = stage.client()
+    first = encode_command("GET", KEY_C)
+    client.send(first + MGET)
+    stage.turn()
+    if answered:
+        stage.node(A).send(array([bulk("1")]))
+    if answered == 2:
+        stage.node(B).send(array([bulk("2")]))
+    stage.turn()
+    client.close()
+    stage.turn()
+    assert stage.count("inflight") == 0
+    if answered < 2:
+        stage.node(B).send(b"-TRYAGAIN x\r\n")
+        stage.turn(6)
+        stage.node(B).send(array([bulk("2")]))
+    if not answered:
+        stage.node(A).get()
+        stage.node(A).close()
+        stage.turn(6)
+    stage.turn(6)
+    answer(stage, {first: bulk("3"), MGET_A: array([bulk("1")]), MGET_B: array([bulk("2")])})
+    assert sum(node.figures()["pending"] for node in stage.router.nodes.values()) == 0
+    assert stage.retry.waiting == 0
+
+
+def test_a_client_that_leaves_while_a_part_is_parked(play: Play) -> None:
+    stage = play(backoff_s=1000.0, timeout_s=5000.0)
+    client = stage.client()
+    client.send(MGET)
+    answer(stage, {MGET_A: b"-LOADING x\r\n", MGET_B: array([bulk("2")])})
+    client.close()
+    stage.turn()
+    stage.retry.wake_all()
+    answer(stage, {MGET_A: array([bulk("1")])})
+    assert stage.retry.waiting == stage.router.nodes[A].figures()["pending"] == 0
+
+
+def test_many_keys_over_many_slots(play: Play) -> None:
+    """Thousands of parts, twice, so that what is reused from command to command is proven clean."""
+    stage = play(hard_output=1 << 30)
+    client = stage.client()
+    chance = random.Random(1)
+    for count in (3000, 50, 3000):
+        keys = [b"key:%d" % chance.randrange(5000) for _ in range(count)]
+        client.send(encode_command("MGET", *keys))
+        stage.turn()
+        frames = 0
+        for end in (stage.node(n) for n in (A, B, C)):
+            reader = CommandReader()
+            while asked := stage.drink(end):
+                for _, words in reader.feed(asked):
+                    assert len({slot_of(key) for key in words[1:]}) == 1
+                    frames += 1
+                    stage.pour(end, array([bulk(b"<" + key + b">") for key in words[1:]]))
+        assert frames == len({slot_of(key) for key in keys})
+        assert stage.drink(client) == array([bulk(b"<" + key + b">") for key in keys])
+
+
+def test_resp3_parts(play: Play) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(encode_command("HELLO", "3"))
+    stage.turn()
+    client.get()
+    client.send(MGET)
+    answer(stage, {MGET_A: b"*1\r\n_\r\n", MGET_B: array([bulk("2")])})
+    assert client.get() == b"*2\r\n_\r\n" + bulk("2")
+    assert [b.proto for b in stage.router.nodes[A].backends()] == [3]
