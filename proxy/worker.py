@@ -33,7 +33,8 @@ from proxy.control.topology_refresh import RefreshSettings, TopologyRefresher
 from proxy.control.upstream import UpstreamError, UpstreamSettings
 from proxy.forward.backend import Backend, BackendSettings
 from proxy.forward.backend import Node as DataNode
-from proxy.forward.client import accept, close_all, close_idle, output_bytes
+from proxy.forward.buffer import trim
+from proxy.forward.clients import accept, close_all, close_idle, output_bytes
 from proxy.forward.counters import BOUNDS_S, Counters
 from proxy.forward.datapath import ClientSettings, DataPath
 from proxy.forward.reactor import Reactor
@@ -49,6 +50,7 @@ log = get(__name__)
 
 _SWEEP_S = 0.05  # deadlines and stalls are noticed this late at most
 _FIRST_TOPOLOGY_S = 1.0  # start-up waits this long for the cluster before it takes clients without
+_TRIM_S = 2.0
 _COMMANDS_EVERY_S = 300.0
 _COMMANDS_RETRY_S = 2.0
 _ACCEPT_BATCH = 64
@@ -165,6 +167,7 @@ class Worker:
         self.reactor.start()
         await self.refresher.start()
         self._sweep()
+        self._trim()
         if not await self.refresher.ready(_FIRST_TOPOLOGY_S):
             log.warning("no topology yet, serving without", error=self.refresher.last_error)
         self._commands_task = asyncio.create_task(self._keep_commands(), name="command-table")
@@ -342,6 +345,10 @@ class Worker:
             close_idle(self.path, idle_s)
         next_s = now_s + _SWEEP_S
         self._timers["sweep"] = self.loop.call_at(next_s, self._sweep, next_s)
+
+    def _trim(self) -> None:
+        trim()
+        self._timers["trim"] = self.loop.call_later(_TRIM_S, self._trim)
 
     # -- figures -------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 """A pipelined connection to a node, shared by all clients of a worker.
 
 States and moves: IDLE -> CONNECTING (a request needs it, or control wants it warm) -> UP (`attach`) -> CONNECTING
-(lost) -> BACKOFF (`connect_failed`) -> CONNECTING ...; CLOSED from anywhere (`close`). While CONNECTING, requests wait in the
-window; control does the connecting and the handshake (proxy.control.backend_pool) and hands over the descriptor.
+(lost) -> BACKOFF (`connect_failed`) -> CONNECTING ...; CLOSED from anywhere (`close`). While CONNECTING, requests wait
+in the window; control connects, does the handshake (proxy.control.backend_pool) and hands over the descriptor.
 
 The window `win` holds the bytes of every request from its queueing to its answer, so that a redirected or lost request
 can be sent again; replies of a connection come in order, so answering only moves the window's start.
@@ -33,14 +33,14 @@ cdef enum:
     PASS_MIN = 8192             # an incomplete reply is passed on from this size
     REST_MAX = SHARED // 2      # an incomplete line or error longer than this breaks the protocol
     READ_ROUNDS = 4             # full receive buffers before others get their turn
-    KEEP = 262144               # an empty window keeps at most this much
+    FLUSH_MAX = 1 << 20         # bytes sent to one node before the others have their turn
+    KEEP = 4 << 20              # an empty window keeps at most this much, until the next sweep finds it empty
 
 STATE_NAMES = ("idle", "connecting", "up", "backoff", "closed")
 
 
 class BackendState:
     """The states by name, for control."""
-
     IDLE = BACKEND_IDLE
     CONNECTING = BACKEND_CONNECTING
     UP = BACKEND_UP
@@ -218,13 +218,16 @@ cdef class Backend(Peer):
 
     cdef void flush(self) noexcept:
         cdef ssize_t n
-        cdef size_t unsent, done
+        cdef size_t unsent, done, sent = 0
         if self.fd < 0:
             return
         done = self.sent_pos - self.win_pos
         unsent = self.win.end - self.win.start - done
         while unsent:
-            n = send(self.fd, self.win.data + self.win.start + done, unsent, MSG_NOSIGNAL)
+            if sent >= FLUSH_MAX:
+                self.want(WANT_READ | WANT_WRITE)           # others have their turn first
+                return
+            n = send(self.fd, self.win.data + self.win.start + done, min(unsent, <size_t> FLUSH_MAX), MSG_NOSIGNAL)
             if n < 0:
                 if errno == EINTR:
                     continue
@@ -238,6 +241,7 @@ cdef class Backend(Peer):
                 self.progress_ns = self.reactor.now     # only the oldest counts: newer ones may be sent for ever
             self.sent_pos += n
             done += n
+            sent += n
             unsent -= n
         if self.interest != WANT_READ:
             self.want(WANT_READ)

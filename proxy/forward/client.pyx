@@ -18,8 +18,8 @@ from proxy.commands.lookup cimport (
 )
 from proxy.forward.buffer cimport BLOCK, buffer_append, buffer_len, buffer_release, buffer_reserve, buffer_shrink
 from proxy.forward.counters cimport (
-    CLOSE_CLIENT, CLOSE_CROSS_PROTOCOL, CLOSE_ERROR, CLOSE_IDLE, CLOSE_KILLED, CLOSE_PROTOCOL, CLOSE_QUERY_LIMIT,
-    CLOSE_QUIT, CLOSE_SHUTDOWN,
+    CLOSE_CLIENT, CLOSE_CROSS_PROTOCOL, CLOSE_ERROR, CLOSE_KILLED, CLOSE_PROTOCOL, CLOSE_QUERY_LIMIT,
+    CLOSE_QUIT,
 )
 from proxy.forward.datapath cimport ClientSettings, DataPath
 from proxy.forward.reactor cimport SHARED, WANT_READ
@@ -46,42 +46,6 @@ cdef const char* CROSSSLOT = b"-CROSSSLOT Keys in request don't hash to the same
 cdef enum:
     PONG_LEN = 7
     CROSSSLOT_LEN = 56
-
-
-def accept(DataPath path, int fd, ClientSettings settings, str address, str local_address):
-    """Takes a connected non-blocking descriptor and serves it; raises OSError when epoll refuses it."""
-    cdef Client client = Client(path, settings, address, local_address)
-    if not client.open_fd(fd):
-        raise OSError(errno, "cannot watch the connection")
-    path.counters.accepted += 1
-    path.clients.add(client)
-    return client
-
-
-def output_bytes(DataPath path):
-    """Reply bytes held for all clients."""
-    cdef Client c
-    cdef size_t total = 0
-    for c in path.clients:
-        total += c.held + buffer_len(&c.out)
-    return total
-
-
-def close_idle(DataPath path, double idle_s):
-    """Closes clients that have sent nothing for idle_s seconds and wait for nothing."""
-    cdef Client c
-    path.reactor.tick()
-    limit = path.reactor.now - <int64_t> (idle_s * 1e9)
-    for c in list(path.clients):
-        if c.active_ns < limit and c.head == NULL:
-            c.close(CLOSE_IDLE)
-
-
-def close_all(DataPath path):
-    """Closes every client at once."""
-    cdef Client c
-    for c in list(path.clients):
-        c.close(CLOSE_SHUTDOWN)
 
 
 cdef class Client(Ordered):
@@ -155,7 +119,12 @@ cdef class Client(Ordered):
         self.policy = READ_POLICIES.index(name)
 
     def set_proto(self, int proto):
-        """Commands from now on go to backends of this protocol (2 or 3)."""
+        """Commands from now on go to backends of this protocol (2 or 3).
+
+        They wait for what is under way: on another connection they could overtake it.
+        """
+        if proto != self.proto:
+            self.unsettled = True
         self.proto = proto
 
     def close_after_reply(self):
@@ -168,7 +137,7 @@ cdef class Client(Ordered):
 
     def reset(self):
         """Back to how it was when it connected."""
-        self.proto = 2
+        self.set_proto(2)
         self.db = 0
         self.name = b""
         self.user = "default"
@@ -234,8 +203,13 @@ cdef class Client(Ordered):
             else:
                 used = self.parse(buf, n)
                 if self.fd >= 0 and not self.closing and used < <size_t> n:
-                    if not buffer_append(&self.rest, buf + used, n - used):
+                    want = n - used
+                    if <int64_t> BLOCK < self.scan.bulk < <int64_t> SHARED:
+                        want += <size_t> self.scan.bulk     # saves growing in steps; no more than was read at once
+                    if not buffer_reserve(&self.rest, want):
                         self.close(CLOSE_ERROR)
+                        return
+                    buffer_append(&self.rest, buf + used, n - used)
             if not self.paused and buffer_len(&self.rest) > self.settings.max_query:
                 self.close(CLOSE_QUERY_LIMIT)
             if <size_t> n < room:

@@ -21,6 +21,7 @@ cdef extern from "sys/socket.h" nogil:
     int MSG_NOSIGNAL
 
 cdef enum:
+    FLUSH_MAX = 1 << 20     # bytes sent to one client before the others have their turn
     REPLIES_AHEAD = 8       # times the soft output limit that may be asked for ahead of the reader
     FIRST_MEAN = 131072     # what a reply of a client that has had none yet is taken to be
     DIRECT = 16384          # a reply piece of this size is offered to the kernel without being copied first
@@ -196,12 +197,15 @@ cdef class Ordered(Origin):
     cdef void flush(self) noexcept:
         """End of a batch: one send(2); then whatever waited for room or for the last answer."""
         cdef ssize_t n
-        cdef size_t unsent
+        cdef size_t unsent, sent = 0
         if self.fd < 0:
             return
         unsent = self.out.end - self.out.start
         while unsent:
-            n = send(self.fd, self.out.data + self.out.start, unsent, MSG_NOSIGNAL)
+            if sent >= FLUSH_MAX:
+                self.want(self.interest | WANT_WRITE)       # others have their turn first
+                break
+            n = send(self.fd, self.out.data + self.out.start, min(unsent, <size_t> FLUSH_MAX), MSG_NOSIGNAL)
             if n < 0:
                 if errno == EINTR:
                     continue
@@ -213,6 +217,7 @@ cdef class Ordered(Origin):
             self.path.counters.client_out += n
             self.out.start += n
             unsent -= n
+            sent += n
         if not unsent:
             if self.out.cap:
                 buffer_release(&self.out)

@@ -180,7 +180,6 @@ cdef class Retry(Recovery):
             self.counters.retries[RETRY_LOST][OUTCOME_UNSAFE] += 1
             self.fail(r, self.text_lost)
             return
-        self.unsettle(r)
         if not r.flags & REQ_PART:
             self.withdraw(r)                # part of a reply that had to wait for its turn
         self.park(r, bytes, r.len, RETRY_LOST)
@@ -271,6 +270,7 @@ cdef class Retry(Recovery):
         r.wake_ns = self.reactor.now + delay
         if r.wake_ns > r.deadline_ns:
             r.wake_ns = r.deadline_ns
+        self.unsettle(r)
         self.append(r)
         if self.timer is None:
             self.timer = self.loop.call_later(TICK_S, self._wake)

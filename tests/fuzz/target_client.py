@@ -19,7 +19,7 @@ from proxy.resp.encode import array, bulk, encode_command, integer
 from proxy.resp.readers import CommandReader, ReplyReader
 from tests.fuzz.cases import alternate, pieces
 from tests.fuzz.target_commands import CORPUS
-from tests.support.datapath import A, B, C, THIRDS, End, Stage
+from tests.support.datapath import THIRDS, A, B, C, End, Stage
 
 KEYS = [b"", b"a", b"b", b"c", b"k" * 300, b"{t}1", b"{t}2", *(b"key:%d" % n for n in range(12))]
 key = st.sampled_from(KEYS)

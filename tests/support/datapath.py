@@ -19,7 +19,8 @@ from proxy.cluster.topology import Address
 from proxy.commands.lookup import CommandTable
 from proxy.commands.table import ROWS, SOURCE
 from proxy.forward.backend import Backend, BackendSettings, BackendState, Node
-from proxy.forward.client import Client, accept, close_all
+from proxy.forward.client import Client
+from proxy.forward.clients import accept, close_all
 from proxy.forward.counters import Counters
 from proxy.forward.datapath import ClientSettings, DataPath
 from proxy.forward.reactor import Reactor
@@ -40,7 +41,7 @@ TEXTS = {
     "memory": errors.OUT_OF_MEMORY,
 }
 A, B, C = (Address("10.0.0.1", port) for port in (7001, 7002, 7003))
-THIRDS = [(A, [], [(0, 5460)]), (B, [], [(5461, 10922)]), (C, [], [(10923, 16383)])]
+THIRDS: list[Any] = [(A, [], [(0, 5460)]), (B, [], [(5461, 10922)]), (C, [], [(10923, 16383)])]
 # One key of each: slots 3300, 7365 and 15495. Hash tags ({b}1, {b}2 ...) make more.
 KEY_A, KEY_B, KEY_C = b"b", b"c", b"a"
 SLOT_A, SLOT_B, SLOT_C = 3300, 7365, 15495
@@ -259,12 +260,25 @@ class Stage:
             self.turn(1)
         return b"".join(parts)
 
-    def until(self, condition: Callable[[], object], within_s: float = 10.0) -> None:
-        """Turns until something is so; for what takes time on the reactor's own clock."""
-        give_up = time.monotonic() + within_s
+    def until(self, condition: Callable[[], object], *, sweep: bool = False) -> None:
+        """Turns (and sweeps) until something is so; for what takes time on the reactor's own clock."""
+        give_up = time.monotonic() + 10
         while not condition():
             assert time.monotonic() < give_up, "it did not happen"
+            if sweep:
+                self.router.sweep()
             self.turn(1)
+
+    def hear(self, end: End, size: int = 1) -> bytes:
+        """Turns until so many bytes have come; what has come."""
+        parts = [end.get()]
+
+        def enough() -> bool:
+            parts.append(end.get())
+            return sum(map(len, parts)) >= size
+
+        self.until(enough)
+        return b"".join(parts)
 
     def turn(self, times: int = 3) -> None:
         """Lets everything that can happen, happen: connections are made, bytes move, timers fire."""

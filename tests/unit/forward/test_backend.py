@@ -313,15 +313,11 @@ def test_asking_goes_with_its_command_when_both_are_unsent(play: Play) -> None:
     late, after = stage.client(timeout_ns=20_000_000), stage.client(timeout_ns=10**12)
     late.send(SET_A)
     stage.turn()
-    late_node = stage.node(A)
-    late_node.get()
-    late_node.send(b"-ASK 3300 %s\r\n" % str(C).encode())
-    stage.reactor.stop()
-    stage.reactor.start()
+    stage.node(A).send(b"-ASK 3300 %s\r\n" % str(C).encode())
     stage.loop.run()  # followed, but the connection to the other node is not made yet
     assert stage.router.nodes[C].backends()[0].state == BackendState.CONNECTING
     wanted, stage.wanted = stage.wanted, []
-    stage.until(lambda: stage.router.sweep() or late.get() == TEXTS["timeout"])
+    stage.until(lambda: late.get() == TEXTS["timeout"], sweep=True)
     after.send(encode_command("GET", "a"))
     stage.turn()
     stage.wanted = wanted

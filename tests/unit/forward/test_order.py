@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.forward.client import output_bytes
+from proxy.forward.clients import output_bytes
 from proxy.resp.encode import bulk, encode_command
 from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, TEXTS, A, B, C, End, Play, Stage
 
@@ -121,6 +121,23 @@ def test_a_reply_cut_in_the_middle_closes_the_client(play: Play) -> None:
     assert stage.count("closed")["reply_cut"] == 1
     assert stage.notices == ["client closed: the node was lost in the middle of its reply"]
     assert stage.count("retries")["connection_lost", "retried"] == 0
+
+
+def test_a_held_reply_cut_after_its_turn_came(play: Play) -> None:
+    """What was held has reached the client by then: it cannot be asked again."""
+    stage = play()
+    client = stage.client()
+    client.send(GET_A + GET_B)
+    stage.turn()
+    stage.node(B).send(bulk(b"v" * 50_000)[:20_000])
+    stage.turn()
+    stage.node(A).send(bulk("1"))
+    stage.turn()
+    assert client.get() == bulk("1") + bulk(b"v" * 50_000)[:20_000]
+    stage.node(B).close()
+    stage.turn()
+    assert client.closed
+    assert stage.count("closed")["reply_cut"] == 1
 
 
 def test_a_held_reply_cut_in_the_middle_is_asked_again(play: Play) -> None:

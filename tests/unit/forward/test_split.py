@@ -56,7 +56,7 @@ def test_one_part_per_slot_and_the_answer_in_the_order_of_the_keys(play: Play) -
     stage = play()
     client = stage.client()
     client.send(encode_command("mGet", KEY_A, "{c}1", "{b}2", "f", KEY_B, b"\r\n{b}"))
-    assert (slot_of(b"f") < 5461) and slot_of(b"f") != SLOT_A
+    assert slot_of(b"f") != SLOT_A
     parts = {
         encode_command("mGet", KEY_A, "{b}2", b"\r\n{b}"): array([bulk("b"), b"$-1\r\n", bulk("b2")]),
         encode_command("mGet", "{c}1", KEY_B): array([bulk("c1"), bulk(b"*\r\n$")]),
