@@ -19,5 +19,6 @@ What hangs on what (-> owns, ~> borrows):
                      command, oldest first         ~> client (NULL once it has left), ~> parent (a split's part)
 
 Modules import one way: buffer < request < reactor < counters, ports < backend < router, split < retry < datapath <
-order < client < clients. Nothing here imports asyncio, logging, redis or prometheus_client; a loop is only asked to call back.
+order < client < clients. Nothing here imports asyncio, logging, redis or prometheus_client; a loop is only asked to
+call back.
 """

@@ -20,8 +20,8 @@ cdef enum:
     POOL_MAX = 256
 
 # Large buffers come from mmap and really go back when freed. Left to itself glibc raises the threshold after the first
-# large free, and what is freed later stays in the heap for good. Smaller ones stay mapped between commands: handing them
-# back each time costs a page fault per 4 KB (64 KB values took 2.5 times the CPU); `trim` does it now and then.
+# large free, and what is freed later stays in the heap for good. Smaller ones stay mapped between commands, for handing
+# them back each time costs a page fault per 4 KB (64 KB values took twice the CPU); `trim` does it now and then.
 mallopt(M_MMAP_THRESHOLD, 2 << 20)
 mallopt(M_TRIM_THRESHOLD, 64 << 20)
 
