@@ -105,6 +105,7 @@ class Worker:
             run_id=secrets.token_hex(20),
             stats=self.stats,
             nodes=self.node_states,
+            unix_endpoint=tcp_endpoint(listening),
         )
         self.desk = Desk(self.context, on_notice=self._notice)
         self.path = DataPath(
@@ -422,6 +423,15 @@ class Worker:
 def ns(seconds: float) -> int:
     """Seconds as the data path's nanoseconds."""
     return round(seconds * 1e9)
+
+
+def tcp_endpoint(listening: Sequence[Listening]) -> tuple[str, int] | None:
+    """(ip, port) a cluster-aware client that came by a Unix socket can use; None without a TCP listener."""
+    for one in listening:
+        if one.sock.family != socket.AF_UNIX:
+            ip, port = one.sock.getsockname()[:2]
+            return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(ip, ip), port
+    return None
 
 
 def client_settings(settings: Settings, place: int) -> ClientSettings:

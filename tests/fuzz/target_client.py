@@ -85,13 +85,12 @@ class FakeNode:
             cut = self.chance.randrange(len(self.unsent) + 1)
             # Garbage is only known for garbage where a reply should begin.
             garbage = b"" if cut < len(self.unsent) else self.chance.choice([b"", b"!!\r\n", b"$-7\r\n", b"\0"])
-            self.end.send(self.unsent[:cut] + garbage)
+            self.end.offer(self.unsent[:cut] + garbage)
             self.end.close()
             self.breaks = -1
             return
         size = self.chance.choice([1, 7, 100, 9000, 1 << 20])
-        self.end.send(self.unsent[:size])
-        self.unsent = self.unsent[size:]
+        self.unsent = self.unsent[self.end.offer(self.unsent[:size]) :]
 
     def reply(self, words: list[bytes]) -> bytes:
         if words[0] == b"ASKING":
@@ -137,7 +136,10 @@ def play(conversations: list[list[list[bytes]]], chance: random.Random) -> None:
         for n, client in enumerate(clients):
             for _ in range(20 if len(streams[n]) > 500 else 1):
                 if streams[n]:
-                    client.send(streams[n].pop())
+                    piece = streams[n].pop()
+                    taken = client.offer(piece)
+                    if taken < len(piece):
+                        streams[n].append(piece[taken:])
         stage.turn(1)
         if chance.random() < 0.02:
             stage.router.publish(THIRDS)
@@ -167,18 +169,25 @@ def garble(data: bytes, chance: random.Random) -> None:
     stage = Stage(max_bulk=chance.choice([100, 1 << 20]), max_query=chance.choice([500, 1 << 20]))
     client = stage.client()
     fakes: dict[End, FakeNode] = {}
-    for piece in pieces(chance, data):
-        client.send(piece)
+    stream = pieces(chance, data)[::-1]
+    said = b""
+    give_up = time.monotonic() + 30
+    while stream:
+        assert time.monotonic() < give_up, "the client is not read any more"
+        piece = stream.pop()
+        taken = client.offer(piece)
+        if taken < len(piece):
+            stream.append(piece[taken:])
         stage.turn(1)
         for address, ends in stage.nodes.items():
             for end in ends:
                 fakes.setdefault(end, FakeNode(address, end, chance, 0, 0))
         for end in list(fakes):
-            for frame in fakes[end].reader.feed(end.get()):
-                end.send(b"+OK\r\n" if frame else b"")
+            end.offer(b"+OK\r\n" * len(fakes[end].reader.feed(end.get())))
+        said += client.get()
     stage.turn(2)
-    for frame, _, _ in ReplyReader().feed(client.get()):
-        assert frame
+    for reply, _, _ in ReplyReader().feed(said + client.get()):
+        assert reply
     client.close()
     stage.turn(2)
     assert not stage.path.clients

@@ -98,8 +98,17 @@ class End:
         self.sock = sock
         sock.setblocking(False)
 
+    def offer(self, data: bytes) -> int:
+        """Sends what the kernel takes; how much that is (all, when nobody is there to take any)."""
+        try:
+            return self.sock.send(data) if data else 0
+        except BlockingIOError:
+            return 0
+        except (BrokenPipeError, ConnectionResetError):
+            return len(data)
+
     def send(self, data: bytes) -> None:
-        """Sends as much as the kernel takes (a test's few bytes: all of it)."""
+        """Sends all of a test's few bytes; more than the kernel takes at once would wait for ever: see Stage.pour."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.sock.setblocking(True)
             self.sock.sendall(data)
