@@ -83,6 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(settings: Settings) -> int:
     """Runs the proxy until SIGTERM or SIGINT; returns the exit code."""
+    # Noted until the loop has its own handlers; asyncio's runner would turn SIGINT into a cancellation of whatever
+    # the start-up is waiting for.
+    early: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: early.append(number))
     try:
         logs.setup(settings.log.level, settings.log.format, settings.log.file)
     except OSError as error:
@@ -93,7 +98,7 @@ def run(settings: Settings) -> int:
     try:
         for listener in settings.listeners:
             listening.append(open_listener(listener))
-        return uvloop.run(serve(settings, listening))
+        return uvloop.run(serve(settings, listening, early))
     except (ListenError, OSError) as error:
         print(f"redis-proxy: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -102,12 +107,14 @@ def run(settings: Settings) -> int:
             one.close()
 
 
-async def serve(settings: Settings, listening: Sequence[Listening]) -> int:
-    """One worker, from start to the signal that ends it."""
+async def serve(settings: Settings, listening: Sequence[Listening], early: Sequence[int]) -> int:
+    """One worker, from start to the signal that ends it. early: signals that came before there was a loop."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
+    if early:
+        ended.set()
     loop.add_signal_handler(signal.SIGUSR1, logs.reopen)
     worker = Worker(settings, listening, loop)
     try:

@@ -193,8 +193,8 @@ class Worker:
         await self.health.stop()
         close_all(self.path)
         await self.pool.stop()
-        self.retry.stop()
         self.router.close()
+        self.retry.stop()  # after it: what the connections leave behind is parked
         self.reactor.stop()
         if self.admin is not None:
             await self.admin.stop()

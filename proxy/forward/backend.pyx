@@ -355,8 +355,8 @@ cdef class Backend(Peer):
         if r.flags & REQ_PART:
             if final:
                 self.recovery.answer(r, p, n, error)
-            else:
-                request_hold(r, p, n)
+            elif request_hold(r, p, n) and r.parent.client != NULL:
+                (<Origin> r.parent.client).weigh(<ssize_t> n)
         elif r.client != NULL:
             (<Origin> r.client).deliver(r, p, n, final, error)
         elif final:
@@ -383,7 +383,6 @@ cdef class Backend(Peer):
         cdef Buffer win = self.win
         cdef uint64_t win_pos = self.win_pos
         cdef uint64_t sent_pos = self.sent_pos
-        cdef Request* partial = r if self.passing else NULL
         self.win.data = NULL
         self.win.start = self.win.end = self.win.cap = 0
         self.head = self.tail = NULL
@@ -396,8 +395,6 @@ cdef class Backend(Peer):
         while r != NULL:
             following = r.bnext
             r.bnext = NULL
-            if r == partial and r.flags & REQ_PART:
-                r.hold_len = 0          # half a reply: the part is asked again whole, or fails
             if r.flags & REQ_INTERNAL:
                 request_free(r)
             else:

@@ -139,6 +139,11 @@ cdef class Ordered(Origin):
         self.held -= r.hold_len
         request_unhold(r)
 
+    cdef void weigh(self, ssize_t n) noexcept:
+        self.held += n
+        if self.held + buffer_len(&self.out) > self.settings.hard_output:
+            self.close(CLOSE_OUTPUT_LIMIT)
+
     cdef void drain(self) noexcept:
         """The head was answered: out with what waited behind it."""
         cdef Request* r = self.head

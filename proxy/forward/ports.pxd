@@ -10,6 +10,8 @@ cdef class Origin(Peer):
     cdef void deliver(self, Request* r, const char* p, size_t n, bint final, bint error) noexcept
     # What was delivered of it has not reached the client and is of no use any more.
     cdef void withdraw(self, Request* r) noexcept
+    # Bytes held for this client in the parts of a split command (negative: no longer held).
+    cdef void weigh(self, ssize_t n) noexcept
     # The node was lost in the middle of a reply that had begun to reach the client.
     cdef void cut(self, Request* r) noexcept
 

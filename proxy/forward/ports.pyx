@@ -15,6 +15,9 @@ cdef class Origin(Peer):
     cdef void withdraw(self, Request* r) noexcept:
         pass
 
+    cdef void weigh(self, ssize_t n) noexcept:
+        pass
+
     cdef void cut(self, Request* r) noexcept:
         pass
 

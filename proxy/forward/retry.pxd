@@ -1,6 +1,7 @@
 """What becomes of a request that cannot simply be sent and answered."""
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 
+from proxy.cluster.slot cimport SLOTS
 from proxy.forward.backend cimport Backend
 from proxy.forward.buffer cimport Buffer
 from proxy.forward.counters cimport Counters
@@ -18,6 +19,7 @@ cdef class Retry(Recovery):
     cdef Request* parked            # linked by bnext, in the order in which they were parked
     cdef Request* last_parked
     cdef readonly size_t waiting    # requests parked
+    cdef uint32_t parked_in[SLOTS]  # of them, per slot
     cdef object timer               # None while nothing is parked
     cdef object _wake
     cdef Buffer scratch             # the answer of a split command
@@ -40,5 +42,6 @@ cdef class Retry(Recovery):
     cdef void remember(self, Request* r, const char* p, size_t n) noexcept
     cdef bint follow(self, Peer backend, Request* r, const char* bytes, object address, int slot, bint ask) noexcept
     cdef void append(self, Request* r) noexcept
+    cdef void unpark(self) noexcept
     cdef void unsettle(self, Request* r) noexcept
     cdef void go(self, bint everything) noexcept

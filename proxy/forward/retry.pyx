@@ -26,7 +26,7 @@ from proxy.forward.request cimport (
     REQ_PART, REQ_READ, REQ_STREAMING, request_free, request_hold, request_keep, request_unhold,
 )
 from proxy.forward.router cimport CHOSEN, UNCOVERED, UNKNOWN, WAIT
-from proxy.forward.split cimport split_assemble, split_free
+from proxy.forward.split cimport split_assemble, split_free, split_weight
 
 cdef enum:
     SCRATCH_KEEP = 65536
@@ -148,7 +148,7 @@ cdef class Retry(Recovery):
             node = self.router.learn(slot, address)
         choice = self.router.at(node, r)
         # Two nodes that name each other while a slot changes hands: give them time from the second round on.
-        if choice != CHOSEN or r.redirections > 2:
+        if choice != CHOSEN or r.redirections > 2 or self.parked_in[slot]:
             self.park(r, p, n, RETRY_MOVED)
             return True
         target = self.router.chosen
@@ -180,8 +180,7 @@ cdef class Retry(Recovery):
             self.counters.retries[RETRY_LOST][OUTCOME_UNSAFE] += 1
             self.fail(r, self.text_lost)
             return
-        if not r.flags & REQ_PART:
-            self.withdraw(r)                # part of a reply that had to wait for its turn
+        self.withdraw(r)                    # part of a reply: that had to wait for its turn, or of a split command
         self.park(r, bytes, r.len, RETRY_LOST)
 
     cdef void timed_out(self, Request* r, bint sent) noexcept:
@@ -207,8 +206,10 @@ cdef class Retry(Recovery):
         """Forgets what is held of its reply."""
         if r.client != NULL:
             (<Origin> r.client).withdraw(r)
-        else:
-            request_unhold(r)
+            return
+        if r.flags & REQ_PART and r.parent.client != NULL:
+            (<Origin> r.parent.client).weigh(-<ssize_t> r.hold_len)
+        request_unhold(r)
 
     cdef void answer(self, Request* r, const char* p, size_t n, bint error) noexcept:
         """The whole (or the last piece of the) reply of a request that is in no queue but its client's."""
@@ -222,12 +223,16 @@ cdef class Retry(Recovery):
             return
         parent = r.parent
         if not request_hold(r, p, n):
-            request_unhold(r)
-            request_hold(r, b"-ERR\r\n", 6)     # fits without an allocation
+            self.withdraw(r)
+            n = 6
+            request_hold(r, b"-ERR\r\n", n)     # fits without an allocation
+        if parent.client != NULL:
+            (<Origin> parent.client).weigh(<ssize_t> n)
         parent.split.left -= 1
         if parent.split.left:
             return
         if parent.client != NULL:
+            (<Origin> parent.client).weigh(-<ssize_t> split_weight(parent.split))
             if split_assemble(parent.split, &self.scratch, &bad):
                 (<Origin> parent.client).deliver(
                     parent, self.scratch.data + self.scratch.start, self.scratch.end - self.scratch.start, True, bad)
@@ -276,7 +281,10 @@ cdef class Retry(Recovery):
             self.timer = self.loop.call_later(TICK_S, self._wake)
 
     cdef void append(self, Request* r) noexcept:
-        """Parked requests stay in the order in which they came: a client's writes to one key must not overtake."""
+        """Parked requests stay in the order in which they came, and those of one slot go on in that order (`go`,
+        `follow`): a client's writes to one key must not overtake."""
+        if r.slot >= 0:
+            self.parked_in[r.slot] += 1
         r.bnext = NULL
         if self.parked == NULL:
             self.parked = r
@@ -284,6 +292,16 @@ cdef class Retry(Recovery):
             self.last_parked.bnext = r
         self.last_parked = r
         self.waiting += 1
+
+    cdef void unpark(self) noexcept:
+        """Empties the list; the caller has taken its head and disposes of all in it."""
+        cdef Request* r = self.parked
+        while r != NULL:
+            if r.slot >= 0:
+                self.parked_in[r.slot] = 0
+            r = r.bnext
+        self.parked = NULL
+        self.waiting = 0
 
     def wake(self):
         """Submits anew what has waited long enough; ends what is past its deadline."""
@@ -298,8 +316,7 @@ cdef class Retry(Recovery):
         cdef Request* r = self.parked
         cdef Request* following
         self.reactor.tick()
-        self.parked = NULL
-        self.waiting = 0
+        self.unpark()
         while r != NULL:
             following = r.bnext
             r.bnext = NULL
@@ -308,7 +325,7 @@ cdef class Retry(Recovery):
             elif r.deadline_ns <= self.reactor.now:
                 self.counters.timeouts += 1
                 self.give_up(r, self.text_down)
-            elif everything or r.wake_ns <= self.reactor.now:
+            elif (everything or r.wake_ns <= self.reactor.now) and (r.slot < 0 or not self.parked_in[r.slot]):
                 self.submit(r, r.own, r.len)
             else:
                 self.append(r)
@@ -323,8 +340,7 @@ cdef class Retry(Recovery):
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        self.parked = NULL
-        self.waiting = 0
+        self.unpark()
         while r != NULL:
             following = r.bnext
             if r.client == NULL and not r.flags & REQ_PART:

@@ -27,5 +27,6 @@ cdef struct Plan:           # reused from command to command
 
 cdef bint split_plan(Plan* plan, int kind, const char* frame, const Arg* args, const KeyList* keys) noexcept nogil
 cdef Split* split_new(const Plan* plan, int kind, const KeyList* keys) noexcept nogil
+cdef size_t split_weight(const Split* s) noexcept nogil
 cdef void split_free(Split* s) noexcept nogil
 cdef bint split_assemble(Split* s, Buffer* out, bint* error) noexcept nogil

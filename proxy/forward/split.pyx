@@ -141,6 +141,15 @@ cdef void split_free(Split* s) noexcept nogil:
     free(s)
 
 
+cdef size_t split_weight(const Split* s) noexcept nogil:
+    """Reply bytes held in the parts."""
+    cdef size_t total = 0
+    cdef uint32_t i
+    for i in range(s.nparts):
+        total += s.parts[i].hold_len
+    return total
+
+
 cdef bint bad_part(Buffer* out, bint* error) noexcept nogil:
     error[0] = True
     out.end = out.start

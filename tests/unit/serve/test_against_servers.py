@@ -14,7 +14,8 @@ import pytest
 
 from proxy.embedded import wait_for
 from proxy.serve import local
-from tests.support.cluster import Standalone, servers
+from tests.support.cluster import servers
+from tests.support.resp import ServerWith
 from tests.support.raw import RawClient
 from tests.unit.serve.fakes import FakeClient, context, topology
 
@@ -152,8 +153,8 @@ class Server:
     """The two real servers of one kind, open and locked, and what their versions are."""
 
     kind: str
-    open: Standalone
-    locked: Standalone
+    open: ServerWith
+    locked: ServerWith
     version: str
 
 
@@ -162,12 +163,12 @@ def real(server: str) -> Iterator[Server]:
     kind = next(kind for kind, path in servers().items() if path == server)
     # The proxy speaks as a Redis, as Valkey does when it is told to.
     options = ["--extended-redis-compatibility", "yes"] if kind == "valkey" else []
-    with Standalone(server, *options) as unlocked, contextlib.ExitStack() as stack:
+    with ServerWith(server, *options) as unlocked, contextlib.ExitStack() as stack:
         with unlocked.raw() as client:
             found = re.search(rb"redis_version:([\d.]+)", client.command("INFO", "server"))
             assert found is not None
         # Asked before the password is set, which the readiness check does not know.
-        locked = stack.enter_context(Standalone(server, *options))
+        locked = stack.enter_context(ServerWith(server, *options))
         with locked.raw() as client:
             assert client.command("CONFIG", "SET", "requirepass", PASSWORD) == b"+OK\r\n"
         yield Server(kind, unlocked, locked, found[1].decode())
@@ -217,7 +218,7 @@ def test_client_info_has_the_fields_of_redis_7_2(real: Server) -> None:
 def node(server: str) -> Iterator[RawClient]:
     """A whole cluster of one node, which the virtual node must look like."""
     options = ["--cluster-enabled", "yes", "--cluster-announce-ip", "127.0.0.1"]
-    with Standalone(server, *options) as started, started.raw() as client:
+    with ServerWith(server, *options) as started, started.raw() as client:
         assert client.command("CLUSTER", "ADDSLOTSRANGE", 0, 16383) == b"+OK\r\n"
         wait_for(lambda: b"cluster_state:ok" in client.command("CLUSTER", "INFO"), 10, "a cluster of one node")
         yield client
