@@ -316,3 +316,31 @@ def test_resp3_parts(play: Play) -> None:
     answer(stage, {MGET_A: b"*1\r\n_\r\n", MGET_B: array([bulk("2")])})
     assert client.get() == b"*2\r\n_\r\n" + bulk("2")
     assert [b.proto for b in stage.router.nodes[A].backends()] == [3]
+
+
+def test_replies_of_parts_count_as_output_that_is_held(play: Play) -> None:
+    """Until the last part is answered nothing can leave: without a limit a long MGET would take any amount."""
+    stage = play(hard_output=50_000)
+    client, other = stage.client(), stage.client()
+    client.send(MGET)
+    stage.turn()
+    stage.node(A).offer(array([bulk(b"x" * 60_000)]))
+    stage.turn()
+    assert client.closed
+    assert stage.count("closed")["output_limit"] == 1
+    stage.node(B).send(array([bulk(b"late")]))
+    other.send(encode_command("GET", KEY_B))
+    stage.turn()
+    stage.node(B).send(bulk(b"right"))
+    stage.turn()
+    assert other.get() == bulk(b"right")
+
+
+def test_what_parts_held_is_forgotten_with_the_answer(play: Play) -> None:
+    stage = play(hard_output=50_000)
+    client = stage.client()
+    for _ in range(5):
+        client.send(MGET)
+        answer(stage, {MGET_A: array([bulk(b"a" * 15_000)]), MGET_B: array([bulk(b"b" * 15_000)])})
+        assert client.get() == array([bulk(b"a" * 15_000), bulk(b"b" * 15_000)])
+        assert stage.accepted.output_bytes == 0
