@@ -15,8 +15,8 @@ import pytest
 from proxy.embedded import wait_for
 from proxy.serve import local
 from tests.support.cluster import servers
-from tests.support.resp import ServerWith
 from tests.support.raw import RawClient
+from tests.support.resp import ServerWith
 from tests.unit.serve.fakes import FakeClient, context, topology
 
 PASSWORD = "s3cret"
