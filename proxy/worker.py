@@ -85,15 +85,7 @@ class Worker:
             backoff_min_ns=ns(requests.retry_backoff_min),
             backoff_max_ns=ns(requests.retry_backoff_max),
             max_redirections=requests.max_redirections,
-            texts={
-                "uncovered": errors.CLUSTERDOWN_UNSERVED,
-                "unknown": errors.CLUSTERDOWN,
-                "down": errors.NODE_DOWN,
-                "timeout": errors.TIMED_OUT,
-                "timeout_sent": errors.TIMED_OUT_WRITE,
-                "lost": errors.MAYBE_EXECUTED,
-                "memory": errors.OUT_OF_MEMORY,
-            },
+            texts=errors.RETRY_TEXTS,
         )
         self.router.port = self
         self.retry.bind(self)

@@ -158,8 +158,16 @@ def not_served(name: bytes | str) -> bytes:
 TIMED_OUT = line("ERR timed out waiting for the node's reply")
 TIMED_OUT_WRITE = line("ERR timed out waiting for the node's reply; the command may have been executed")
 MAYBE_EXECUTED = line("ERR connection to the node was lost after the command was sent; it may have been executed")
-NODE_LOST = line("ERR connection to the node was lost")
 NODE_DOWN = line("CLUSTERDOWN The node that serves this slot cannot be reached")
-TOO_MANY_REDIRECTIONS = line("ERR too many cluster redirections")
-MALFORMED_REPLY = line("ERR the node sent a malformed reply")
 OUT_OF_MEMORY = line("OOM the proxy is out of memory")
+
+# What proxy.forward.retry says when it gives up on a command, by the occasion.
+RETRY_TEXTS = {
+    "uncovered": CLUSTERDOWN_UNSERVED,
+    "unknown": CLUSTERDOWN,
+    "down": NODE_DOWN,
+    "timeout": TIMED_OUT,
+    "timeout_sent": TIMED_OUT_WRITE,
+    "lost": MAYBE_EXECUTED,
+    "memory": OUT_OF_MEMORY,
+}

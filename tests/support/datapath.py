@@ -31,15 +31,7 @@ from proxy.resp import errors
 from proxy.serve.context import ServeContext
 from proxy.serve.desk import Desk
 
-TEXTS = {
-    "uncovered": errors.CLUSTERDOWN_UNSERVED,
-    "unknown": errors.CLUSTERDOWN,
-    "down": errors.NODE_DOWN,
-    "timeout": errors.TIMED_OUT,
-    "timeout_sent": errors.TIMED_OUT_WRITE,
-    "lost": errors.MAYBE_EXECUTED,
-    "memory": errors.OUT_OF_MEMORY,
-}
+TEXTS = errors.RETRY_TEXTS
 A, B, C = (Address("10.0.0.1", port) for port in (7001, 7002, 7003))
 THIRDS: list[Any] = [(A, [], [(0, 5460)]), (B, [], [(5461, 10922)]), (C, [], [(10923, 16383)])]
 # One key of each: slots 3300, 7365 and 15495. Hash tags ({b}1, {b}2 ...) make more.
