@@ -1,7 +1,7 @@
 """The command line: `redis-proxy -c proxy.yaml`, `redis-proxy HOST:PORT ...`, `redis-proxy demo`, `redis-proxy schema`.
 
-Why: turns words into Settings, faults into sentences and exit codes, and runs one Worker until a signal.
-Called by the `redis-proxy` command and `python -m proxy.cli`.
+Why: turns words into Settings, faults into sentences and exit codes; proxy.run does the rest. Called by the
+`redis-proxy` command and `python -m proxy.cli`.
 
 Exit codes: 0 clean, 1 start-up failure (cannot bind), 2 usage, 78 bad configuration (sysexits EX_CONFIG).
 """
@@ -9,28 +9,14 @@ Exit codes: 0 clean, 1 start-up failure (cannot bind), 2 usage, 78 bad configura
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import resource
 import signal
 import sys
 from collections.abc import Sequence
 
-import uvloop
-
 from proxy import __version__
-from proxy import log as logs
-from proxy.config import ConfigFaults, Settings, effective, from_seeds, load, schema
-from proxy.sockets import ListenError, Listening, open_listener
-from proxy.worker import Worker
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
 EXIT_CONFIG = 78
-# Besides its clients the process holds connections to nodes, listeners, epoll instances, logs.
-_OTHER_DESCRIPTORS = 512
-
-log = logs.get("proxy")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    # Until proxy.run has its handlers there is nothing to clean up, and a KeyboardInterrupt in the middle of an import
+    # can be lost. For the same reason what takes long to import comes after this.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from proxy.config import ConfigFaults, effective, from_seeds, load, schema
+    from proxy.run import run
+
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["demo"]:
         from proxy import demo  # only here: it needs what the daemon itself does not
@@ -79,67 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.print_config:
         return 0
     return run(settings)
-
-
-def run(settings: Settings) -> int:
-    """Runs the proxy until SIGTERM or SIGINT; returns the exit code."""
-    # Noted until the loop has its own handlers; asyncio's runner would turn SIGINT into a cancellation of whatever
-    # the start-up is waiting for.
-    early: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: early.append(number))
-    try:
-        logs.setup(settings.log.level, settings.log.format, settings.log.file)
-    except OSError as error:
-        print(f"redis-proxy: cannot write the log {settings.log.file}: {error.strerror}", file=sys.stderr)
-        return EXIT_FAILED
-    raise_descriptor_limit(settings.clients.max_clients + _OTHER_DESCRIPTORS)
-    listening: list[Listening] = []
-    try:
-        for listener in settings.listeners:
-            listening.append(open_listener(listener))
-        return uvloop.run(serve(settings, listening, early))
-    except (ListenError, OSError) as error:
-        print(f"redis-proxy: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    finally:
-        for one in listening:
-            one.close()
-
-
-async def serve(settings: Settings, listening: Sequence[Listening], early: Sequence[int]) -> int:
-    """One worker, from start to the signal that ends it. early: signals that came before there was a loop."""
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
-    if early:
-        ended.set()
-    loop.add_signal_handler(signal.SIGUSR1, logs.reopen)
-    worker = Worker(settings, listening, loop)
-    try:
-        await worker.start()
-        log.info("started", version=__version__)
-        await ended.wait()
-        log.info("stopping")
-    finally:
-        await worker.stop()
-    return 0
-
-
-def raise_descriptor_limit(wanted: int) -> None:
-    """Raises the soft file-descriptor limit as far as it may; warns when that is not enough."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-        if limit < wanted:
-            log.warning(
-                "the file descriptor limit is too low for clients.max_clients",
-                limit=limit,
-                wanted=wanted,
-                missing=wanted - limit,
-            )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +33,20 @@ from tests.support.raw import Closed, RawClient
 START_S = 20.0
 STOP_S = 20.0
 COMMAND = [sys.executable, "-m", "proxy.cli"]
+# What systemd does before it starts a socket-activated service: the given descriptors become 3, 4, ... By way of high
+# numbers, so that none overwrites another.
+ACTIVATE = """
+import fcntl, os, sys
+count = int(sys.argv[1])
+given = [int(fd) for fd in sys.argv[2 : 2 + count]]
+moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in given]
+for fd in given:
+    os.close(fd)
+for place, fd in enumerate(moved):
+    os.dup2(fd, 3 + place)
+os.environ |= {"LISTEN_FDS": str(count), "LISTEN_PID": str(os.getpid())}
+os.execv(sys.argv[2 + count], sys.argv[2 + count :])
+"""
 ROOT = Path(__file__).parents[2]
 
 
@@ -71,10 +86,17 @@ class ProxyDaemon:
     """One daemon in front of `seeds`, with `config` laid over a minimal one.
 
     wait: "serving" (every third of the slots answers), "listening" (PING answers) or "" (not at all).
+    inherited: sockets it is started with, as by systemd; `port` is that of the first TCP one.
     """
 
     def __init__(
-        self, seeds: list[str], config: dict[str, Any] | None = None, *, wait: str = "serving", unix: bool = False
+        self,
+        seeds: list[str],
+        config: dict[str, Any] | None = None,
+        *,
+        wait: str = "serving",
+        unix: bool = False,
+        inherited: Sequence[socket.socket] = (),
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="redis-proxy-test-"))
         self.process: subprocess.Popen[bytes] | None = None
@@ -84,6 +106,7 @@ class ProxyDaemon:
         self._extra = config or {}
         self._wait = wait
         self._unix = unix
+        self._inherited = inherited
 
     def __enter__(self) -> ProxyDaemon:
         return self.start()
@@ -228,7 +251,10 @@ class ProxyDaemon:
     # Inside
 
     def _spawn(self) -> None:
-        self.port, self.admin_port = free_port(), free_port()
+        tcp = [sock for sock in self._inherited if sock.family == socket.AF_INET]
+        self.port, self.admin_port = tcp[0].getsockname()[1] if tcp else free_port(), free_port()
+        passed = [sock.fileno() for sock in self._inherited]
+        activate = [sys.executable, "-c", ACTIVATE, str(len(passed)), *map(str, passed)] if passed else []
         listeners = [{"address": f"{HOST}:{self.port}"}]
         if self._unix:
             listeners.append({"address": f"unix:{self.unix_path}"})
@@ -244,7 +270,8 @@ class ProxyDaemon:
         path.write_text(json.dumps(merge(base, extra)))  # JSON is YAML
         with open(self.folder / "log", "wb") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "-c", str(path)],
+                [*activate, *COMMAND, "-c", str(path)],
+                pass_fds=passed,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

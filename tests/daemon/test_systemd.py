@@ -1,0 +1,319 @@
+"""The daemon as systemd runs it: notifications, sockets it is started with; the files in systemd/, by their tools."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy.embedded import HOST, EmbeddedCluster, free_port, wait_for
+from tests.support.proxyd import COMMAND, ROOT, ProxyDaemon, occupied_port
+from tests.support.raw import Closed, RawClient, encode
+
+StartProxy = Callable[..., ProxyDaemon]
+UNITS = ROOT / "systemd"
+PROGRAM = "/opt/redis-proxy/bin/redis-proxy"
+WATCHDOG_S = 0.4
+
+
+@pytest.fixture(scope="module")
+def small_cluster() -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster(replicas=0, node_timeout_ms=15000) as started:
+        yield started
+
+
+class ServiceManager:
+    """The receiving end of NOTIFY_SOCKET."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def until(self, wanted: str) -> list[str]:
+        """What is received up to and with the datagram that begins with `wanted`."""
+        received: list[str] = []
+        while not received or not received[-1].startswith(wanted):
+            received.append(self.sock.recv(4096).decode())
+        return received
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceManager]:
+    """Daemons started in this test notify it."""
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(path)
+        sock.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        yield ServiceManager(sock)
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A TCP and a Unix socket that somebody else listens on and keeps open."""
+    with socket.create_server((HOST, 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "held.sock"))
+        unix.listen()
+        yield tcp, unix
+
+
+def with_unix(path: str) -> dict[str, list[dict[str, str]]]:
+    """A second listener, for start_proxy(unix=True)."""
+    return {"listeners": [{}, {"address": f"unix:{path}"}]}
+
+
+# Notifications
+
+
+def test_ready_alive_stopping(
+    small_cluster: EmbeddedCluster, manager: ServiceManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", str(int(WATCHDOG_S * 1e6)))
+    idle = "STATUS=0 clients, 16384 of 16384 slots"
+    with ProxyDaemon(small_cluster.seeds, wait="") as daemon:
+        assert manager.until("READY=1") == ["READY=1"]
+        manager.until(idle)
+        with daemon.raw() as raw:
+            assert raw.command("PING") == b"+PONG\r\n"
+            manager.until("STATUS=1 clients, 16384 of 16384 slots")
+            for _ in range(3):
+                manager.until("WATCHDOG=1")
+        assert daemon.terminate() == 0
+        assert set(manager.until("STOPPING=1")) <= {"WATCHDOG=1", idle, "STOPPING=1"}
+
+
+def test_no_ping_where_none_is_expected(
+    small_cluster: EmbeddedCluster, manager: ServiceManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "1000")
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    with ProxyDaemon(small_cluster.seeds) as daemon:
+        manager.until("STATUS=")
+        assert daemon.terminate() == 0
+        assert "WATCHDOG=1" not in manager.until("STOPPING=1")
+
+
+def test_a_stopped_daemon_does_not_ping(
+    small_cluster: EmbeddedCluster, manager: ServiceManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", str(int(WATCHDOG_S * 1e6)))
+    with ProxyDaemon(small_cluster.seeds) as daemon:
+        assert daemon.process is not None
+        manager.until("WATCHDOG=1")
+        daemon.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, daemon.process.pid, os.WSTOPPED)
+        manager.sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):  # what was on its way
+            while manager.sock.recv(4096):
+                pass
+        manager.sock.settimeout(2 * WATCHDOG_S)
+        with pytest.raises(TimeoutError):
+            manager.sock.recv(4096)
+        daemon.process.send_signal(signal.SIGCONT)
+        manager.sock.settimeout(20)
+        manager.until("WATCHDOG=1")
+
+
+def test_the_watchdogs_signal_leaves_the_stack(small_cluster: EmbeddedCluster) -> None:
+    daemon = ProxyDaemon(small_cluster.seeds).start()
+    try:
+        assert daemon.terminate(signal.SIGABRT) == -signal.SIGABRT
+        assert "Fatal Python error: Aborted" in daemon.log
+        assert "run.py" in daemon.log
+    finally:
+        daemon.remove()
+
+
+def test_a_start_that_fails_says_why(small_cluster: EmbeddedCluster, manager: ServiceManager) -> None:
+    taken, port = occupied_port()
+    with taken:
+        config = {"listeners": [{"address": f"{HOST}:{port}"}]}
+        daemon = ProxyDaemon(small_cluster.seeds, config, wait="").start()
+        assert daemon.process is not None
+        assert daemon.process.wait(20) == 1
+        daemon.remove()
+    sentence = f"cannot listen on {HOST}:{port}: the address is in use; is another proxy running?"
+    assert manager.until("STATUS=") == [f"STATUS={sentence}"]
+
+
+def test_a_manager_that_is_gone_is_no_reason_to_end(
+    small_cluster: EmbeddedCluster, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    monkeypatch.setenv("WATCHDOG_USEC", "100000")
+    daemon = start_proxy(small_cluster.seeds)
+    with daemon.raw() as raw:
+        assert raw.command("SET", "a", "v") == b"+OK\r\n"
+
+
+# Sockets it is started with
+
+
+def test_connections_made_before_and_between_are_served(
+    small_cluster: EmbeddedCluster, held: tuple[socket.socket, socket.socket]
+) -> None:
+    """Two daemons one after the other on the same sockets: nobody who connects is refused at any time."""
+    tcp, unix = held
+    path = unix.getsockname()
+    for _ in range(2):
+        with RawClient(tcp.getsockname()) as early, RawClient(path) as local:
+            early.send(encode("PING"))
+            local.send(encode("PING"))
+            with ProxyDaemon(small_cluster.seeds, with_unix(path), unix=True, inherited=held) as daemon:
+                assert daemon.port == tcp.getsockname()[1]
+                assert early.frame() == b"+PONG\r\n"
+                assert local.frame() == b"+PONG\r\n"
+                assert early.command("SET", "a", "v") == b"+OK\r\n"
+                assert "not used" not in daemon.log
+    with RawClient(path) as later:  # the socket's file is still there, and its owner listens
+        later.send(encode("PING"))
+
+
+def test_a_socket_without_a_listener_is_named_and_closed(
+    small_cluster: EmbeddedCluster, start_proxy: StartProxy, held: tuple[socket.socket, socket.socket]
+) -> None:
+    unix = held[1]
+    path = unix.getsockname()
+    daemon = start_proxy(small_cluster.seeds, inherited=held)
+    assert f'msg="inherited socket not used: no listener has its address" address=unix:{path}\n' in daemon.log
+    unix.close()
+    with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
+        client.connect(path)
+    with daemon.raw() as raw:
+        assert raw.command("PING") == b"+PONG\r\n"
+
+
+def test_a_listener_without_a_socket_is_opened(
+    small_cluster: EmbeddedCluster, start_proxy: StartProxy, held: tuple[socket.socket, socket.socket]
+) -> None:
+    daemon = start_proxy(small_cluster.seeds, unix=True, inherited=held[:1])
+    with RawClient(daemon.unix_path) as local, daemon.raw() as remote:
+        assert local.command("PING") == remote.command("PING") == b"+PONG\r\n"
+    daemon.stop()
+    assert not os.path.exists(daemon.unix_path)
+
+
+def test_a_socket_of_another_spelling_explains_the_address_in_use(
+    small_cluster: EmbeddedCluster, held: tuple[socket.socket, socket.socket]
+) -> None:
+    """The unit has one address, the configuration all of them: the port is taken, and the log says by what."""
+    port = held[0].getsockname()[1]
+    config = {"listeners": [{"address": f"0.0.0.0:{port}"}]}
+    daemon = ProxyDaemon(small_cluster.seeds, config, wait="", inherited=held[:1]).start()
+    assert daemon.process is not None
+    assert daemon.process.wait(20) == 1
+    log = daemon.log
+    daemon.remove()
+    assert f'msg="inherited socket not used: no listener has its address" address={HOST}:{port}\n' in log
+    assert f"cannot listen on 0.0.0.0:{port}: the address is in use" in log
+
+
+@pytest.mark.skipif(not shutil.which("systemd-socket-activate"), reason="no systemd-socket-activate")
+def test_with_systemds_own_activation(small_cluster: EmbeddedCluster, tmp_path: Path) -> None:
+    """Started by the first connection, which is then served."""
+    port = free_port()
+    config = tmp_path / "proxy.yaml"
+    config.write_text(
+        f'listeners: [{{address: "{HOST}:{port}"}}]\ncluster: {{seeds: ["{small_cluster.seeds[0]}"]}}\n'
+        "admin: {address: off}\n"
+    )
+    process = subprocess.Popen(
+        ["systemd-socket-activate", "-l", f"{HOST}:{port}", "--fdname=redis", *COMMAND, "-c", str(config)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        with wait_for(lambda: connected(port), 10, "systemd-socket-activate listens") as raw:
+            assert raw.command("SET", "a", "v") == b"+OK\r\n"
+        process.terminate()
+        _, told = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0, told
+    assert f"msg=inherited name=redis address={HOST}:{port}\n" in told
+
+
+def connected(port: int) -> RawClient | None:
+    try:
+        return RawClient((HOST, port), timeout_s=20)
+    except (OSError, Closed):
+        return None
+
+
+# The files in systemd/
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
+def test_the_units_are_correct(tmp_path: Path) -> None:
+    program = shutil.which("true")
+    assert program
+    copies = []
+    for unit in ("redis-proxy.service", "redis-proxy.socket"):
+        text = (UNITS / unit).read_text()
+        assert (PROGRAM in text) == (unit == "redis-proxy.service")
+        (tmp_path / unit).write_text(text.replace(PROGRAM, program))  # it has to be there
+        copies.append(str(tmp_path / unit))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *copies], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_units_fit_the_daemon() -> None:
+    service = (UNITS / "redis-proxy.service").read_text().splitlines()
+    assert "Type=notify" in service
+    assert any(line.startswith("WatchdogSec=") for line in service)
+    sockets = (UNITS / "redis-proxy.socket").read_text().splitlines()
+    assert "ListenStream=127.0.0.1:7617" in sockets  # the default listener
+
+
+def test_logrotate(small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_path: Path) -> None:
+    """Twice, with the shipped example: the proxy writes on in the new file and no line is lost."""
+    # Not on everybody's PATH: Debian has it in /usr/sbin.
+    logrotate = shutil.which("logrotate", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if logrotate is None:
+        pytest.skip("no logrotate")
+    folder = tmp_path / "log"
+    folder.mkdir(mode=0o755)
+    path = folder / "proxy.log"
+    daemon = start_proxy(small_cluster.seeds, {"log": {"file": str(path)}})
+    assert daemon.process is not None
+    text = (UNITS / "redis-proxy.logrotate").read_text()
+    kill = "systemctl kill --kill-who=main --signal=USR1 redis-proxy.service"
+    assert kill in text
+    assert "/var/log/redis-proxy/*.log" in text
+    config = tmp_path / "logrotate.conf"
+    config.write_text(
+        text.replace(kill, f"kill -USR1 {daemon.process.pid}").replace("/var/log/redis-proxy", str(folder))
+    )
+    config.chmod(0o644)
+
+    def rotate() -> None:
+        done = subprocess.run(
+            [logrotate, "--force", "--verbose", "--state", str(tmp_path / "state"), str(config)],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "error:" not in done.stderr, done.stderr
+
+    wait_for(lambda: "msg=started" in path.read_text(), 10, "the log is written")
+    rotate()
+    wait_for(path.exists, 10, "the log is opened anew")
+    assert "msg=started" in (folder / "proxy.log.1").read_text()
+    with daemon.raw() as raw:
+        assert raw.command("PING") == b"+PONG\r\n"
+    path.write_text("so that it is not empty\n")
+    rotate()
+    wait_for(path.exists, 10, "the log is opened anew")
+    assert (folder / "proxy.log.2.gz").exists()
+    assert daemon.terminate() == 0
+    assert "msg=stopping" in path.read_text()
+    assert "msg=stopping" not in (folder / "proxy.log.1").read_text()
