@@ -96,7 +96,8 @@ cdef class Node:
         buckets, sum_s = histogram_values(&self.duration)
         return {
             "role": "replica" if self.replica else "primary",
-            "up": self.up,
+            # Answers: connected, or (a replica nobody reads from) found fit by its last probe.
+            "up": self.up or (self.replica and self.usable and not self.down),
             "usable": bool(self.usable),
             "pending": pending,
             "connections": connections,

@@ -87,6 +87,8 @@ def test_a_status_is_one_line(manager: ServiceManager, notifier: Notifier) -> No
 
 def test_a_full_socket_delays_states_and_drops_the_rest(manager: ServiceManager, notifier: Notifier) -> None:
     full = manager.fill()
+    assert notifier._sock is not None
+    assert notifier._sock.gettimeout() == 0  # or the next would wait
     notifier.watchdog()
     notifier.status("dropped")
     notifier.reloading()
