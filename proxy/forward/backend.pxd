@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from proxy.forward.buffer cimport Buffer
-from proxy.forward.counters cimport Counters, Histogram
+from proxy.forward.counters cimport CounterBlock, Counters, Histogram
 from proxy.forward.ports cimport Recovery
 from proxy.forward.reactor cimport Peer
 from proxy.forward.request cimport Request
@@ -39,6 +39,7 @@ cdef class Backend(Peer):
     cdef Recovery recovery
     cdef object port
     cdef Counters counters
+    cdef CounterBlock* counts
     cdef BackendSettings settings
     cdef Buffer win                         # unanswered and unsent bytes
     cdef uint64_t win_pos                   # stream position of win's first byte

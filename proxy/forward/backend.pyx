@@ -120,6 +120,7 @@ cdef class Backend(Peer):
         self.recovery = recovery
         self.port = port
         self.counters = counters
+        self.counts = counters.block
         self.settings = settings
         self.state = BACKEND_IDLE
         self.next_deadline_ns = 0
@@ -237,7 +238,7 @@ cdef class Backend(Peer):
                     return
                 self.lose(strerror(errno).decode())
                 return
-            self.counters.backend_out += n
+            self.counts.backend_out += n
             if self.head != NULL and self.sent_pos < self.head.pos + self.head.len:
                 self.progress_ns = self.reactor.now     # only the oldest counts: newer ones may be sent for ever
             self.sent_pos += n
@@ -269,7 +270,7 @@ cdef class Backend(Peer):
             if left:
                 memcpy(buf, self.rest.data + self.rest.start, left)
                 buffer_release(&self.rest)
-            self.counters.backend_in += n
+            self.counts.backend_in += n
             self.progress_ns = self.reactor.now
             if not self.process(buf, left + n) or <size_t> n < SHARED - left:
                 return

@@ -8,7 +8,8 @@ from proxy.forward.request cimport Request
 from proxy.resp.scanner cimport Arg, ArgVec, CommandScan
 
 cdef class Client(Ordered):
-    cdef readonly uint64_t id
+    cdef readonly uint64_t id               # given by the supervisor: unique in the proxy
+    cdef uint32_t affinity                  # which of a node's connections
     cdef public str address
     cdef public str local_address
     cdef public str user
@@ -27,6 +28,7 @@ cdef class Client(Ordered):
     cdef ArgVec args                        # of the frame at hand, while it is incomplete
     cdef CommandScan scan
     cdef void read(self) noexcept
+    cdef void ignore(self) noexcept
     cdef size_t parse(self, const char* buf, size_t n) noexcept
     cdef void parse_rest(self) noexcept
     cdef void inline_command(self, const char* line, size_t n) noexcept

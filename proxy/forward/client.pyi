@@ -14,6 +14,9 @@ class Client(Origin):
     @property
     def id(self) -> int: ...
     @property
+    def parting(self) -> bool:
+        """Nothing more is read of it: see clients.part."""
+    @property
     def proto(self) -> int: ...
     @property
     def created_s(self) -> float: ...

@@ -51,13 +51,15 @@ cdef enum:
 cdef class Client(Ordered):
     """One client. The Python-visible attributes are what proxy.serve reads and changes."""
 
-    def __cinit__(self, DataPath path, ClientSettings settings, str address, str local_address):
+    def __cinit__(self, DataPath path, ClientSettings settings, str address, str local_address,
+                  uint64_t client_id):
         self.path = path
         self.reactor = path.reactor
         self.settings = settings
         self.fd = -1
-        path.next_id += 1
-        self.id = path.next_id
+        self.id = client_id
+        path.turn += 1
+        self.affinity = path.turn       # not the id: those of one worker may all be even
         self.address = address
         self.local_address = local_address
         self.user = "default"
@@ -151,8 +153,11 @@ cdef class Client(Ordered):
             self.flush()
         if readable and self.fd >= 0:
             if self.eof or self.paused or self.closing:
-                # None of them is read: this is an error or a hang-up, and nobody is left to take replies.
-                self.close(CLOSE_CLIENT)
+                if self.lingering_ns:
+                    self.ignore()
+                else:
+                    # None of them is read: this is an error or a hang-up, and nobody is left to take replies.
+                    self.close(CLOSE_CLIENT)
             else:
                 self.read()
 
@@ -195,7 +200,7 @@ cdef class Client(Ordered):
                 self.want(self.interest & ~WANT_READ)
                 self.reactor.touch(self)
                 return
-            self.path.counters.client_in += n
+            self.path.counts.client_in += n
             self.active_ns = self.reactor.now
             if own:
                 self.rest.end += n
@@ -213,6 +218,19 @@ cdef class Client(Ordered):
             if not self.paused and buffer_len(&self.rest) > self.settings.max_query:
                 self.close(CLOSE_QUERY_LIMIT)
             if <size_t> n < room:
+                return
+
+    cdef void ignore(self) noexcept:
+        """Input of a client that was told the end; closed with its own end."""
+        cdef ssize_t n
+        cdef int _
+        for _ in range(READ_ROUNDS):
+            n = recv(self.fd, self.reactor.shared, SHARED, 0)
+            if n < 0 and errno == EINTR:
+                continue
+            if n == 0 or (n < 0 and errno != EAGAIN):
+                self.close(self.close_reason)
+            if n < <ssize_t> SHARED:
                 return
 
     cdef void parse_rest(self) noexcept:
@@ -400,7 +418,7 @@ cdef class Client(Ordered):
         if parent.split == NULL:
             self.close(CLOSE_ERROR)
             return
-        self.path.counters.splits[c.metric] += 1
+        self.path.counts.splits[c.metric] += 1
         for i in range(plan.nparts):
             r = request_new()
             if r == NULL:
@@ -430,7 +448,7 @@ cdef class Client(Ordered):
         r.client = <void*> self
         r.start_ns = self.reactor.now
         r.deadline_ns = r.start_ns + self.settings.timeout_ns
-        r.affinity = <uint32_t> self.id
+        r.affinity = self.affinity
         r.command = c.metric
         r.flags = REQ_READ if c.flags & CMD_READONLY else 0
         r.policy = self.policy

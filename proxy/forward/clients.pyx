@@ -8,13 +8,23 @@ from proxy.forward.client cimport Client
 from proxy.forward.counters cimport CLOSE_IDLE, CLOSE_SHUTDOWN
 from proxy.forward.datapath cimport ClientSettings, DataPath
 
+from proxy.forward.router import READ_POLICIES
 
-def accept(DataPath path, int fd, ClientSettings settings, str address, str local_address):
-    """Takes a connected non-blocking descriptor and serves it; raises OSError when epoll refuses it."""
-    cdef Client client = Client(path, settings, address, local_address)
+
+def accept(DataPath path, int fd, ClientSettings settings, str address, str local_address, client_id):
+    """Takes a connected non-blocking descriptor and serves it.
+
+    client_id: CLIENT ID, never given twice by one proxy. Raises OSError when epoll refuses the descriptor, which is
+    then still the caller's; ValueError when the settings belong to another data path.
+    """
+    cdef Client client
+    if settings.path is not None and settings.path is not path:
+        raise ValueError("these settings belong to another data path")
+    settings.path = path
+    client = Client(path, settings, address, local_address, client_id)
     if not client.open_fd(fd):
         raise OSError(errno, "cannot watch the connection")
-    path.counters.accepted += 1
+    path.counts.accepted += 1
     path.clients.add(client)
     return client
 
@@ -28,13 +38,43 @@ def output_bytes(DataPath path):
     return total
 
 
+def follow_reads(DataPath path, ClientSettings settings, str old_policy):
+    """After settings.update(reads=...): clients of these settings that still have the old policy get the new one.
+
+    old_policy: one of READ_POLICIES, else ValueError.
+    """
+    cdef Client c
+    cdef int old = READ_POLICIES.index(old_policy)
+    for c in path.clients:
+        if c.settings is settings and c.policy == old:
+            c.policy = settings.reads
+
+
+def part(Client client):
+    """Ends it gracefully: nothing more is read, what was read is answered and sent, then it is closed.
+
+    See Ordered.part. It is counted as closed for `shutdown`, or for `quit` and its like when that came first.
+    """
+    client.part()
+
+
+def close_lingering(DataPath path, double older_than_s=1.0):
+    """Closes clients that were told the end so many seconds ago and have not closed; to be called regularly."""
+    cdef Client c
+    path.reactor.tick()
+    limit = path.reactor.now - <int64_t> (older_than_s * 1e9)
+    for c in list(path.lingering):
+        if c.lingering_ns <= limit:
+            c.close(c.close_reason)
+
+
 def close_idle(DataPath path, double idle_s):
     """Closes clients that have sent nothing for idle_s seconds and wait for nothing."""
     cdef Client c
     path.reactor.tick()
     limit = path.reactor.now - <int64_t> (idle_s * 1e9)
     for c in list(path.clients):
-        if c.active_ns < limit and c.head == NULL:
+        if c.active_ns < limit and c.head == NULL and not c.parting:
             c.close(CLOSE_IDLE)
 
 

@@ -1,4 +1,4 @@
-"""What the data path counts, as C arrays; read by admin at scrape time."""
+"""What the data path counts: one block of 64-bit integers, which another process may read."""
 from libc.stdint cimport int64_t, uint64_t
 
 cdef enum:
@@ -44,26 +44,30 @@ cdef struct Histogram:
     uint64_t bucket[BUCKETS]
     uint64_t sum_ns
 
+cdef struct CounterBlock:           # 64-bit integers and nothing else: read one by one, each is whole
+    Histogram command[COMMANDS]
+    uint64_t errors[COMMANDS][KINDS]
+    uint64_t splits[COMMANDS]
+    uint64_t closed[CLOSE_REASONS]
+    uint64_t redirections[COUNT_REDIRECTIONS]
+    uint64_t retries[RETRY_REASONS][RETRY_OUTCOMES]
+    uint64_t accepted
+    uint64_t rejected
+    uint64_t client_in
+    uint64_t client_out
+    uint64_t backend_in
+    uint64_t backend_out
+    uint64_t timeouts
+    int64_t inflight
+
 cdef class Counters:
-    cdef Histogram command[COMMANDS]
-    cdef uint64_t errors[COMMANDS][KINDS]
-    cdef uint64_t closed[CLOSE_REASONS]
-    cdef uint64_t redirections[COUNT_REDIRECTIONS]
-    cdef uint64_t retries[RETRY_REASONS][RETRY_OUTCOMES]
-    cdef uint64_t accepted
-    cdef uint64_t rejected
-    cdef uint64_t client_in
-    cdef uint64_t client_out
-    cdef uint64_t backend_in
-    cdef uint64_t backend_out
-    cdef uint64_t splits[COMMANDS]
-    cdef uint64_t timeouts
-    cdef int64_t inflight
-    cdef int64_t output_bytes           # reply bytes held for clients
-    cdef readonly dict metrics          # command name -> index; grows, never changes
-    cdef void error(self, int command, const char* line, size_t n) noexcept nogil
+    cdef CounterBlock* block            # those who count keep this pointer, and the object with it
+    cdef public dict metrics            # command name -> index; grows, never changes
+    cdef bint shared                    # in memory given from outside
+    cdef Py_buffer view                 # of that
 
 cdef int64_t* bounds_ns
+cdef void count_error(CounterBlock* to, int command, const char* line, size_t n) noexcept nogil
 cdef list histogram_values(Histogram* h)
 
 cdef inline void observe(Histogram* h, int64_t ns) noexcept nogil:

@@ -1,6 +1,8 @@
+import mmap
 from typing import Any
 
 BOUNDS_S: tuple[float, ...]
+COUNTERS_SIZE: int  # bytes of memory that Counters needs
 ERROR_KINDS: tuple[str, ...]
 CLOSE_REASON_NAMES: tuple[str, ...]
 REDIRECTION_NAMES: tuple[str | None, ...]
@@ -8,10 +10,18 @@ RETRY_REASON_NAMES: tuple[str, ...]
 RETRY_OUTCOME_NAMES: tuple[str, ...]
 
 class Counters:
-    """The counters of one worker."""
+    """The counters of one worker, in memory of their own or in memory given from outside.
 
-    @property
-    def metrics(self) -> dict[str, int]:
-        """Command name -> index; grows, never changes. Shared with the command tables."""
+    memory: writable, aligned to 8 bytes, at least COUNTERS_SIZE bytes, zeroed by its maker; otherwise ValueError. It is
+    held as long as the counters live: an mmap cannot be closed before. Several Counters, in several processes, may
+    look at the same memory; one of them counts.
+    """
+
+    metrics: dict[str, int]  # command name -> index; grows in the one who counts, is told to those who look
+    def __init__(self, memory: mmap.mmap | memoryview | bytearray | None = None) -> None: ...
     def snapshot(self) -> Any:
-        """All counters as plain values: proxy.admin.metrics.CounterValues."""
+        """All counters as plain values: proxy.admin.snapshot.CounterValues. Only reads.
+
+        Commands that were never answered share one list of buckets: what a snapshot holds must not be changed in
+        place. Raises IndexError when `metrics` names an index there is no room for.
+        """

@@ -1,9 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """What the data path counts.
 
-Incremented as plain C integers on the way of a command; turned into Python values only when admin asks (`snapshot`).
-Histogram bounds are shared by all histograms and given in seconds by `BOUNDS_S`.
+Incremented as plain C integers on the way of a command, in one block of memory that may be shared with another process
+(the supervisor reads a worker's at any time, and after its death); turned into Python values by `snapshot`, which only
+reads. Histogram bounds are shared by all histograms and given in seconds by `BOUNDS_S`.
 """
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport uintptr_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, strlen
 
 BOUNDS_S = (
@@ -32,6 +36,7 @@ RETRY_REASON_NAMES = (
     "connection_lost", "node_down", "tryagain", "clusterdown", "loading", "readonly", "masterdown", "moved",
 )
 RETRY_OUTCOME_NAMES = ("retried", "gave_up", "unsafe")
+COUNTERS_SIZE = sizeof(CounterBlock)
 
 assert len(ERROR_KINDS) == KINDS and len(BOUNDS_S) == BUCKETS - 1
 assert len(CLOSE_REASON_NAMES) == CLOSE_REASONS and len(REDIRECTION_NAMES) == COUNT_REDIRECTIONS
@@ -44,65 +49,94 @@ for _i in range(KINDS):
 
 
 cdef class Counters:
-    """The counters of one worker. `metrics` maps command names to indexes and is shared with the command tables."""
+    """The counters of one worker. `metrics` maps command names to indexes and is shared with the command tables.
 
-    def __cinit__(self):
+    memory: where they are, zeroed by its maker; None = in memory of their own. ValueError when it will not do.
+    """
+
+    def __cinit__(self, memory=None):
         self.metrics = {"other": 0}
+        if memory is None:
+            self.block = <CounterBlock*> calloc(1, sizeof(CounterBlock))
+            if self.block == NULL:
+                raise MemoryError
+            return
+        try:
+            PyObject_GetBuffer(memory, &self.view, PyBUF_WRITABLE)
+        except BufferError as error:
+            raise ValueError(f"counters need memory they can write: {error}") from None
+        self.shared = True
+        if <size_t> self.view.len < sizeof(CounterBlock):
+            raise ValueError(f"counters need {COUNTERS_SIZE} bytes of memory, not {self.view.len}")
+        if <uintptr_t> self.view.buf % sizeof(uint64_t):
+            raise ValueError("counters need memory aligned to 8 bytes")
+        self.block = <CounterBlock*> self.view.buf
 
-    cdef void error(self, int command, const char* line, size_t n) noexcept nogil:
-        """Counts an error line (`-WORD ...`) answered for a command."""
-        cdef int i
-        cdef size_t k, word = 1
-        while word < n and line[word] > 32:
-            word += 1
-        word -= 1
-        for i in range(KINDS - 1):
-            k = strlen(_kinds[i])
-            if k == word and memcmp(_kinds[i], line + 1, k) == 0:
-                self.errors[command][i] += 1
-                return
-        self.errors[command][KINDS - 1] += 1
+    def __dealloc__(self):
+        if self.shared:
+            PyBuffer_Release(&self.view)
+        else:
+            free(self.block)
 
     def snapshot(self):
-        """All counters as plain values.
+        """All counters as plain values: proxy.admin.snapshot.CounterValues.
 
-        commands: name -> {calls, errors: {word: n}, buckets: [n] (not cumulative, one more than BOUNDS_S), sum_s,
-        split}.
+        Commands that were never answered share one list of buckets: what a snapshot holds must not be changed in place.
         """
+        cdef CounterBlock* block = self.block
+        cdef Histogram seen
         cdef int c, i
         cdef uint64_t calls
+        cdef list silent = [0] * BUCKETS
         commands = {}
         for name, index in self.metrics.items():
+            if not 0 <= index < COMMANDS:
+                raise IndexError(f"no counters for {name}: index {index}")
             c = index
+            seen = block.command[c]         # calls and buckets are of one moment, whoever goes on counting
             calls = 0
             for i in range(BUCKETS):
-                calls += self.command[c].bucket[i]
+                calls += seen.bucket[i]
             commands[name] = {
                 "calls": calls,
-                "errors": {ERROR_KINDS[i]: self.errors[c][i] for i in range(KINDS) if self.errors[c][i]},
-                "buckets": [self.command[c].bucket[i] for i in range(BUCKETS)],
-                "sum_s": self.command[c].sum_ns / 1e9,
-                "split": self.splits[c],
+                "errors": {ERROR_KINDS[i]: block.errors[c][i] for i in range(KINDS) if block.errors[c][i]},
+                "buckets": [seen.bucket[i] for i in range(BUCKETS)] if calls else silent,
+                "sum_s": seen.sum_ns / 1e9,
+                "split": block.splits[c],
             }
         return {
             "commands": commands,
-            "closed": {CLOSE_REASON_NAMES[i]: self.closed[i] for i in range(CLOSE_REASONS)},
-            "redirections": {REDIRECTION_NAMES[i]: self.redirections[i] for i in range(1, COUNT_REDIRECTIONS)},
+            "closed": {CLOSE_REASON_NAMES[i]: block.closed[i] for i in range(CLOSE_REASONS)},
+            "redirections": {REDIRECTION_NAMES[i]: block.redirections[i] for i in range(1, COUNT_REDIRECTIONS)},
             "retries": {
-                (RETRY_REASON_NAMES[c], RETRY_OUTCOME_NAMES[i]): self.retries[c][i]
+                (RETRY_REASON_NAMES[c], RETRY_OUTCOME_NAMES[i]): block.retries[c][i]
                 for c in range(RETRY_REASONS)
                 for i in range(RETRY_OUTCOMES)
             },
-            "accepted": self.accepted,
-            "rejected": self.rejected,
-            "client_in": self.client_in,
-            "client_out": self.client_out,
-            "backend_in": self.backend_in,
-            "backend_out": self.backend_out,
-            "timeouts": self.timeouts,
-            "inflight": self.inflight,
-            "output_bytes": self.output_bytes,
+            "accepted": block.accepted,
+            "rejected": block.rejected,
+            "client_in": block.client_in,
+            "client_out": block.client_out,
+            "backend_in": block.backend_in,
+            "backend_out": block.backend_out,
+            "timeouts": block.timeouts,
+            "inflight": block.inflight,
         }
+
+
+cdef void count_error(CounterBlock* to, int command, const char* line, size_t n) noexcept nogil:
+    """Counts an error line (`-WORD ...`) answered for a command."""
+    cdef int i
+    cdef size_t k, word = 1
+    while word < n and line[word] > 32:
+        word += 1
+    word -= 1
+    for i in range(KINDS - 1):
+        k = strlen(_kinds[i])
+        if k == word and memcmp(_kinds[i], line + 1, k) == 0:
+            to.errors[command][i] += 1
+            return
+    to.errors[command][KINDS - 1] += 1
 
 
 cdef list histogram_values(Histogram* h):

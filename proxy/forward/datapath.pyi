@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 from proxy.commands.lookup import CommandTable
@@ -7,8 +8,15 @@ from proxy.forward.reactor import Reactor
 from proxy.forward.retry import Retry
 
 class ClientSettings:
-    """What holds for all clients of a listener; sizes in bytes."""
+    """What holds for all clients of a listener; sizes in bytes. To be changed with update()."""
 
+    password: bool
+    max_pending: int
+    max_pending_bytes: int
+    soft_output: int
+    hard_output: int
+    max_query: int
+    timeout_ns: int
     def __init__(
         self,
         *,
@@ -23,14 +31,41 @@ class ClientSettings:
         max_arguments: int = ...,
         timeout_ns: int = 5_000_000_000,
     ) -> None: ...
+    def update(
+        self,
+        *,
+        reads: str = ...,
+        password: bool = ...,
+        max_pending: int = ...,
+        max_pending_bytes: int = ...,
+        soft_output: int = ...,
+        hard_output: int = ...,
+        max_query: int = ...,
+        max_bulk: int = ...,
+        max_arguments: int = ...,
+        timeout_ns: int = ...,
+    ) -> None:
+        """Changes what is given, all or nothing; the same errors as __init__.
+
+        Holds for present clients too: limits at once, timeout_ns for requests to come, reads see
+        clients.follow_reads. Without a password all are authenticated; with a new one, those who were stay so.
+        """
 
 class DataPath:
     """What all clients of a worker share."""
 
     table: CommandTable
     desk: Any  # proxy.serve.desk.Desk, which this layer must not name
+    on_left: Callable[[], object] | None  # called when a client is closed; must not raise
     def __init__(self, reactor: Reactor, retry: Retry, counters: Counters, table: CommandTable, desk: Any) -> None: ...
     @property
-    def clients(self) -> set[Client]: ...
+    def clients(self) -> set[Client]:
+        """Clients not closed yet, those that part included."""
+    @property
+    def lingering(self) -> set[Client]:
+        """Clients that were told the end and have not closed."""
+    @property
+    def left(self) -> int:
+        """Clients closed so far."""
     def reject(self) -> None:
         """Counts a connection that was turned away."""

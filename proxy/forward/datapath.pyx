@@ -4,28 +4,64 @@ from libc.stdlib cimport free
 
 from proxy.commands.keys cimport keys_free
 from proxy.forward.buffer cimport buffer_release
+from proxy.forward.reactor cimport Peer
 from proxy.resp.scanner cimport args_free
 
 from proxy.forward.router import READ_POLICIES
 
 
 cdef class ClientSettings:
-    """What holds for all clients of a listener; sizes in bytes, see the .pxd."""
+    """What holds for all clients of a listener; sizes in bytes, see the .pxd.
+
+    One object per listener for the life of a worker: a reload changes it in place (`update`), so that its clients
+    follow. It belongs to the data path of its first client.
+    """
 
     def __cinit__(self, *, reads="primary", bint password=False, max_pending=1024,
                   max_pending_bytes=16 << 20, soft_output=1 << 20, hard_output=1 << 30, max_query=1 << 30,
                   max_bulk=512 << 20, max_arguments=1 << 20, timeout_ns=5_000_000_000):
-        self.reads = READ_POLICIES.index(reads)
-        self.password = password
-        self.max_pending = max_pending
-        self.max_pending_bytes = max_pending_bytes
-        self.soft_output = soft_output
-        self.hard_output = hard_output
-        self.max_query = max_query
-        self.timeout_ns = timeout_ns
-        self.limits.max_bulk = max_bulk
-        self.limits.max_args = max_arguments
         self.limits.max_inline = 65536
+        self.update(
+            reads=reads, password=password, max_pending=max_pending, max_pending_bytes=max_pending_bytes,
+            soft_output=soft_output, hard_output=hard_output, max_query=max_query, max_bulk=max_bulk,
+            max_arguments=max_arguments, timeout_ns=timeout_ns,
+        )
+
+    def update(self, *, reads=None, password=None, max_pending=None, max_pending_bytes=None, soft_output=None,
+               hard_output=None, max_query=None, max_bulk=None, max_arguments=None, timeout_ns=None):
+        """Changes what is given, all or nothing; the errors are those of the constructor.
+
+        Clients that wait for room are looked at again; without a password all are authenticated.
+        """
+        cdef uint8_t own_reads = self.reads if reads is None else READ_POLICIES.index(reads)
+        cdef bint own_password = self.password if password is None else password
+        cdef uint32_t own_pending = self.max_pending if max_pending is None else max_pending
+        cdef size_t own_pending_bytes = self.max_pending_bytes if max_pending_bytes is None else max_pending_bytes
+        cdef size_t own_soft = self.soft_output if soft_output is None else soft_output
+        cdef size_t own_hard = self.hard_output if hard_output is None else hard_output
+        cdef size_t own_query = self.max_query if max_query is None else max_query
+        cdef ScanLimits own_limits = self.limits
+        cdef int64_t own_timeout_ns = self.timeout_ns if timeout_ns is None else timeout_ns
+        if max_bulk is not None:
+            own_limits.max_bulk = max_bulk
+        if max_arguments is not None:
+            own_limits.max_args = max_arguments
+        self.reads = own_reads
+        self.password = own_password
+        self.max_pending = own_pending
+        self.max_pending_bytes = own_pending_bytes
+        self.soft_output = own_soft
+        self.hard_output = own_hard
+        self.max_query = own_query
+        self.limits = own_limits
+        self.timeout_ns = own_timeout_ns
+        if self.path is None:
+            return
+        for client in self.path.clients:
+            if client.settings is self:
+                if not own_password:
+                    client.authenticated = True
+                self.path.reactor.touch(<Peer> client)      # its flush goes on where there is room now
 
 
 cdef class DataPath:
@@ -35,9 +71,11 @@ cdef class DataPath:
         self.reactor = reactor
         self.retry = retry
         self.counters = counters
+        self.counts = counters.block
         self.table = table
         self.desk = desk
         self.clients = set()
+        self.lingering = set()
 
     def __dealloc__(self):
         args_free(&self.args)
@@ -48,4 +86,4 @@ cdef class DataPath:
 
     def reject(self):
         """Counts a connection that was turned away."""
-        self.counters.rejected += 1
+        self.counts.rejected += 1

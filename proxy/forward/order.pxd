@@ -1,5 +1,5 @@
 """The side of a client that replies: its order queue, its output, its end."""
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t
 
 from proxy.forward.buffer cimport Buffer
 from proxy.forward.datapath cimport ClientSettings, DataPath
@@ -13,6 +13,8 @@ cdef class Ordered(Origin):
     cdef bint eof                           # nothing more will come
     cdef bint closing                       # closed as soon as everything is answered and taken; no more input counts
     cdef int close_reason
+    cdef readonly bint parting              # see part()
+    cdef int64_t lingering_ns               # when it was told the end; 0 = not yet
     cdef uint32_t inflight                  # requests in the order queue
     cdef size_t asked                       # bytes of the requests in the order queue
     cdef size_t reply_mean                  # bytes of a usual reply of this client, lately
@@ -31,5 +33,7 @@ cdef class Ordered(Origin):
     cdef void finish(self, Request* r, bint error, const char* p, size_t n) noexcept
     cdef void drain(self) noexcept
     cdef void end(self, int reason) noexcept
+    cdef void part(self) noexcept
+    cdef void depart(self) noexcept
     cdef void close(self, int reason) noexcept
     cdef void left(self) noexcept

@@ -9,7 +9,9 @@ Client adds the side that reads.
 from libc.errno cimport EAGAIN, EINTR, errno
 
 from proxy.forward.buffer cimport buffer_append, buffer_len, buffer_release
-from proxy.forward.counters cimport CLOSE_CLIENT, CLOSE_ERROR, CLOSE_OUTPUT_LIMIT, CLOSE_REPLY_CUT, observe
+from proxy.forward.counters cimport (
+    CLOSE_CLIENT, CLOSE_ERROR, CLOSE_OUTPUT_LIMIT, CLOSE_REPLY_CUT, CLOSE_SHUTDOWN, count_error, observe,
+)
 from proxy.forward.reactor cimport WANT_READ, WANT_WRITE
 from proxy.forward.request cimport (
     REQ_DONE, REQ_ERROR, REQ_STREAMING, Request, request_free, request_hold, request_new, request_unhold,
@@ -18,7 +20,8 @@ from proxy.forward.split cimport split_free
 
 cdef extern from "sys/socket.h" nogil:
     ssize_t send(int fd, const void* buf, size_t n, int flags)
-    int MSG_NOSIGNAL
+    int shutdown(int fd, int how)
+    int MSG_NOSIGNAL, SHUT_WR
 
 cdef enum:
     FLUSH_MAX = 1 << 20     # bytes sent to one client before the others have their turn
@@ -75,7 +78,7 @@ cdef class Ordered(Origin):
         self.tail = r
         self.inflight += 1
         self.asked += r.len
-        self.path.counters.inflight += 1
+        self.path.counts.inflight += 1
 
     # -- replies -------------------------------------------------------------------------------------------------
 
@@ -90,8 +93,8 @@ cdef class Ordered(Origin):
             return
         if self.head == NULL:
             if n and p[0] == c"-":
-                self.path.counters.error(metric, p, n)
-            observe(&self.path.counters.command[metric], 0)
+                count_error(self.path.counts, metric, p, n)
+            observe(&self.path.counts.command[metric], 0)
             self.emit(p, n)
             return
         r = request_new()
@@ -173,10 +176,10 @@ cdef class Ordered(Origin):
         self.asked -= r.len
         self.reply_mean = self.reply_mean - (self.reply_mean >> 3) + (self.reply_bytes >> 3)
         self.reply_bytes = 0
-        self.path.counters.inflight -= 1
-        observe(&self.path.counters.command[r.command], self.reactor.now - r.start_ns)
+        self.path.counts.inflight -= 1
+        observe(&self.path.counts.command[r.command], self.reactor.now - r.start_ns)
         if error:
-            self.path.counters.error(r.command, p, n)
+            count_error(self.path.counts, r.command, p, n)
 
     cdef void emit(self, const char* p, size_t n) noexcept:
         """Appends to the output; a large piece is offered to the kernel first, without a copy."""
@@ -186,7 +189,7 @@ cdef class Ordered(Origin):
         if n >= DIRECT and self.out.end == self.out.start:
             sent = send(self.fd, p, n, MSG_NOSIGNAL)
             if sent > 0:
-                self.path.counters.client_out += sent
+                self.path.counts.client_out += sent
                 p += sent
                 n -= sent
         if n:
@@ -219,7 +222,7 @@ cdef class Ordered(Origin):
                     return
                 self.want(self.interest | WANT_WRITE)
                 break
-            self.path.counters.client_out += n
+            self.path.counts.client_out += n
             self.out.start += n
             unsent -= n
             sent += n
@@ -230,7 +233,7 @@ cdef class Ordered(Origin):
                 self.want(self.interest & ~WANT_WRITE)
             if self.head == NULL:
                 if self.closing or (self.eof and not self.paused):
-                    self.close(self.close_reason if self.closing else CLOSE_CLIENT)
+                    self.depart()
                     return
         if self.head == NULL:
             self.unsettled = False
@@ -249,6 +252,32 @@ cdef class Ordered(Origin):
         self.want(self.interest & ~WANT_READ)
         self.reactor.touch(self)
 
+    cdef void part(self) noexcept:
+        """Graceful end, wanted by the proxy: as if the client had ended its input, only that it may go on sending.
+
+        Whole commands that were read are carried out, when they had to wait too. Then depart() lingers.
+        """
+        if self.fd < 0 or self.parting:
+            return
+        self.parting = True
+        if not self.eof and not self.closing:
+            self.close_reason = CLOSE_SHUTDOWN
+            self.eof = True
+        self.want(self.interest & ~WANT_READ)
+        self.reactor.touch(self)
+
+    cdef void depart(self) noexcept:
+        """Everything is answered and taken. A parting client is told the end and may send until it closes, too: bytes
+        that come to a closed socket, or lie in it unread, make a reset, which can overtake the replies."""
+        if not self.parting:
+            self.close(self.close_reason if self.closing else CLOSE_CLIENT)
+        elif not self.lingering_ns:
+            shutdown(self.fd, SHUT_WR)
+            self.lingering_ns = self.reactor.now
+            self.path.lingering.add(self)
+            self.left()
+            self.want(WANT_READ)
+
     cdef void cut(self, Request* r) noexcept:
         self.close(CLOSE_REPLY_CUT)
 
@@ -259,8 +288,8 @@ cdef class Ordered(Origin):
         if self.fd < 0:
             return
         self.close_fd()
-        self.path.counters.closed[reason] += 1
-        self.path.counters.inflight -= self.inflight
+        self.path.counts.closed[reason] += 1
+        self.path.counts.inflight -= self.inflight
         self.inflight = 0
         self.asked = 0
         self.head = self.tail = NULL
@@ -277,8 +306,13 @@ cdef class Ordered(Origin):
         buffer_release(&self.out)
         self.left()
         self.path.clients.discard(self)
+        if self.lingering_ns:
+            self.path.lingering.discard(self)
+        self.path.left += 1
         self.path.desk.left(self, reason)
+        if self.path.on_left is not None:
+            self.path.on_left()
 
     cdef void left(self) noexcept:
-        """Closed: Client gives its input buffers back."""
+        """Closed, or as good as: Client gives its input buffers back."""
         pass

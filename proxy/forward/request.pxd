@@ -49,6 +49,7 @@ cdef struct Request:
     uint8_t proto           # 2 or 3
     uint8_t redirections
     uint8_t attempts        # times parked
+    uint8_t reason          # RetryReason it was last parked for
     char small[SMALL]
 
 cdef Request* request_new() noexcept nogil

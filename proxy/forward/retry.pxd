@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t
 from proxy.cluster.slot cimport SLOTS
 from proxy.forward.backend cimport Backend
 from proxy.forward.buffer cimport Buffer
-from proxy.forward.counters cimport Counters
+from proxy.forward.counters cimport CounterBlock, Counters
 from proxy.forward.ports cimport Recovery
 from proxy.forward.reactor cimport Peer, Reactor
 from proxy.forward.request cimport Request
@@ -14,6 +14,7 @@ cdef class Retry(Recovery):
     cdef Reactor reactor
     cdef Router router
     cdef Counters counters
+    cdef CounterBlock* counts
     cdef object loop
     cdef object port
     cdef Request* parked            # linked by bnext, in the order in which they were parked
@@ -23,9 +24,9 @@ cdef class Retry(Recovery):
     cdef object timer               # None while nothing is parked
     cdef object _wake
     cdef Buffer scratch             # the answer of a split command
-    cdef int64_t backoff_min_ns
-    cdef int64_t backoff_max_ns
-    cdef int max_redirections
+    cdef public int64_t backoff_min_ns
+    cdef public int64_t backoff_max_ns
+    cdef public int max_redirections
     # Ready error lines (proxy.resp.errors).
     cdef bytes text_uncovered
     cdef bytes text_unknown
@@ -38,6 +39,7 @@ cdef class Retry(Recovery):
     cdef void park(self, Request* r, const char* p, size_t n, int reason) noexcept
     cdef void fail(self, Request* r, bytes text) noexcept
     cdef void give_up(self, Request* r, bytes text) noexcept
+    cdef void discard(self, Request* r) noexcept
     cdef void withdraw(self, Request* r) noexcept
     cdef void remember(self, Request* r, const char* p, size_t n) noexcept
     cdef bint follow(self, Peer backend, Request* r, const char* bytes, object address, int slot, bint ask) noexcept

@@ -21,6 +21,9 @@ class RetryPort(Protocol):
 class Retry(Recovery):
     """One per worker. texts: ready error lines `uncovered unknown down timeout timeout_sent lost memory`."""
 
+    backoff_min_ns: int
+    backoff_max_ns: int
+    max_redirections: int
     def __init__(
         self,
         reactor: Reactor,

@@ -7,7 +7,7 @@ is parked: its bytes are copied, and it is submitted anew after a backoff, or as
 changed (`wake_all`), until its deadline, when the client gets the server's own last error. A write that was sent and
 lost gets an error that says it may have been executed; nothing is ever sent twice that may have been executed.
 """
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
@@ -33,6 +33,11 @@ cdef enum:
 
 TICK_S = 0.005      # how often the parked are looked at
 
+cdef inline bint abandoned(const Request* r) noexcept nogil:
+    """Whether nobody waits for it any more."""
+    return (r.parent.client if r.flags & REQ_PART else r.client) == NULL
+
+
 cdef int* REASON_OF = [0, RETRY_MOVED, RETRY_MOVED, RETRY_TRYAGAIN, RETRY_CLUSTERDOWN, RETRY_LOADING, RETRY_READONLY,
                        RETRY_MASTERDOWN]
 
@@ -49,6 +54,7 @@ cdef class Retry(Recovery):
         self.reactor = reactor
         self.router = router
         self.counters = counters
+        self.counts = counters.block
         self.loop = loop
         self.backoff_min_ns = backoff_min_ns
         self.backoff_max_ns = backoff_max_ns
@@ -90,7 +96,7 @@ cdef class Retry(Recovery):
             self.port.stale("unknown")
             self.give_up(r, self.text_unknown)
         else:
-            self.counters.retries[RETRY_DOWN][OUTCOME_GAVE_UP] += 1
+            self.counts.retries[RETRY_DOWN][OUTCOME_GAVE_UP] += 1
             self.give_up(r, self.text_down)
 
     # -- what comes back -----------------------------------------------------------------------------------------
@@ -103,10 +109,10 @@ cdef class Retry(Recovery):
         cdef Backend backend = <Backend> peer
         if kind == REDIR_NONE:
             return False
-        self.counters.redirections[kind] += 1
+        self.counts.redirections[kind] += 1
         self.unsettle(r)
-        if r.client == NULL and not r.flags & REQ_PART:
-            return False                    # nobody waits for it
+        if abandoned(r):
+            return False
         if kind == REDIR_MOVED or kind == REDIR_ASK:
             if kind == REDIR_MOVED:
                 self.port.stale("moved")
@@ -173,18 +179,18 @@ cdef class Retry(Recovery):
                 client.cut(r)               # it leaves; the request is ours now
             request_free(r)
             return
-        if r.client == NULL and not r.flags & REQ_PART:
-            request_free(r)
+        if abandoned(r):
+            self.discard(r)
             return
         if sent and not r.flags & REQ_READ:
-            self.counters.retries[RETRY_LOST][OUTCOME_UNSAFE] += 1
+            self.counts.retries[RETRY_LOST][OUTCOME_UNSAFE] += 1
             self.fail(r, self.text_lost)
             return
         self.withdraw(r)                    # part of a reply: that had to wait for its turn, or of a split command
         self.park(r, bytes, r.len, RETRY_LOST)
 
     cdef void timed_out(self, Request* r, bint sent) noexcept:
-        self.counters.timeouts += 1
+        self.counts.timeouts += 1
         self.fail(r, self.text_timeout_sent if sent and not r.flags & REQ_READ else self.text_timeout)
 
     # -- answers -------------------------------------------------------------------------------------------------
@@ -201,6 +207,13 @@ cdef class Retry(Recovery):
             self.answer(r, r.fault, r.fault_len, True)
         else:
             self.answer(r, text, len(text), True)
+
+    cdef void discard(self, Request* r) noexcept:
+        """Gives back what nobody waits for; a part with its split, when it was the last."""
+        if r.flags & REQ_PART:
+            self.fail(r, self.text_lost)
+        else:
+            request_free(r)
 
     cdef void withdraw(self, Request* r) noexcept:
         """Forgets what is held of its reply."""
@@ -261,17 +274,18 @@ cdef class Retry(Recovery):
         """Keeps it for a while: twice as long each time, never beyond its deadline."""
         cdef int64_t delay = self.backoff_min_ns << (r.attempts if r.attempts < 16 else 16)
         if self.reactor.now >= r.deadline_ns:
-            self.counters.retries[reason][OUTCOME_GAVE_UP] += 1
+            self.counts.retries[reason][OUTCOME_GAVE_UP] += 1
             self.give_up(r, self.text_down)
             return
         if not request_keep(r, p, n):
             self.fail(r, self.text_memory)
             return
-        self.counters.retries[reason][OUTCOME_RETRIED] += 1
+        self.counts.retries[reason][OUTCOME_RETRIED] += 1
         if delay > self.backoff_max_ns:
             delay = self.backoff_max_ns
         if r.attempts < 255:
             r.attempts += 1
+        r.reason = <uint8_t> reason
         r.wake_ns = self.reactor.now + delay
         if r.wake_ns > r.deadline_ns:
             r.wake_ns = r.deadline_ns
@@ -320,10 +334,11 @@ cdef class Retry(Recovery):
         while r != NULL:
             following = r.bnext
             r.bnext = NULL
-            if r.client == NULL and not r.flags & REQ_PART:
-                request_free(r)
+            if abandoned(r):
+                self.discard(r)
             elif r.deadline_ns <= self.reactor.now:
-                self.counters.timeouts += 1
+                self.counts.timeouts += 1
+                self.counts.retries[r.reason][OUTCOME_GAVE_UP] += 1
                 self.give_up(r, self.text_down)
             elif (everything or r.wake_ns <= self.reactor.now) and (r.slot < 0 or not self.parked_in[r.slot]):
                 self.submit(r, r.own, r.len)
@@ -343,8 +358,8 @@ cdef class Retry(Recovery):
         self.unpark()
         while r != NULL:
             following = r.bnext
-            if r.client == NULL and not r.flags & REQ_PART:
-                request_free(r)
+            if abandoned(r):
+                self.discard(r)
             else:
                 self.give_up(r, self.text_down)
             r = following

@@ -36,7 +36,7 @@ cdef class Router:
     cdef readonly list primaries    # Nodes
     cdef list retired               # Nodes that left the topology, their connections draining
     cdef readonly bint known        # a topology has been published
-    cdef int connections            # per node and protocol
+    cdef public int connections     # per node and protocol, of pools made from now on
     cdef public int64_t failover_ns
     cdef public object port
     cdef Recovery recovery
@@ -50,4 +50,5 @@ cdef class Router:
     cdef Node node_for(self, object address, bint replica)
     cdef Node adopt(self, dict old, address, bint replica)
     cdef void change_role(self, Node node, bint replica) noexcept
+    cdef list replace(self, Node node)
     cdef void drop(self, Node node) noexcept

@@ -3,7 +3,7 @@ from typing import Protocol
 
 from proxy.cluster.slot_table import SlotTable
 from proxy.cluster.topology import Address
-from proxy.forward.backend import BackendPort, BackendSettings, Node
+from proxy.forward.backend import Backend, BackendPort, BackendSettings, Node
 from proxy.forward.counters import Counters
 from proxy.forward.reactor import Reactor
 
@@ -25,8 +25,12 @@ class Shard:
     def replicas(self) -> list[Node]: ...
 
 class Router:
-    """connections: per node and protocol. failover_ns: how long a node known to be down is waited for."""
+    """connections: per node and protocol. failover_ns: how long a node known to be down is waited for.
 
+    Both may be changed; connections holds for nodes met from then on, and after renew() for all.
+    """
+
+    connections: int
     failover_ns: int
     port: RouterPort
     def __init__(
@@ -51,6 +55,12 @@ class Router:
         """A topology has been published."""
     def publish(self, shards: Iterable[tuple[Address | None, list[Address], Iterable[tuple[int, int]]]]) -> None:
         """Replaces the whole table: (primary or None, replicas, inclusive slot ranges) per shard."""
+    def renew(self) -> list[Backend]:
+        """Every node gets new connections, made on first use; the old ones, returned, drain and close.
+
+        Nothing that is under way is lost or overtaken: its clients send nothing new until it is answered. What was
+        known of nodes that are down is forgotten with their connections.
+        """
     def warm(self, proto: int) -> None:
         """Connects to every primary that is not connected yet."""
     def sweep(self) -> None:

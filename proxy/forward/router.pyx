@@ -3,13 +3,15 @@
 
 Control publishes a topology (`publish`); the data path reads slot -> shard -> node -> connection. Between two
 topologies single slots are re-pointed by MOVED (`learn`). A node that changes its role gets new connections, because a
-connection keeps READONLY for its life; a node that left the topology is drained, then forgotten.
+connection keeps READONLY for its life; all nodes get new ones when control says so (`renew`: other credentials, another
+number of them); a node that left the topology is drained, then forgotten.
 """
 from libc.stdint cimport int64_t
 
 from proxy.cluster.slot_table cimport NO_SHARD
 from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CLOSED, BACKEND_UP
-from proxy.forward.request cimport REQ_READ
+from proxy.forward.ports cimport Origin
+from proxy.forward.request cimport REQ_PART, REQ_READ
 
 READ_POLICIES = ("primary", "prefer_primary", "replica", "prefer_replica", "any")
 
@@ -87,14 +89,24 @@ cdef class Router:
 
     cdef void change_role(self, Node node, bint replica) noexcept:
         """New connections in the new role: one that sent READONLY would answer stale reads after a demotion."""
-        cdef Backend b
         node.replica = replica
-        old = node.resp2 + node.resp3
+        self.replace(node)
+
+    cdef list replace(self, Node node):
+        """Empties the node's pools; the connections of before, returned, drain and close.
+
+        Whether it is down is to be found out anew: requests for a node that has been down for long are refused, so
+        that nobody would have the new connections made.
+        """
+        cdef Backend b
+        cdef list old = node.resp2 + node.resp3
         node.resp2 = []
         node.resp3 = []
+        node.down_since_ns = 0
         for b in old:
             b.retire()
         node.retired = [b for b in node.retired + old if b.state != BACKEND_CLOSED]
+        return old
 
     cdef void drop(self, Node node) noexcept:
         """The node left the cluster: nothing new goes there; what is pending may still be answered."""
@@ -121,12 +133,36 @@ cdef class Router:
         for index, shard in enumerate(self.shards):
             if shard.primary is node:
                 self.slots.set(slot, index)
+                if node not in self.primaries:      # it had no slots before
+                    self.primaries.append(node)
                 return node
         if len(self.shards) < NO_SHARD:
             self.shards.append(Shard(node, []))
             self.slots.set(slot, len(self.shards) - 1)
             self.primaries.append(node)
         return node
+
+    def renew(self):
+        """Every node gets new connections, made on first use; the old ones, returned, drain and close.
+
+        Nothing under way is lost, nor overtaken on a new connection: its client is unsettled.
+        """
+        cdef Node node
+        cdef Backend b
+        cdef Request* r
+        cdef void* client
+        cdef list old = []
+        self.reactor.tick()
+        for node in self.nodes.values():
+            for b in node.backends():
+                r = b.head
+                while r != NULL:
+                    client = r.parent.client if r.flags & REQ_PART else r.client
+                    if client != NULL:
+                        (<Origin> client).unsettled = True
+                    r = r.bnext
+            old += self.replace(node)
+        return old
 
     def warm(self, int proto):
         """Connects to every primary that is not connected yet."""

@@ -1,6 +1,7 @@
 """Invariants of the whole data path, one client or several in front of three nodes that come and go:
 * a client that speaks RESP gets exactly one reply per command, in order, and the one that command deserves, whatever
-  is redirected (MOVED, ASK, TRYAGAIN ...) and however both streams are cut;
+  is redirected (MOVED, ASK, TRYAGAIN ...), however both streams are cut, and though connections to the nodes are
+  renewed and settings changed meanwhile; one that is parted with gets exactly the replies to what was carried out;
 * nodes that lose their connection or break RESP cost errors, never a wrong reply, an extra one, or a missing one;
 * on any bytes from a client the process never crashes, reads nothing outside its buffers, and loses no request.
 """
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 
 from proxy.cluster.slot import slot_of
 from proxy.cluster.topology import Address
+from proxy.forward.clients import close_lingering, follow_reads, part
+from proxy.forward.router import READ_POLICIES
 from proxy.resp.encode import array, bulk, encode_command, integer
 from proxy.resp.readers import CommandReader, ReplyReader
 from tests.fuzz.cases import alternate, pieces
@@ -36,6 +39,7 @@ command = st.one_of(
     st.just([b"ECHO", b"e" * 9]),
     st.just([b"get"]),
 )
+POLICIES = [policy for policy in READ_POLICIES if policy != "replica"]  # there are none to read from
 plays = st.lists(st.lists(command, max_size=12), min_size=1, max_size=3)
 
 
@@ -112,21 +116,47 @@ class FakeNode:
         return deserved(words)
 
 
+def disturb(stage: Stage, chance: random.Random) -> None:
+    """What control does while clients are served."""
+    match chance.randrange(4):
+        case 0:
+            stage.router.publish(THIRDS)
+        case 1:
+            stage.router.connections = chance.choice([1, 2, 3])
+            stage.router.renew()
+        case 2:
+            stage.settings.update(
+                max_pending=chance.choice([1, 3, 1024]),
+                max_pending_bytes=chance.choice([1, 16 << 20]),
+                soft_output=chance.choice([1000, 1 << 20]),
+                password=chance.random() < 0.5,
+                timeout_ns=chance.choice([5_000_000_000, 9_000_000_000]),
+            )
+        case 3:
+            stage.settings.update(reads=chance.choice(POLICIES))
+            follow_reads(stage.path, stage.settings, chance.choice(POLICIES))
+    close_lingering(stage.path, chance.choice([0.0, 1.0]))
+
+
 def play(conversations: list[list[list[bytes]]], chance: random.Random) -> None:
     """Clients that speak RESP."""
     redirect = chance.choice([0.0, 0.05, 0.3])
     breaks = chance.choice([0.0, 0.0, 0.1])
+    disturbed = chance.choice([0.02, 0.02, 0.1])
+    parting = chance.choice([0.0, 0.005, 0.05])
     stage = Stage(
         max_redirections=100,
         connections=chance.choice([1, 2]),
         max_pending=chance.choice([1, 3, 1024]),
         soft_output=chance.choice([1000, 1 << 20]),
     )
-    clients = [stage.client() for _ in conversations]
+    clients, inside = [], []
+    for _ in conversations:
+        clients.append(stage.client())
+        inside.append(stage.accepted)
     streams = [pieces(chance, b"".join(encode_command(*c) for c in one))[::-1] for one in conversations]
     got = [b"" for _ in conversations]
     fakes: dict[End, FakeNode] = {}
-    wanted = [b"".join(map(deserved, one)) for one in conversations]
     counts = [len(one) for one in conversations]
     readers = [ReplyReader() for _ in conversations]
     replies: list[list[bytes]] = [[] for _ in conversations]
@@ -141,22 +171,28 @@ def play(conversations: list[list[list[bytes]]], chance: random.Random) -> None:
                     if taken < len(piece):
                         streams[n].append(piece[taken:])
         stage.turn(1)
-        if chance.random() < 0.02:
-            stage.router.publish(THIRDS)
+        if chance.random() < disturbed:
+            disturb(stage, chance)
+        if chance.random() < parting:
+            part(chance.choice(inside))
         for address, ends in stage.nodes.items():
-            for end in ends:
+            for end in list(ends):
                 fake = fakes.get(end)
                 if fake is None:
                     fake = fakes[end] = FakeNode(address, end, chance, redirect, breaks)
                 if fake.breaks >= 0:
                     fake.act()
+                if end.closed:
+                    ends.remove(end)  # or every renewal would make the next turns slower
         for n, client in enumerate(clients):
             data = client.get()
             got[n] += data
             replies[n] += [frame for frame, _, _ in readers[n].feed(data)]
     for n, one in enumerate(conversations):
         if not breaks:
-            assert got[n] == wanted[n]
+            carried_out = inside[n].total_commands if inside[n].parting else len(one)
+            assert got[n] == b"".join(map(deserved, one[:carried_out]))
+            assert len(replies[n]) == carried_out
             continue
         for said, words in zip(replies[n], one, strict=False):
             right = deserved(words)
@@ -171,6 +207,7 @@ def garble(data: bytes, chance: random.Random) -> None:
     fakes: dict[End, FakeNode] = {}
     stream = pieces(chance, data)[::-1]
     said = b""
+    parting = chance.choice([0.0, 0.02])
     give_up = time.monotonic() + 30
     while stream:
         assert time.monotonic() < give_up, "the client is not read any more"
@@ -179,6 +216,8 @@ def garble(data: bytes, chance: random.Random) -> None:
         if taken < len(piece):
             stream.append(piece[taken:])
         stage.turn(1)
+        if chance.random() < parting:
+            part(stage.accepted)
         for address, ends in stage.nodes.items():
             for end in ends:
                 fakes.setdefault(end, FakeNode(address, end, chance, 0, 0))

@@ -10,6 +10,7 @@ Invariant: nothing happens unless turn() is called; close() leaves no descriptor
 from __future__ import annotations
 
 import contextlib
+import mmap
 import socket
 import time
 from collections.abc import Callable
@@ -139,8 +140,8 @@ class Stage:
     """Data path, port and nodes. nodes[address]: the far ends of that node's connections, the newest last.
 
     shards: as Router.publish takes them. unreachable: addresses whose connection fails. packets: sockets keep the
-    borders of what is sent, so that sends can be counted. Keyword arguments with a unit in their name are what the
-    classes of proxy.forward take.
+    borders of what is sent, so that sends can be counted. memory: where its counters are. Keyword arguments with a unit
+    in their name are what the classes of proxy.forward take.
     """
 
     def __init__(
@@ -155,12 +156,13 @@ class Stage:
         max_redirections: int = 5,
         connections: int = 1,
         packets: bool = False,
+        memory: mmap.mmap | None = None,
         **client: Any,
     ) -> None:
         self.kind = socket.SOCK_SEQPACKET if packets else socket.SOCK_STREAM
         self.live = live()
         self.loop = Loop()
-        self.counters = Counters()
+        self.counters = Counters(memory)
         self.reactor = Reactor(self.loop)  # type: ignore[arg-type]
         self.router = Router(
             self.reactor,
@@ -195,6 +197,7 @@ class Stage:
         self.lost_for: list[str] = []
         self.unfit: list[str] = []
         self.ends: list[End] = []
+        self.taken = 0
         self.reactor.start()
         if shards != []:
             self.router.publish(THIRDS if shards is None else shards)
@@ -232,7 +235,8 @@ class Stage:
         """A new client on a pair of sockets of the test's own."""
         near.setblocking(False)
         own = ClientSettings(**settings) if settings else self.settings
-        self.accepted: Client = accept(self.path, near.fileno(), own, "10.9.9.9:1", "127.0.0.1:7617")
+        self.taken += 1
+        self.accepted: Client = accept(self.path, near.fileno(), own, "10.9.9.9:1", "127.0.0.1:7617", self.taken)
         near.detach()
         end = End(far)
         self.ends.append(end)
@@ -322,6 +326,8 @@ class Stage:
         assert live() == self.live, "a request was not given back"
         assert self.reactor.open_peers == 0
         assert not self.path.clients
+        assert not self.path.lingering
+        assert self.path.left == self.taken
 
 
 Play = Callable[..., Stage]  # the fixture `play` of tests/unit/forward

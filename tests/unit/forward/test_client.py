@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 
 import pytest
 
-from proxy.forward.clients import accept, close_all, close_idle, output_bytes
+from proxy.forward.clients import close_all, output_bytes
 from proxy.resp import errors
 from proxy.resp.encode import bulk, encode_command
 from tests.support.datapath import KEY_A, KEY_B, A, B, C, End, Play, Stage
@@ -380,24 +379,6 @@ def test_an_idle_client_holds_nothing(play: Play) -> None:
     assert (inside.total_commands, inside.last_command) == (1, "get")
 
 
-def test_close_idle_spares_who_waits(play: Play) -> None:
-    stage = play()
-    idle, waiting = stage.client(), stage.client()
-    waiting.send(GET_A)
-    stage.turn()
-    close_idle(stage.path, 100)
-    stage.turn()
-    assert not idle.closed
-    close_idle(stage.path, 0)
-    stage.turn()
-    assert idle.closed
-    assert not waiting.closed
-    stage.node(A).send(bulk("v"))
-    stage.turn()
-    assert waiting.get() == bulk("v")
-    assert stage.count("closed")["idle"] == 1
-
-
 def test_kill_from_within_and_from_outside(play: Play) -> None:
     stage = play()
     one, two = stage.client(), stage.client()
@@ -431,16 +412,6 @@ def test_a_client_closed_by_its_own_command(play: Play) -> None:
     assert client.get() == b""
     assert client.closed
     assert list(stage.nodes) == [A]
-
-
-def test_a_descriptor_that_cannot_be_watched(play: Play) -> None:
-    stage = play()
-    with open(os.devnull) as file, pytest.raises(OSError, match="cannot watch"):
-        accept(stage.path, file.fileno(), stage.settings, "a", "b")
-    with pytest.raises(OSError, match="cannot watch"):
-        accept(stage.path, 1 << 20, stage.settings, "a", "b")
-    assert not stage.path.clients
-    assert stage.count("accepted") == 0
 
 
 def test_many_commands_in_many_small_pieces(play: Play) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import mmap
+import os
+import subprocess
+import sys
+
 import pytest
 
+from proxy.admin.snapshot import CommandValues, CounterValues
 from proxy.forward.counters import (
     BOUNDS_S,
     CLOSE_REASON_NAMES,
+    COUNTERS_SIZE,
     ERROR_KINDS,
     REDIRECTION_NAMES,
     RETRY_OUTCOME_NAMES,
@@ -25,6 +33,8 @@ def test_fresh_counters_are_all_there_and_zero() -> None:
     assert values["commands"] == {
         "other": {"calls": 0, "errors": {}, "buckets": [0] * (len(BOUNDS_S) + 1), "sum_s": 0.0, "split": 0}
     }
+    assert values.keys() == CounterValues.__annotations__.keys()
+    assert values["commands"]["other"].keys() == CommandValues.__annotations__.keys()
     assert values["closed"] == dict.fromkeys(CLOSE_REASON_NAMES, 0)
     assert values["redirections"] == dict.fromkeys(REDIRECTION_NAMES[1:], 0)
     assert values["retries"] == {(r, o): 0 for r in RETRY_REASON_NAMES for o in RETRY_OUTCOME_NAMES}
@@ -160,3 +170,90 @@ def test_metrics_keep_their_index_when_the_table_changes(play: Play) -> None:
     assert stage.counters.metrics == before
     assert before["other"] == 0
     assert len(set(before.values())) == len(before)
+
+
+def test_commands_never_answered_cost_no_list(play: Play) -> None:
+    stage = play()
+    stage.client().send(encode_command("PING"))
+    stage.turn()
+    commands = stage.count("commands")
+    assert len(commands) > 100
+    assert len({id(command["buckets"]) for command in commands.values()}) == 2
+    assert sum(commands["ping"]["buckets"]) == 1
+    assert commands["get"]["buckets"] == [0] * (len(BOUNDS_S) + 1)
+
+
+READER = """
+import json, mmap, sys
+from proxy.forward.counters import COUNTERS_SIZE, Counters
+counters = Counters(mmap.mmap(int(sys.argv[1]), COUNTERS_SIZE))
+counters.metrics = {"get": int(sys.argv[2])}
+values = counters.snapshot()
+print(json.dumps([values["commands"], values["closed"]["client"], values["inflight"], values["client_out"]]))
+"""
+
+
+def test_another_process_reads_them(play: Play) -> None:
+    """Also after the one who counted has gone: the memory is a file's."""
+    fd = os.memfd_create("counters")
+    try:
+        os.ftruncate(fd, COUNTERS_SIZE)
+        stage = play(memory=mmap.mmap(fd, COUNTERS_SIZE))
+        client, waiting = stage.client(), stage.client()
+        client.send(GET_A * 3)
+        stage.turn()
+        stage.node(A).send(bulk("1") + b"-LOADED x\r\n-ERR x\r\n")
+        stage.turn()
+        client.close()
+        waiting.send(GET_A)
+        stage.turn()
+        told = [sys.executable, "-c", READER, str(fd), str(stage.counters.metrics["get"])]
+        commands, closed, inflight, client_out = json.loads(subprocess.check_output(told, pass_fds=(fd,), text=True))
+        mine = stage.count("commands")["get"]
+        assert mine["calls"] == 3
+        assert commands == {"get": mine}
+        assert mine["errors"] == {"ERR": 1, "other": 1}
+        assert (closed, inflight, client_out) == (1, 1, len(bulk("1") + b"-LOADED x\r\n-ERR x\r\n"))
+    finally:
+        os.close(fd)
+
+
+def test_a_second_look_at_the_same_memory(play: Play) -> None:
+    memory = mmap.mmap(-1, COUNTERS_SIZE + 4096)
+    stage = play(memory=memory)
+    other = Counters(memory)
+    assert other.snapshot()["commands"].keys() == {"other"}
+    other.metrics = stage.counters.metrics
+    stage.client().send(encode_command("PING"))
+    stage.turn()
+    assert other.snapshot() == stage.counters.snapshot()
+    assert other.snapshot()["commands"]["ping"]["calls"] == 1
+
+
+def test_the_memory_is_held_as_long_as_the_counters_live() -> None:
+    memory = mmap.mmap(-1, COUNTERS_SIZE)
+    counters = Counters(memory)
+    with pytest.raises(BufferError):
+        memory.close()
+    assert counters.snapshot()["accepted"] == 0
+    del counters
+    memory.close()
+
+
+def test_memory_that_will_not_do() -> None:
+    with pytest.raises(ValueError, match=f"need {COUNTERS_SIZE} bytes of memory, not {COUNTERS_SIZE - 1}"):
+        Counters(mmap.mmap(-1, COUNTERS_SIZE - 1))
+    with pytest.raises(ValueError, match="write"):
+        Counters(mmap.mmap(-1, COUNTERS_SIZE, access=mmap.ACCESS_READ))
+    with pytest.raises(ValueError, match="aligned"):
+        Counters(memoryview(mmap.mmap(-1, COUNTERS_SIZE + 8))[1:])
+    with pytest.raises(TypeError):
+        Counters(COUNTERS_SIZE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("index", [-1, 1024, 1 << 70])
+def test_an_index_there_is_no_room_for(index: int) -> None:
+    counters = Counters()
+    counters.metrics = {"other": 0, "get": index}
+    with pytest.raises(IndexError, match="get"):
+        counters.snapshot()

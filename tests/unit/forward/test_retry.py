@@ -250,7 +250,9 @@ def test_refused_until_the_deadline(play: Play, word: str, timeout_s: float) -> 
     exchange(stage, A, SET_A, REFUSALS[word])
     assert stage.hear(client) == REFUSALS[word]
     assert stage.node(A).get() == b""
-    assert stage.count("retries")[word, "retried"] == (1 if timeout_s else 0)
+    retries = stage.count("retries")
+    assert (retries[word, "retried"], retries[word, "gave_up"]) == (1 if timeout_s else 0, 1)
+    assert stage.count("timeouts") == (1 if timeout_s else 0)
     assert stage.count("commands")["set"]["errors"] == {word.upper(): 1}
 
 
@@ -322,6 +324,8 @@ def test_a_node_that_stays_down_until_the_deadline(play: Play) -> None:
     client.send(SET_A + GET_A)
     assert stage.hear(client, 2 * len(TEXTS["down"])) == TEXTS["down"] * 2
     assert stage.nodes == {}
+    gave_up = [count for (_, outcome), count in stage.count("retries").items() if outcome == "gave_up"]
+    assert (sum(gave_up), stage.count("timeouts")) == (2, 2)
 
 
 def test_moved_to_a_node_that_is_down(play: Play) -> None:
@@ -435,6 +439,38 @@ def test_a_redirection_for_nobody_is_not_followed(play: Play) -> None:
     exchange(stage, A, SET_A * 2, moved(B) + REFUSALS["tryagain"])
     assert B not in stage.nodes
     assert stage.retry.waiting == 0
+
+
+def test_the_reason_given_up_for_is_the_last(play: Play) -> None:
+    stage = play(timeout_s=0.1, backoff_s=1.0)
+    client = stage.client()
+    client.send(GET_A)
+    stage.turn()
+    exchange(stage, A, GET_A, REFUSALS["loading"])
+    stage.unreachable.add(A)
+    stage.node(A).close()
+    stage.turn()
+    stage.retry.wake_all()
+    assert stage.hear(client) == REFUSALS["loading"]
+    retries = stage.count("retries")
+    assert [key for key, count in retries.items() if key[1] == "gave_up" and count] == [("node_down", "gave_up")]
+
+
+def test_limits_may_be_changed(play: Play) -> None:
+    """They hold from the next redirection, or the next time something is parked, on."""
+    stage = play(backoff_s=1000.0, timeout_s=5000.0)
+    client = stage.client()
+    stage.retry.max_redirections = 0
+    client.send(SET_A)
+    stage.turn()
+    exchange(stage, A, SET_A, moved(B))
+    assert client.get() == moved(B)
+    stage.retry.backoff_min_ns = stage.retry.backoff_max_ns = 1000
+    client.send(SET_A)
+    stage.turn()
+    exchange(stage, A, SET_A, REFUSALS["loading"])
+    exchange(stage, A, SET_A, b"+OK\r\n")
+    assert client.get() == b"+OK\r\n"
 
 
 def test_stop_ends_what_is_parked(play: Play) -> None:

@@ -9,7 +9,7 @@ from proxy.forward.backend import BackendState
 from proxy.forward.router import READ_POLICIES
 from proxy.resp import errors
 from proxy.resp.encode import bulk, encode_command
-from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, TEXTS, THIRDS, A, B, C, Play, Stage
+from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, SLOT_B, TEXTS, THIRDS, A, B, C, Play, Stage
 
 D = Address("10.0.0.1", 7004)
 GET_A, GET_B, GET_C = (encode_command("GET", key) for key in (KEY_A, KEY_B, KEY_C))
@@ -171,8 +171,10 @@ def test_replicas_that_are_not_fit_or_down(
 def test_prefer_primary_reads_from_a_replica_when_the_primary_is_down(play: Play) -> None:
     stage = play(shards=FLOCK)
     stage.unreachable.add(A)
-    stage.client().send(SET_A)
+    writer = stage.client()
+    writer.send(SET_A)
     stage.until(lambda: stage.router.nodes[A].down)
+    writer.close()  # or the read below would keep its place behind the write that waits for A
     assert set(reader(stage, GET_A, 4, reads="prefer_primary")) == {B, C}
     for address in (B, C):
         stage.router.nodes[address].usable = False
@@ -361,6 +363,17 @@ def test_a_shard_without_slots_learns_its_first(play: Play) -> None:
     stage.turn()
     assert stage.node(D).get() == GET_A
     assert len(stage.router.shards) == 2
+
+
+def test_a_known_shard_without_slots_becomes_a_primary_with_its_first(play: Play) -> None:
+    stage = play(shards=[(A, [], [(0, 16383)]), (D, [], [])])
+    client = stage.client()
+    client.send(GET_A + GET_B)
+    stage.turn()
+    stage.node(A).send(b"".join(b"-MOVED %d %s\r\n" % (slot, str(D).encode()) for slot in (SLOT_A, SLOT_B)))
+    stage.turn()
+    assert stage.node(D).get() == GET_A + GET_B
+    assert [node.address for node in stage.router.primaries] == [A, D]
 
 
 def test_close_hands_everything_to_recovery(play: Play) -> None:

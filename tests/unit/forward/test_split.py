@@ -7,6 +7,7 @@ import random
 import pytest
 
 from proxy.cluster.slot import slot_of
+from proxy.forward.request import live
 from proxy.resp import errors
 from proxy.resp.encode import array, bulk, encode_command, integer
 from proxy.resp.readers import CommandReader
@@ -273,16 +274,50 @@ def test_a_client_that_leaves_in_the_middle(play: Play, answered: int) -> None:
     assert stage.retry.waiting == 0
 
 
-def test_a_client_that_leaves_while_a_part_is_parked(play: Play) -> None:
+@pytest.mark.parametrize("other", ["answered", "parked", "later"])
+def test_a_client_that_leaves_while_a_part_is_parked(play: Play, other: str) -> None:
+    """Nobody waits for the part any more: it ends when it would be sent again, whatever became of the other."""
     stage = play(backoff_s=1000.0, timeout_s=5000.0)
     client = stage.client()
     client.send(MGET)
-    answer(stage, {MGET_A: b"-LOADING x\r\n", MGET_B: array([bulk("2")])})
+    second = array([bulk("2")])
+    stage.turn()
+    assert (stage.node(A).get(), stage.node(B).get()) == (MGET_A, MGET_B)
+    stage.node(A).send(b"-LOADING x\r\n")
+    if other != "later":
+        stage.node(B).send(second if other == "answered" else b"-LOADING x\r\n")
+    stage.turn()
+    assert stage.retry.waiting == (2 if other == "parked" else 1)
     client.close()
     stage.turn()
+    assert stage.retry.waiting == 0
     stage.retry.wake_all()
-    answer(stage, {MGET_A: array([bulk("1")])})
-    assert stage.retry.waiting == stage.router.nodes[A].figures()["pending"] == 0
+    if other == "later":
+        stage.node(B).send(second)
+    stage.turn()
+    assert (stage.node(A).get(), stage.node(B).get()) == (b"", b"")
+    assert live() == stage.live
+
+
+@pytest.mark.parametrize("fate", ["moved", "ask", "tryagain", "lost"])
+def test_a_part_that_nobody_waits_for_is_not_sent_again(play: Play, fate: str) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(MGET)
+    stage.turn()
+    client.close()
+    stage.turn()
+    stage.node(A).get()
+    if fate == "lost":
+        stage.node(A).close()
+    else:
+        stage.node(A).send(b"-%s %d %s\r\n" % (fate.upper().encode(), SLOT_A, str(C).encode()))
+    stage.turn(6)
+    assert C not in stage.nodes
+    assert (stage.node(A).get(), stage.retry.waiting) == (b"", 0)
+    stage.node(B).send(array([bulk("2")]))
+    stage.turn()
+    assert live() == stage.live
 
 
 def test_many_keys_over_many_slots(play: Play) -> None:

@@ -1,0 +1,412 @@
+"""What is done with clients from outside: taken in, told new rules, parted with, closed."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import struct
+
+import pytest
+
+from proxy.forward.backend import BackendState
+from proxy.forward.clients import accept, close_all, close_idle, close_lingering, follow_reads, output_bytes, part
+from proxy.resp.encode import bulk, encode_command
+from proxy.resp.readers import CommandReader, ReplyReader
+from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, A, B, C, End, Play, Stage
+
+GET_A, GET_B, GET_C = (encode_command("GET", key) for key in (KEY_A, KEY_B, KEY_C))
+SET_A = encode_command("SET", KEY_A, "1")
+PING = encode_command("PING")
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        far = socket.create_connection(server.getsockname())
+        return server.accept()[0], far
+
+
+def told_the_end(stage: Stage, client: End) -> bool:
+    """Whether the client sees its end, though the descriptor is still open."""
+    return client.closed and stage.path.left == 0 and len(stage.path.clients) == 1
+
+
+# -- taken in
+
+
+def test_a_client_has_the_number_it_was_given(play: Play) -> None:
+    stage = play(connections=2)
+    stage.taken = 1 << 40
+    for _ in range(4):
+        stage.client().send(GET_A)
+        assert stage.accepted.id == stage.taken
+        stage.taken += 1  # the numbers of one worker may be all even: they say nothing about connections
+    stage.turn()
+    assert [end.get() for end in stage.nodes[A]] == [GET_A * 2, GET_A * 2]
+    stage.taken = 4
+
+
+def test_a_descriptor_that_cannot_be_watched(play: Play) -> None:
+    stage = play()
+    with open(os.devnull) as file, pytest.raises(OSError, match="cannot watch"):
+        accept(stage.path, file.fileno(), stage.settings, "a", "b", 1)
+    with pytest.raises(OSError, match="cannot watch"):
+        accept(stage.path, 1 << 20, stage.settings, "a", "b", 1)
+    assert not stage.path.clients
+    assert stage.count("accepted") == 0
+
+
+def test_settings_serve_one_data_path(play: Play) -> None:
+    one, two = play(), play()
+    one.client()
+    with open(os.devnull) as file, pytest.raises(ValueError, match="another data path"):
+        accept(two.path, file.fileno(), one.settings, "a", "b", 1)
+
+
+# -- reads
+
+
+def test_clients_follow_a_changed_policy_unless_they_chose_themselves(play: Play) -> None:
+    stage = play(shards=[(A, [B], [(0, 16383)])], reads="prefer_replica")
+    plain = stage.client()
+    choosing = stage.client()
+    other = stage.client(reads="prefer_replica")  # of another listener
+    choosing.send(encode_command("READWRITE"))
+    stage.turn()
+    assert choosing.get() == b"+OK\r\n"
+    stage.settings.update(reads="replica")
+    follow_reads(stage.path, stage.settings, "prefer_replica")
+    assert sorted(client.reads for client in stage.path.clients) == ["prefer_replica", "primary", "replica"]
+    stage.client()
+    assert stage.accepted.reads == stage.accepted.listener_reads == "replica"
+    stage.settings.update(reads="primary")
+    follow_reads(stage.path, stage.settings, "replica")
+    for client in (plain, choosing, other):
+        client.send(GET_A)
+    stage.turn()
+    assert (stage.node(A).get(), stage.node(B).get()) == (GET_A * 2, GET_A)
+    with pytest.raises(ValueError, match="not in tuple"):
+        follow_reads(stage.path, stage.settings, "nearest")
+
+
+# -- parting
+
+
+def test_an_idle_client_is_told_the_end_and_lingers(play: Play) -> None:
+    """What it sends meanwhile is thrown away; it is closed when it closes."""
+    stage = play()
+    client = stage.client()
+    part(stage.accepted)
+    part(stage.accepted)
+    assert stage.accepted.parting
+    stage.turn()
+    assert told_the_end(stage, client)
+    before = stage.count("client_in")
+    client.send(SET_A * 1000)
+    stage.turn()
+    assert told_the_end(stage, client)
+    assert stage.count("client_in") == before
+    assert stage.nodes == {}
+    client.close()
+    stage.turn()
+    assert (stage.path.left, stage.count("closed")["shutdown"]) == (1, 1)
+    part(stage.accepted)  # has left: nothing happens
+    stage.turn()
+    assert (stage.path.left, stage.reactor.open_peers) == (1, 0)
+
+
+def test_what_was_read_is_answered_and_nothing_else(play: Play) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(GET_A + PING + GET_B + encode_command("MGET", KEY_A, KEY_B) + SET_A[:-3])
+    stage.turn()
+    part(stage.accepted)
+    stage.turn()
+    client.send(SET_A[-3:] + PING)
+    stage.turn()
+    assert not client.closed
+    stage.node(B).send(bulk("2") + b"*1\r\n" + bulk("b"))
+    stage.turn()
+    assert client.get() == b""
+    stage.node(A).send(bulk("1") + b"*1\r\n" + bulk("a"))
+    stage.turn()
+    assert client.get() == bulk("1") + b"+PONG\r\n" + bulk("2") + b"*2\r\n" + bulk("a") + bulk("b")
+    assert told_the_end(stage, client)
+    assert stage.node(A).get().count(SET_A) == 0
+    assert stage.accepted.query_bytes == 0
+
+
+def test_what_was_read_and_had_to_wait_is_answered_too(play: Play) -> None:
+    """Commands behind back-pressure were read; those the kernel still holds were not."""
+    stage = play(max_pending=2)
+    near, far = tcp_pair()
+    client = stage.take(near, far)
+    client.send(b"".join(encode_command("SET", KEY_A, n) for n in range(9)) + GET_A[:7])
+    stage.until(lambda: stage.accepted.query_bytes)
+    part(stage.accepted)
+    client.send(GET_A[7:] + PING)
+    got = b""
+    reader = CommandReader()
+    while not client.closed:
+        stage.turn()
+        for _, words in reader.feed(stage.node(A).get()):
+            assert words[0] == b"SET"
+            stage.node(A).send(bulk(words[2]))
+        got += client.get()
+    assert got == b"".join(bulk(str(n)) for n in range(9))
+    assert told_the_end(stage, client)
+
+
+def test_replies_are_not_destroyed_by_what_the_client_goes_on_sending(play: Play) -> None:
+    """A close with unread input would be a reset, and the client could lose replies it has not read."""
+    stage = play()
+    near, far = tcp_pair()
+    client = stage.take(near, far)
+    client.send(GET_A)
+    stage.until(lambda: stage.accepted.pending)
+    part(stage.accepted)
+    stage.turn()
+    reply = bulk(b"v" * 30_000)
+    client.send(GET_B * 1000)
+    stage.node(A).send(reply)
+    stage.until(lambda: stage.path.lingering)
+    client.send(GET_B * 1000)
+    stage.turn()
+    got = b""
+    while part_of := far.recv(1 << 20):  # a reset would raise
+        got += part_of
+    assert got == reply
+    far.shutdown(socket.SHUT_WR)
+    stage.until(lambda: stage.path.left)
+    assert stage.count("closed")["shutdown"] == 1
+
+
+def test_lingering_has_an_end(play: Play) -> None:
+    stage = play()
+    clients = [stage.client() for _ in range(3)]
+    inside = list(stage.path.clients)
+    part(inside[0])
+    part(inside[1])
+    stage.turn()
+    close_lingering(stage.path)
+    close_idle(stage.path, 0)
+    assert len(stage.path.clients) == 2  # idle is another matter
+    assert stage.path.lingering == {inside[0], inside[1]}
+    close_lingering(stage.path, 0)
+    stage.turn()
+    assert (stage.path.clients, stage.path.lingering, stage.reactor.open_peers) == (set(), set(), 0)
+    assert all(client.closed for client in clients)
+    closed = stage.count("closed")
+    assert (closed["shutdown"], closed["idle"]) == (2, 1)
+
+
+def test_parting_with_a_client_that_ended_its_input(play: Play) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(GET_A)
+    client.sock.shutdown(socket.SHUT_WR)
+    stage.turn()
+    part(stage.accepted)
+    stage.turn()
+    assert not client.closed
+    stage.node(A).send(bulk("1"))
+    stage.turn()
+    assert client.get() == bulk("1")
+    assert client.closed
+    assert (stage.path.left, stage.count("closed")["client"]) == (1, 1)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_quit_and_parting(play: Play, late: bool) -> None:
+    """Whichever comes first: what was asked before QUIT is answered, what follows is not carried out."""
+    stage = play(max_pending=1)
+    client = stage.client()
+    client.send(GET_A + encode_command("QUIT") + SET_A)
+    stage.turn()
+    if not late:
+        part(stage.accepted)
+        stage.turn()
+    stage.node(A).send(bulk("1"))
+    stage.loop.run()
+    part(stage.accepted)
+    stage.turn()
+    assert client.get() == bulk("1") + b"+OK\r\n"
+    assert client.closed
+    client.close()
+    stage.turn()
+    assert stage.count("closed")["quit"] == 1
+    assert stage.node(A).get() == GET_A
+
+
+def test_malformed_input_that_had_to_wait(play: Play) -> None:
+    stage = play(max_pending=1)
+    client = stage.client()
+    client.send(GET_A + b"*1\r\n:4\r\n")
+    stage.turn()
+    part(stage.accepted)
+    stage.turn()
+    stage.node(A).send(bulk("1"))
+    stage.turn()
+    assert client.get() == bulk("1") + b"-ERR Protocol error: expected '$', got ':'\r\n"
+    client.close()
+    stage.turn()
+    assert stage.count("closed")["protocol_error"] == 1
+
+
+def test_parting_in_the_middle_of_redirections(play: Play) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(SET_A + encode_command("DEL", KEY_A, KEY_C) + GET_B)
+    stage.turn()
+    part(stage.accepted)
+    stage.node(A).send(b"-MOVED %d %s\r\n" % (SLOT_A, str(B).encode()) + b"-TRYAGAIN x\r\n")
+    stage.turn()
+    stage.node(C).close()  # the part of DEL that was sent there may have been executed
+    stage.turn()
+    assert stage.node(B).get().startswith(GET_B + SET_A)
+    stage.node(B).send(bulk("2") + b"+OK\r\n:1\r\n")
+    stage.turn()
+    said = client.get()
+    assert said.startswith(b"+OK\r\n-ERR connection to the node was lost")
+    assert said.endswith(bulk("2"))
+    assert told_the_end(stage, client)
+
+
+def test_a_client_that_does_not_take_its_replies_stays(play: Play) -> None:
+    """Until it does, or the worker has no more time."""
+    stage = play()
+    clients = [stage.client() for _ in range(2)]
+    for client in clients:
+        client.send(GET_A)
+    stage.turn()
+    reply = bulk(b"v" * 2_000_000)
+    stage.pour(stage.node(A), reply * 2)
+    for inside in stage.path.clients:
+        part(inside)
+    stage.turn()
+    close_lingering(stage.path, 0)
+    stage.turn()
+    assert (len(stage.path.clients), stage.path.lingering) == (2, set())
+    assert stage.drink(clients[0]) == reply
+    stage.turn()
+    assert len(stage.path.lingering) == 1
+    close_all(stage.path)
+    stage.turn()
+    assert (stage.path.left, stage.count("closed")["shutdown"]) == (2, 2)
+
+
+@pytest.mark.parametrize("when", ["before", "lingering"])
+def test_a_parting_client_that_is_reset(play: Play, when: str) -> None:
+    stage = play()
+    near, far = tcp_pair()
+    client = stage.take(near, far)
+    if when == "before":
+        client.send(GET_A)
+        stage.until(lambda: stage.accepted.pending)
+    part(stage.accepted)
+    stage.turn()
+    assert len(stage.path.lingering) == (when == "lingering")
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+    stage.until(lambda: stage.path.left)
+    assert stage.count("closed")["shutdown" if when == "lingering" else "client"] == 1
+
+
+def test_many_partings_leave_nothing_behind(play: Play) -> None:
+    stage = play()
+    before = len(os.listdir("/proc/self/fd"))
+    for n in range(200):
+        client = stage.client()
+        part(stage.accepted)
+        stage.turn()
+        assert told_the_end(stage, client) or n
+        if n % 2:
+            client.close()
+        else:
+            close_lingering(stage.path, 0)
+        stage.turn()
+        client.close()
+        stage.ends.clear()
+    assert (stage.path.left, stage.path.clients, stage.path.lingering) == (200, set(), set())
+    assert stage.reactor.open_peers == 0
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_was_read_is_answered_in_order(play: Play, seed: int) -> None:
+    """Random pipelines, cuts and partings: as many replies as whole commands were read, each the right one."""
+    chance = random.Random(seed)
+    stage = play(
+        max_pending=chance.choice([1, 3, 1024]),
+        max_pending_bytes=chance.choice([100, 1 << 20]),
+        soft_output=chance.choice([50, 1 << 20]),
+    )
+    frames, wanted = [], []
+    for n in range(chance.randrange(1, 60)):
+        key = chance.choice([KEY_A, KEY_B, KEY_C])
+        value = b"%d" % n + b"v" * chance.choice([1, 200, 20_000])
+        words = chance.choice([[b"PING", value], [b"GETSET", key, value], [b"ECHO", value], [b"GETDEL", key, value]])
+        frames.append(encode_command(*words))
+        wanted.append(bulk(value) if words[0] != b"GETDEL" else None)
+    client = stage.client()
+    stream = b"".join(frames)
+    sent = 0
+    parts_at = chance.randrange(len(stream) + 1)
+    nodes: dict[End, CommandReader] = {}
+    said = b""
+    while not client.closed:
+        if sent < len(stream):
+            sent += client.offer(stream[sent : sent + chance.choice([1, 30, 1000, 30_000])])
+        stage.turn(1)
+        if sent >= parts_at:
+            part(stage.accepted)
+        for ends in stage.nodes.values():
+            for end in ends:
+                if chance.random() < 0.7:
+                    for _, words in nodes.setdefault(end, CommandReader()).feed(end.get()):
+                        end.send(bulk(words[2]))
+        if chance.random() < 0.7:
+            said += client.get()
+    read = stage.count("client_in")
+    while read and frames and read >= len(frames[0]):
+        read -= len(frames.pop(0))
+    assert [reply for reply, _, _ in ReplyReader().feed(said)] == [
+        reply or b"-ERR wrong number of arguments for 'getdel' command\r\n"
+        for reply in wanted[: len(wanted) - len(frames)]
+    ]
+    assert told_the_end(stage, client)
+
+
+# -- closed
+
+
+def test_close_idle_spares_who_waits(play: Play) -> None:
+    stage = play()
+    idle, waiting = stage.client(), stage.client()
+    waiting.send(GET_A)
+    stage.turn()
+    close_idle(stage.path, 100)
+    stage.turn()
+    assert not idle.closed
+    close_idle(stage.path, 0)
+    stage.turn()
+    assert idle.closed
+    assert not waiting.closed
+    stage.node(A).send(bulk("v"))
+    stage.turn()
+    assert waiting.get() == bulk("v")
+    assert stage.count("closed")["idle"] == 1
+
+
+def test_close_all_ends_everybody_and_nothing_of_a_node(play: Play) -> None:
+    stage = play()
+    clients = [stage.client() for _ in range(3)]
+    clients[0].send(GET_A)
+    stage.turn()
+    part(next(iter(stage.path.clients)))
+    close_all(stage.path)
+    stage.turn()
+    assert all(client.closed for client in clients)
+    assert stage.count("closed")["shutdown"] == 3
+    assert output_bytes(stage.path) == 0
+    assert stage.router.nodes[A].backends()[0].state == BackendState.UP
