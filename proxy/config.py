@@ -1,8 +1,8 @@
 """The configuration: one pydantic model per YAML section, and a loader that names file, line and key of every fault.
 
-Why: the models are the one place where an option, its type, default and meaning stand; config/proxy.yaml and
-config/proxy.schema.json are held equal to them by tests.
-Who calls it: cli (load, from_seeds, effective, schema), worker and control (read the Settings).
+Why: the models are the one place where an option, its default and meaning stand (proxy.config_values: what a value may
+be); config/proxy.yaml and config/proxy.schema.json are held equal to them by tests.
+Who calls it: cli (load, from_seeds, effective, schema); run, supervisor, worker and control (read the Settings).
 
 Invariants:
 - Settings never change after they were read and hold values in seconds and bytes, whatever the file spelt.
@@ -12,162 +12,46 @@ Invariants:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeGuard, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    SecretStr,
-    ValidationError,
-    ValidationInfo,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from proxy.config_file import ConfigFaults, Fault, Key, Source, nearest, read, spelt
-from proxy.units import (
-    DURATION_UNITS,
-    SIZE_UNITS,
-    Address,
-    format_duration,
-    format_size,
-    parse_address,
-    parse_duration,
-    parse_size,
+from proxy.config_faults import Conflict, checked, impossible
+from proxy.config_file import ConfigFaults, Fault, Key, Source, read
+from proxy.config_values import (
+    SOME,
+    Bytes,
+    ClientName,
+    CommandName,
+    Connections,
+    Count,
+    FileMode,
+    FileOwner,
+    Listen,
+    LogLevel,
+    Node,
+    NodeName,
+    ReadPolicy,
+    Redirections,
+    Seconds,
+    SecondsOrOff,
+    Secret,
+    SecretFile,
+    SocketPath,
+    Switchable,
+    Workers,
+    YesOrNo,
+    has_port,
 )
+from proxy.units import Address
 
 __all__ = ["Address", "ConfigFaults", "Fault", "Settings", "effective", "from_seeds", "load", "schema"]
 
 COMMAND_LINE = "command line"
 MODE = "0660"
-
-
-@dataclass(frozen=True, slots=True)
-class SecretFile:
-    """A file that holds a secret: its path as written (empty = none) and what it held, without the final newline."""
-
-    path: str = ""
-    secret: str = field(default="", repr=False)
-
-
-def _read_secret(written: object, info: ValidationInfo) -> SecretFile:
-    if not isinstance(written, str):
-        raise ValueError("should be the path of a file")
-    if not written:
-        return SecretFile()
-    folder = (info.context or {}).get("folder", Path())
-    try:
-        secret = (folder / written).read_text("utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ValueError(f"cannot read the secret in '{written}': {reason}") from None
-    if not secret:
-        raise ValueError(f"the secret in '{written}' is empty")
-    return SecretFile(written, secret)
-
-
-def _whole(written: object) -> int:
-    # A number from the environment arrives as text.
-    if isinstance(written, str) and re.fullmatch(r"\d{1,18}", written, re.ASCII):
-        return int(written)
-    if isinstance(written, bool) or not isinstance(written, int):
-        raise ValueError("should be a whole number")
-    return written
-
-
-def _positive(value: float) -> float:
-    if value <= 0:
-        raise ValueError("should be more than 0")
-    return value
-
-
-def _not_empty(entries: tuple[object, ...]) -> tuple[object, ...]:
-    # Not min_length: pydantic counts only the valid entries, and a bad one is reported by itself.
-    if not entries:
-        raise ValueError("should have at least one entry")
-    return entries
-
-
-def _mode(written: object) -> str:
-    if not isinstance(written, str) or not re.fullmatch(r"0?[0-7]{3}", written):
-        raise ValueError('should be an octal file mode in quotes, such as "0660"')
-    return written
-
-
-def _reads(written: object) -> object:
-    return written.replace("master", "primary") if isinstance(written, str) else written
-
-
-def _switchable(written: object) -> Address | None:
-    # YAML 1.1 reads a bare `off` as false.
-    return None if written is False or written in ("", "off") else parse_address(written, listen=True)
-
-
-def _client_name(name: str) -> str:
-    if not re.fullmatch(r"[!-~]*", name):
-        raise ValueError(
-            "Client names cannot contain spaces, newlines or special characters."
-        )  # CLIENT SETNAME's words
-    return name
-
-
-def _command_name(written: str) -> str:
-    name = written.strip().lower().replace(" ", "|")
-    if not re.fullmatch(r"[a-z0-9._-]+(\|[a-z0-9._-]+)?", name):
-        raise ValueError(f"'{written}' is not a command name, such as debug or cluster|failover")
-    return name
-
-
-def _node_name(written: str) -> str:
-    """A bare host (IPv6 without brackets), or host:port in its one spelling."""
-    if _has_port(written):
-        return str(parse_address(written))
-    if not written or ":" in written:
-        ip_address(written)
-    return written
-
-
-def _has_port(name: str) -> bool:
-    return name.startswith("[") or name.count(":") == 1
-
-
-def _pattern(units: Iterable[str]) -> dict[str, Any]:
-    spelling = rf"^\s*\d+(\.\d+)?({'|'.join(units)})\s*$|^0$|\$\{{"
-    return {"anyOf": [{"type": "string", "pattern": spelling}, {"type": "integer", "const": 0}]}
-
-
-_Duration = WithJsonSchema(_pattern(DURATION_UNITS))
-_Size = WithJsonSchema(_pattern([*SIZE_UNITS, *(unit.upper() for unit in SIZE_UNITS)]))
-_Text = WithJsonSchema({"type": "string"})
-_Spelt = PlainSerializer(str, return_type=str)
-_Seconds = PlainSerializer(format_duration, return_type=str, when_used="json")
-_Bytes = PlainSerializer(format_size, return_type=str, when_used="json")
-
-_SOME = (AfterValidator(_not_empty), Field(json_schema_extra={"minItems": 1}))
-
-# What a value is, in code > how it is checked, written and described.
-SecondsOrOff = Annotated[float, BeforeValidator(parse_duration), _Seconds, _Duration]
-Seconds = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_positive), _Seconds, _Duration]
-Bytes = Annotated[int, BeforeValidator(parse_size), AfterValidator(_positive), _Bytes, _Size]
-Count = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)]
-Listen = Annotated[Address, BeforeValidator(lambda a: parse_address(a, listen=True, unix=True)), _Spelt, _Text]
-Switchable = Annotated[Address | None, BeforeValidator(_switchable), PlainSerializer(lambda a: str(a or "")), _Text]
-Node = Annotated[Address, BeforeValidator(parse_address), _Spelt, _Text]
-NodeName = Annotated[str, AfterValidator(_node_name)]
-Secret = Annotated[SecretFile, BeforeValidator(_read_secret), PlainSerializer(lambda file: file.path), _Text]
-ReadPolicy = Literal["primary", "prefer_primary", "replica", "prefer_replica", "any"]
-LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 def _option(default: object, text: str) -> Any:
@@ -180,8 +64,8 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def conflicts(self) -> Iterator[tuple[Key, str]]:
-        """Each combination that cannot work, as the option below this section to change, and why."""
+    def conflicts(self) -> Iterator[Conflict]:
+        """Each combination that cannot work, with keys below this section."""
         yield from ()
 
     @model_validator(mode="before")
@@ -192,8 +76,7 @@ class Section(BaseModel):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if found := list(self.conflicts()):
-            text = "; ".join(f"{spelt(option)}: {reason}" for option, reason in found)
-            raise PydanticCustomError("conflict", "{text}", {"text": text, "found": found})
+            raise impossible(found)
         return self
 
 
@@ -201,23 +84,29 @@ class Listener(Section):
     """One address clients connect to."""
 
     address: Listen = _option("127.0.0.1:7617", "host:port, [v6]:port or unix:/path to listen on.")
-    reads: Annotated[ReadPolicy, BeforeValidator(_reads)] = _option(
+    reads: ReadPolicy = _option(
         "primary",
         "Where reads go: primary, prefer_primary, replica, prefer_replica or any (master: another word for primary).",
     )
     backlog: Count = _option(511, "Connections waiting to be accepted, at most the kernel's net.core.somaxconn.")
-    mode: Annotated[str, BeforeValidator(_mode)] = _option(MODE, "File mode of a Unix socket, in quotes.")
+    mode: FileMode = _option(MODE, "File mode of a Unix socket, in quotes.")
+    owner: FileOwner = _option(
+        "",
+        "Owner of a Unix socket's file: user, user:group or :group, names or numbers, in quotes; empty = the proxy's.",
+    )
 
-    def conflicts(self) -> Iterator[tuple[Key, str]]:
-        """A TCP port has no mode."""
+    def conflicts(self) -> Iterator[Conflict]:
+        """A TCP port has no mode and no owner."""
         if self.mode != MODE and not self.address.path:
-            yield ("mode",), "only the file of a unix: address has a mode"
+            yield Conflict(("mode",), "only the file of a unix: address has a mode", (("address",),))
+        if self.owner.written and not self.address.path:
+            yield Conflict(("owner",), "only the file of a unix: address has an owner", (("address",),))
 
 
 class Cluster(Section):
     """How the Redis or Valkey Cluster is found and understood."""
 
-    seeds: Annotated[tuple[Node, ...], *_SOME] = Field(
+    seeds: Annotated[tuple[Node, ...], *SOME] = Field(
         description="Nodes to ask for the topology, host:port each; one that lives is enough."
     )
     username: str = _option("", "User of the proxy at the nodes (AUTH); empty = the default user.")
@@ -239,38 +128,35 @@ class Cluster(Section):
         """The password, wherever it came from; empty = none."""
         return self.password_file.secret or self.password.get_secret_value()
 
-    def conflicts(self) -> Iterator[tuple[Key, str]]:
+    def conflicts(self) -> Iterator[Conflict]:
         """Passwords, the refresh gap and address_map entries that do not fit together."""
         yield from _password_conflicts(self.password, self.password_file)
         if self.username and not self.secret:
-            yield ("username",), "a user needs password or password_file"
+            needs = (("password",), ("password_file",))
+            yield Conflict(("username",), "a user needs password or password_file", needs)
         if self.refresh_min_gap > self.refresh_interval:
-            yield ("refresh_min_gap",), "longer than refresh_interval"
+            yield Conflict(("refresh_min_gap",), "longer than refresh_interval", (("refresh_interval",),))
         for announced, reached in self.address_map.items():
-            if _has_port(announced) != _has_port(reached):
-                yield ("address_map", announced), "a host maps to a host, host:port to host:port"
+            if has_port(announced) != has_port(reached):
+                yield Conflict(("address_map", announced), "a host maps to a host, host:port to host:port")
 
 
 class Backends(Section):
     """Connections to the nodes."""
 
-    connections: Annotated[int, Field(ge=1, le=64), BeforeValidator(_whole)] = _option(
-        1, "Shared connections per node and protocol."
-    )
+    connections: Connections = _option(1, "Shared connections per node and protocol.")
     connect_timeout: Seconds = _option("1s", "How long connecting and the handshake may take.")
     stall_timeout: Seconds = _option("10s", "A connection with commands pending that gives no byte so long is closed.")
     backoff_min: Seconds = _option("50ms", "First pause before a node is connected to again.")
     backoff_max: Seconds = _option("2s", "Longest such pause.")
-    client_name: Annotated[str, AfterValidator(_client_name)] = _option(
-        "redis-proxy", "Name of the connections in the nodes' CLIENT LIST; empty = none."
-    )
+    client_name: ClientName = _option("redis-proxy", "Name of the connections in the nodes' CLIENT LIST; empty = none.")
     keepalive: SecondsOrOff = _option("60s", "TCP keepalive towards the nodes; 0 = off.")
     health_interval: Seconds = _option("2s", "Time between two looks at a node's health.")
 
-    def conflicts(self) -> Iterator[tuple[Key, str]]:
+    def conflicts(self) -> Iterator[Conflict]:
         """A backoff that would shrink."""
         if self.backoff_min > self.backoff_max:
-            yield ("backoff_min",), "longer than backoff_max"
+            yield Conflict(("backoff_min",), "longer than backoff_max", (("backoff_max",),))
 
 
 class Requests(Section):
@@ -282,14 +168,12 @@ class Requests(Section):
     )
     retry_backoff_min: Seconds = _option("5ms", "First pause before a command refused for the moment is sent again.")
     retry_backoff_max: Seconds = _option("100ms", "Longest such pause.")
-    max_redirections: Annotated[int, Field(ge=0, le=100), BeforeValidator(_whole)] = _option(
-        5, "MOVED and ASK followed for one command."
-    )
+    max_redirections: Redirections = _option(5, "MOVED and ASK followed for one command.")
 
-    def conflicts(self) -> Iterator[tuple[Key, str]]:
+    def conflicts(self) -> Iterator[Conflict]:
         """A backoff that would shrink."""
         if self.retry_backoff_min > self.retry_backoff_max:
-            yield ("retry_backoff_min",), "longer than retry_backoff_max"
+            yield Conflict(("retry_backoff_min",), "longer than retry_backoff_max", (("retry_backoff_max",),))
 
 
 class Clients(Section):
@@ -313,17 +197,17 @@ class Clients(Section):
         """The password, wherever it came from; empty = none."""
         return self.password_file.secret or self.password.get_secret_value()
 
-    def conflicts(self) -> Iterator[tuple[Key, str]]:
+    def conflicts(self) -> Iterator[Conflict]:
         """Two passwords; a soft limit that can never be reached."""
         yield from _password_conflicts(self.password, self.password_file)
         if self.output_soft_limit > self.output_hard_limit:
-            yield ("output_soft_limit",), "more than output_hard_limit"
+            yield Conflict(("output_soft_limit",), "more than output_hard_limit", (("output_hard_limit",),))
 
 
 class Commands(Section):
     """Which commands pass."""
 
-    allow: tuple[Annotated[str, AfterValidator(_command_name)], ...] = _option(
+    allow: tuple[CommandName, ...] = _option(
         (), "Commands to let through although they are refused by default, such as debug or cluster|failover."
     )
 
@@ -332,6 +216,25 @@ class Admin(Section):
     """The administration port (HTTP)."""
 
     address: Switchable = _option("127.0.0.1:9617", "host:port of /metrics, /livez and /readyz; off = none.")
+
+
+class Ready(Section):
+    """When /readyz answers 200."""
+
+    partial: YesOrNo = _option(
+        False, "true: as soon as a node is known for some slot; false: only when one is known for every slot."
+    )
+
+
+class Drain(Section):
+    """The end after SIGTERM."""
+
+    delay: SecondsOrOff = _option(
+        "0s", "How long clients are still accepted while /readyz answers 503 already, for balancers to notice."
+    )
+    timeout: Seconds = _option(
+        "10s", "How long clients may then take to get the replies to what they sent; who is left is closed."
+    )
 
 
 class Log(Section):
@@ -346,8 +249,14 @@ class Settings(Section):
     """The whole configuration."""
 
     include: tuple[str, ...] = _option((), "Files, relative to this one, with options this one does not give.")
-    listeners: Annotated[tuple[Listener, ...], *_SOME] = Field(
+    workers: Workers = _option(
+        "auto", "Worker processes, 1 to 256; auto = as many as CPUs are granted (affinity, the cgroup's quota)."
+    )
+    listeners: Annotated[tuple[Listener, ...], *SOME] = Field(
         default_factory=lambda: (Listener(),), description="Addresses clients connect to."
+    )
+    handover: SocketPath = _option(
+        "", "Path of the Unix socket over which the next instance takes over the listening sockets; empty = none."
     )
     cluster: Cluster
     backends: Backends = Field(default_factory=Backends)
@@ -355,6 +264,8 @@ class Settings(Section):
     clients: Clients = Field(default_factory=Clients)
     commands: Commands = Field(default_factory=Commands)
     admin: Admin = Field(default_factory=Admin)
+    ready: Ready = Field(default_factory=Ready)
+    drain: Drain = Field(default_factory=Drain)
     log: Log = Field(default_factory=Log)
 
     @model_validator(mode="before")
@@ -362,13 +273,24 @@ class Settings(Section):
     def _seeds_are_missed_by_name(cls, written: object) -> object:
         return {"cluster": {}} | written if isinstance(written, dict) else written
 
-    def conflicts(self) -> Iterator[tuple[Key, str]]:
-        """One address for two listeners."""
-        taken = {self.admin.address}
+    def conflicts(self) -> Iterator[Conflict]:
+        """Two sockets in one place; readiness that nobody can ask for."""
+        admin = ("admin", "address")
+        taken: list[tuple[Key, Address]] = [(admin, self.admin.address)] if self.admin.address else []
         for n, listener in enumerate(self.listeners):
-            if listener.address in taken and (listener.address.port or listener.address.path):
-                yield ("listeners", n, "address"), f"{listener.address} is listened on already"
-            taken.add(listener.address)
+            key = ("listeners", n, "address")
+            yield from _clashes(key, listener.address, taken)
+            # Port 0 clashes with nothing, but it is the address that tells listeners apart (proxy.messages.Take).
+            if not listener.address.path and not listener.address.port:
+                for m in range(n):
+                    if self.listeners[m].address == listener.address:
+                        yield Conflict(key, f"{listener.address} is given twice", (("listeners", m, "address"),))
+            taken.append((key, listener.address))
+        if self.handover:
+            yield from _clashes(("handover",), Address(path=self.handover), taken)
+        if self.ready.partial and self.admin.address is None:
+            reason = "nobody can ask for readiness while admin.address is off"
+            yield Conflict(("ready", "partial"), reason, (admin,))
 
 
 def load(path: str | Path) -> Settings:
@@ -393,72 +315,19 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema()}
 
 
-def _password_conflicts(password: SecretStr, file: SecretFile) -> Iterator[tuple[Key, str]]:
+def _clashes(key: Key, address: Address, taken: Iterable[tuple[Key, Address]]) -> Iterator[Conflict]:
+    """Why it cannot be listened at as well."""
+    for other_key, other in taken:
+        if address.overlaps(other):
+            overlaps = "" if address == other else f"overlaps {other}, which "
+            yield Conflict(key, f"{address} {overlaps}is listened on already", (other_key,))
+            return
+
+
+def _password_conflicts(password: SecretStr, file: SecretFile) -> Iterator[Conflict]:
     if password.get_secret_value() and file.path:
-        yield ("password",), "either password or password_file, not both"
+        yield Conflict(("password",), "either password or password_file, not both", (("password_file",),))
 
 
 def _settings(source: Source, folder: Path) -> Settings:
-    settings = None
-    try:
-        settings = Settings.model_validate(source.values, context={"folder": folder})
-    except ValidationError as error:
-        known = {fault.key for fault in source.faults}
-        for detail in error.errors(include_url=False, include_input=False):
-            if detail["type"] == "missing" and source.incomplete:
-                continue
-            for key, reason in _explained(detail["loc"], detail["type"], detail["msg"], detail.get("ctx", {})):
-                if spelt(key) not in known:
-                    source.fault(key, reason)
-    if source.faults or settings is None:
-        raise ConfigFaults(source.faults)
-    return settings
-
-
-REASONS = {
-    "missing": "is required",
-    "model_type": "should be a mapping of options",
-    "model_attributes_type": "should be a mapping of options",
-    "dict_type": "should be a mapping",
-    "tuple_type": "should be a list",
-    "string_type": "should be text: write it in quotes",
-    "greater_than_equal": "should be at least {ge}",
-    "less_than_equal": "should be at most {le}",
-}
-
-
-def _explained(key: Key, kind: str, message: str, context: dict[str, Any]) -> Iterator[tuple[Key, str]]:
-    """pydantic's error in our words; a conflict is as many faults as it names."""
-    if kind == "conflict":
-        for option, reason in context["found"]:
-            yield (*key, *option), reason
-    elif kind == "extra_forbidden":
-        yield key, f"unknown option '{key[-1]}'{_known_near(key)}"
-    elif kind == "value_error":
-        yield tuple(step for step in key if step != "[key]"), str(context["error"])
-    elif kind == "literal_error":
-        yield key, f"should be {context['expected']}"
-    else:
-        yield key, REASONS[kind].format(**context) if kind in REASONS else message[:1].lower() + message[1:]
-
-
-def _known_near(key: Key) -> str:
-    """The option meant by an unknown one: the closest of its section, or the same word in another section."""
-    section: type[BaseModel] = Settings
-    for step in key[:-1]:
-        if isinstance(step, str):
-            annotation = section.model_fields[step].annotation
-            section = next(kind for kind in (annotation, *get_args(annotation)) if _is_section(kind))
-    word = str(key[-1])
-    if hint := nearest(word, section.model_fields):
-        return hint
-    elsewhere = [
-        f"{name}.{word}"
-        for name, option in Settings.model_fields.items()
-        if _is_section(option.annotation) and word in option.annotation.model_fields
-    ]
-    return f", did you mean '{elsewhere[0]}'?" if elsewhere else ""
-
-
-def _is_section(kind: Any) -> TypeGuard[type[Section]]:
-    return isinstance(kind, type) and issubclass(kind, Section)
+    return checked(Settings, source, {"folder": folder}, {("cluster", "seeds"): ["localhost:1"]})

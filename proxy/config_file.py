@@ -52,19 +52,22 @@ class ConfigFaults(Exception):
 class Source:
     """What was read: plain values, where each key stands (file, line), and what was wrong so far.
 
-    incomplete = a file could not be read, so that what is missing may be there.
+    wrong = the keys whose values are not what was meant; incomplete = a file could not be read, so that what is
+    missing may be there.
     """
 
     file: str
     values: dict[str, Any] = field(default_factory=dict)
     marks: dict[Key, tuple[str, int]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    wrong: set[Key] = field(default_factory=set)
     incomplete: bool = False
 
     def fault(self, key: Key, reason: str) -> None:
         """Adds a fault where the key stands, or where the nearest key around it does."""
         around = next((key[:n] for n in range(len(key), 0, -1) if key[:n] in self.marks), ())
         file, line = self.marks.get(around, (self.file, 0))
+        self.wrong.add(key)
         self.faults.append(Fault(file, line, spelt(key), reason))
 
     def unreadable(self, line: int, reason: str) -> None:
@@ -112,6 +115,7 @@ def _include(path: Path, key: Key, source: Source, depth: int) -> None:
         return
     inner.values.pop("include", None)
     source.faults += inner.faults
+    source.wrong |= inner.wrong
     source.values = _merged(inner.values, source.values)
     source.marks = inner.marks | source.marks
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from ipaddress import ip_address
+from posixpath import realpath
 
 DURATION_UNITS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 # redis.conf's ("Note on units" at its top): k is 1000, kb is 1024; any case.
@@ -45,6 +47,23 @@ class Address:
         if self.path:
             return UNIX + self.path
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def overlaps(self, other: Address) -> bool:
+        """Whether not both can be listened on: the same place, or one all addresses of the other's family (0.0.0.0).
+
+        Names are not looked up; port 0 is any free one and overlaps nothing.
+        """
+        if self.path or other.path:
+            return bool(self.path and other.path) and realpath(self.path) == realpath(other.path)
+        if self.port != other.port or not self.port:
+            return False
+        if self.host.lower() == other.host.lower():
+            return True
+        try:
+            one, two = ip_address(self.host), ip_address(other.host)
+        except ValueError:
+            return False
+        return one.version == two.version and (one == two or one.is_unspecified or two.is_unspecified)
 
 
 def parse_duration(written: object) -> float:
@@ -81,12 +100,7 @@ def parse_address(written: object, *, listen: bool = False, unix: bool = False) 
     if not isinstance(written, str):
         raise ValueError("should be an address such as 127.0.0.1:6379, written in quotes")
     if unix and written.startswith(UNIX):
-        path = written[len(UNIX) :]
-        if not path.startswith("/"):
-            raise ValueError(f"the path of a Unix socket should be absolute, not '{path}'")
-        if len(path.encode()) > 107:  # sockaddr_un.sun_path with its ending zero, unix(7)
-            raise ValueError(f"the path of a Unix socket has at most 107 bytes, this one {len(path.encode())}")
-        return Address(path=path)
+        return Address(path=check_socket_path(written[len(UNIX) :]))
     host, colon, port = written.rpartition(":")
     if not colon or host.endswith(":") or ("[" not in host and ":" in host):
         bare = written.count(":") > 1
@@ -94,11 +108,21 @@ def parse_address(written: object, *, listen: bool = False, unix: bool = False) 
         raise ValueError(reason)
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    if not host or not re.fullmatch(r"[A-Za-z0-9_.:%-]+", host):
+    labels = host.removesuffix(".").split(".")  # of which getaddrinfo takes 1 to 63 characters each
+    if not re.fullmatch(r"[A-Za-z0-9_.:%-]+", host) or not all(0 < len(label) < 64 for label in labels):
         raise ValueError(f"'{written}' has no valid host" + (" (for all addresses: 0.0.0.0)" if listen else ""))
     if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not (0 if listen else 1) <= int(port) <= 65535:
         raise ValueError(f"'{port}' is not a port (1 to 65535)")
     return Address(host, int(port))
+
+
+def check_socket_path(path: str) -> str:
+    """The path, when a Unix socket can be there: absolute, and at most 107 bytes."""
+    if not path.startswith("/"):
+        raise ValueError(f"the path of a Unix socket should be absolute, not '{path}'")
+    if len(path.encode()) > 107:  # sockaddr_un.sun_path with its ending zero, unix(7)
+        raise ValueError(f"the path of a Unix socket has at most 107 bytes, this one {len(path.encode())}")
+    return path
 
 
 def _quantity(written: object, units: dict[str, Decimal], hint: str) -> Decimal:

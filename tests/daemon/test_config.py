@@ -25,6 +25,31 @@ FAULTS = {
     "seed without port": (GOOD.replace("127.0.0.1:7000", "127.0.0.1"), 4, "cluster.seeds[0]"),
     "no seeds": ("cluster:\n  seeds: []\n", 2, "cluster.seeds"),
     "not a mapping": ("cluster: 5\n", 1, "cluster"),
+    "no number of workers": (GOOD + "workers: many\n", 5, "workers"),
+    "nearly an option": (GOOD + "drain:\n  dealy: 5s\n", 6, "drain.dealy"),
+    "not a yes or no": (GOOD + "ready:\n  partial: perhaps\n", 6, "ready.partial"),
+    "nobody to give the socket to": (
+        GOOD.replace('"127.0.0.1:7617"', "unix:/x\n    owner: no-such-user"),
+        3,
+        "listeners[0].owner",
+    ),
+    "owner of a port": (GOOD.replace('7617"\n', '7617"\n    owner: ":0"\n'), 3, "listeners[0].owner"),
+    "hand-over where clients connect": (
+        "handover: /run/x.sock\n" + GOOD.replace('"127.0.0.1:7617"', "unix:/run/x.sock"),
+        1,
+        "handover",
+    ),
+    "hand-over nowhere": (GOOD + "handover: x.sock\n", 5, "handover"),
+    "two listeners in one place": (
+        GOOD.replace('"127.0.0.1:7617"\n', "unix:/run/x.sock\n  - address: unix:/run/x.sock\n"),
+        3,
+        "listeners[1].address",
+    ),
+    "readiness nobody can ask for": (
+        GOOD + "ready:\n  partial: true\nadmin:\n  address: off\n",
+        6,
+        "ready.partial",
+    ),
     "missing password file": (GOOD + "clients:\n  password_file: nosuch.txt\n", 6, "clients.password_file"),
 }
 
@@ -47,12 +72,19 @@ def test_faults_name_file_line_and_key(name: str, check: list[str], tmp_path: Pa
 
 
 def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
-    path = write(tmp_path, GOOD + "nosuch: 1\nrequests:\n  timeout: soon\n  other: 2\n")
+    """Wrong by themselves and wrong together."""
+    text = GOOD + "nosuch: 1\nrequests:\n  timeout: soon\n  other: 2\n  retry_backoff_min: 1m\nhandover: /x\n"
+    path = write(tmp_path, text.replace("listeners:\n", "listeners:\n  - address: unix:/x\n", 1))
     done = run_cli("-t", "-c", path)
     told = done.stdout + done.stderr
     assert done.returncode == 78
-    for line, key in ((5, "nosuch"), (7, "requests.timeout"), (8, "requests.other")):
-        assert f"{path}:{line}: {key}: " in told
+    assert [line.removeprefix(f"{path}:").split(": ")[:2] for line in told.splitlines()] == [
+        ["6", "nosuch"],
+        ["8", "requests.timeout"],
+        ["9", "requests.other"],
+        ["10", "requests.retry_backoff_min"],
+        ["11", "handover"],
+    ]
 
 
 @pytest.mark.parametrize("text", ["listeners: [\n", "a: b: c\n", "\tx: 1\n", "[1, 2]\n", "just words\n", "\x00\n"])
@@ -106,6 +138,26 @@ def test_print_config_masks_secrets(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "127.0.0.1:7000" in done.stdout
     assert "topsecret" not in done.stdout + done.stderr
+
+
+def test_print_config_has_every_option_as_the_file_spells_it(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "workers: 3\ndrain:\n  delay: 5s\nhandover: /run/h.sock\n")
+    first = run_cli("--print-config", "-c", path)
+    assert first.returncode == 0
+    for line in ("workers: 3", "  delay: 5s", "  timeout: 10s", "  partial: false", "handover: /run/h.sock"):
+        assert line in first.stdout.splitlines()
+    second = run_cli("--print-config", "-c", write(tmp_path, first.stdout))
+    assert second.stdout == first.stdout
+
+
+def test_options_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, GOOD + "workers: ${WORKERS}\n")
+    monkeypatch.setenv("WORKERS", "7")
+    assert "workers: 7\n" in run_cli("--print-config", "-c", path).stdout
+    monkeypatch.setenv("WORKERS", "1000")
+    done = run_cli("-t", "-c", path)
+    assert done.stderr == f"{path}:5: workers: should be auto or a number from 1 to 256\n"
+    assert done.returncode == 78
 
 
 def test_version_and_help() -> None:

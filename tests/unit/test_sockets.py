@@ -1,4 +1,7 @@
-"""Listening sockets on loopback and in a temp folder: opened, taken over, refused with a reason, removed at the end."""
+"""Listening sockets on loopback: opened at every address of a name, taken over, refused with a reason.
+
+test_sockets_unix.py has what concerns the file of a Unix socket.
+"""
 
 from __future__ import annotations
 
@@ -7,60 +10,44 @@ import logging
 import os
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy import sockets
-from proxy.config import Listener
-from proxy.sockets import ListenError, Listening, close_unused, inherited, open_listener, spell
+from proxy.sockets import ListenError, Listening, close_unused, inherited, spell, warn_somaxconn
+from tests.support.listening import HOST, Sockets, connects, events, listener
 
-HOST = "127.0.0.1"
 FIRST = 200  # where the tests' inherited descriptors begin: 3 and the next are pytest's own
 
 
-def listener(address: str, **options: Any) -> Listener:
-    return Listener.model_validate({"address": address, **options})
-
-
 @pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
+def stack() -> Iterator[Sockets]:
+    with Sockets() as opened:
         yield opened
 
 
 @pytest.fixture
-def opened(stack: ExitStack) -> Callable[..., Listening]:
-    """open_listener, closed after the test."""
-
-    def start(address: str, given: list[socket.socket] | None = None, **options: Any) -> Listening:
-        listening = open_listener(listener(address, **options), given)
-        stack.callback(listening.close)
-        return listening
-
-    return start
+def opened(stack: Sockets) -> Callable[..., Listening]:
+    return stack.opened
 
 
 @pytest.fixture
-def bound(stack: ExitStack) -> Callable[..., socket.socket]:
-    """A stream socket as the service manager makes it: bound and, unless told otherwise, listening."""
-
-    def start(where: Any, family: int = socket.AF_INET, listen: bool = True) -> socket.socket:
-        sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-        sock.bind(where)
-        if listen:
-            sock.listen()
-        return sock
-
-    return start
+def opened_all(stack: Sockets) -> Callable[..., list[Listening]]:
+    return stack.opened_all
 
 
 @pytest.fixture
-def pass_on(monkeypatch: pytest.MonkeyPatch, stack: ExitStack) -> Callable[..., None]:
+def bound(stack: Sockets) -> Callable[..., socket.socket]:
+    return stack.bound
+
+
+@pytest.fixture
+def pass_on(monkeypatch: pytest.MonkeyPatch, stack: Sockets) -> Callable[..., None]:
     """Passes sockets or files to this process the way sd_listen_fds(3) describes, only from FIRST on."""
 
     def start(*passed: Any, names: str | None = None, pid: int | None = None, count: str | None = None) -> None:
@@ -93,16 +80,6 @@ def is_open(descriptor: int) -> bool:
 def close_all(found: list[socket.socket]) -> None:
     for sock in found:
         sock.close()
-
-
-def connects(where: Any, family: int = socket.AF_INET) -> bool:
-    with socket.socket(family, socket.SOCK_STREAM) as client:
-        client.settimeout(5)
-        return client.connect_ex(where) == 0
-
-
-def events(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[tuple[str, dict[str, Any]]]:
-    return [(record.message, getattr(record, "fields", {})) for record in caplog.records if record.levelno == level]
 
 
 # Opened by ourselves
@@ -151,93 +128,208 @@ def test_a_name_that_is_none(opened: Callable[..., Listening]) -> None:
         opened("no.invalid:1")
 
 
-@pytest.mark.parametrize("mode", ["0600", "0666", "0770"])
-def test_unix_file_has_its_mode_and_goes_away(mode: str, tmp_path: Path, opened: Callable[..., Listening]) -> None:
-    path = tmp_path / "sock"
-    listening = opened(f"unix:{path}", mode=mode)
-    assert stat.S_IMODE(path.stat().st_mode) == int(mode, 8)
-    assert listening.label == f"unix:{path}"
-    assert not connects(str(path), socket.AF_UNIX)
+# A name with several addresses
+
+
+@pytest.fixture
+def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has every name mean these (family, host), with the port that was asked for."""
+
+    def start(*places: tuple[int, str]) -> None:
+        def answer(host: str, port: int, **options: Any) -> list[Any]:
+            return [
+                (family, socket.SOCK_STREAM, 6, "", (where, port, 0, 0) if ":" in where else (where, port))
+                for family, where in places
+            ]
+
+        monkeypatch.setattr(socket, "getaddrinfo", answer)
+
+    return start
+
+
+V4, OTHER_V4, V6 = (socket.AF_INET, HOST), (socket.AF_INET, "127.0.0.2"), (socket.AF_INET6, "::1")
+NO_FAMILY = 9  # AF_X25: this machine's kernel says to it what one without IPv6 says to that
+
+
+def lacks(family: int) -> bool:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return True
+    return False
+
+
+def test_every_address_of_a_name_is_listened_on(
+    resolve: Callable[..., None], opened_all: Callable[..., list[Listening]]
+) -> None:
+    places = [V4, OTHER_V4, V4] if lacks(socket.AF_INET6) else [V4, OTHER_V4, V4, V6]  # the one twice, as in /etc/hosts
+    resolve(*places)
+    found = opened_all("proxy.example:0")
+    hosts = [host for _, host in dict.fromkeys(places)]
+    ports = {one.sock.getsockname()[1] for one in found}
+    assert [one.sock.getsockname()[0] for one in found] == hosts
+    assert len(ports) == 1
+    assert [one.label for one in found] == [spell((host, *ports)) for host in hosts]
+    for one in found:
+        one.listen()
+        assert connects(one.sock.getsockname(), one.sock.family)
+
+
+def test_all_addresses_or_none(
+    resolve: Callable[..., None], opened_all: Callable[..., list[Listening]], bound: Callable[..., socket.socket]
+) -> None:
+    port = bound(("127.0.0.2", 0)).getsockname()[1]
+    resolve(V4, OTHER_V4)
+    with pytest.raises(ListenError, match=rf"^cannot listen on proxy\.example:{port}: the address is in use; "):
+        opened_all(f"proxy.example:{port}")
+    bound((HOST, port))  # without SO_REUSEADDR: nothing is left there
+
+
+def test_an_address_of_another_machine_is_not_passed_over(
+    resolve: Callable[..., None], opened_all: Callable[..., list[Listening]]
+) -> None:
+    resolve(V4, (socket.AF_INET, "192.0.2.1"))
+    with pytest.raises(ListenError, match="Cannot assign requested address"):
+        opened_all("proxy.example:0")
+
+
+@pytest.mark.skipif(not lacks(NO_FAMILY), reason="the machine lacks no family")
+def test_a_family_the_machine_lacks_is_passed_over(
+    resolve: Callable[..., None], opened_all: Callable[..., list[Listening]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    resolve((NO_FAMILY, "::1"), V4)
+    [listening] = opened_all("proxy.example:0")
+    assert listening.label.startswith(f"{HOST}:")
+    assert events(caplog, logging.INFO) == [
+        ("address not used: the machine lacks its family", {"address": "[::1]:0", "listener": "proxy.example:0"})
+    ]
+    resolve((NO_FAMILY, "::1"))
+    with pytest.raises(ListenError, match="Address family not supported"):
+        opened_all("proxy.example:0")
+
+
+SWITCHED_OFF = """
+import ctypes, fcntl, os, socket, struct, sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.unshare(0x40000000):  # CLONE_NEWNET
+    sys.exit(77)
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    fcntl.ioctl(sock, 0x8914, struct.pack("16sh", b"lo", 0x1))  # SIOCSIFFLAGS, IFF_UP
+try:
+    with open("/proc/sys/net/ipv6/conf/all/disable_ipv6", "w") as switch:
+        switch.write("1")
+except OSError:
+    sys.exit(77)
+from proxy.config import Listener
+from proxy.sockets import open_listener
+
+both = [(family, socket.SOCK_STREAM, 6, "", where) for family, where in (
+    (socket.AF_INET6, ("::1", 0, 0, 0)), (socket.AF_INET, ("127.0.0.1", 0)))]
+socket.getaddrinfo = lambda *words, **options: both
+for one in open_listener(Listener(address="localhost:0")):
+    print(one.label.rpartition(":")[0])
+    one.close()
+"""
+
+
+def test_ipv6_switched_off() -> None:
+    """Where the family is there and has no addresses, as in many a container."""
+    done = subprocess.run([sys.executable, "-c", SWITCHED_OFF], capture_output=True, text=True, timeout=30)
+    if done.returncode == 77:
+        pytest.skip("no network of one's own to switch it off in")
+    assert (done.stdout, done.returncode) == (f"{HOST}\n", 0), done.stderr
+
+
+def test_a_free_port_is_free_at_every_address(
+    resolve: Callable[..., None],
+    opened_all: Callable[..., list[Listening]],
+    bound: Callable[..., socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel's first choice is in use at the second address: another one is found."""
+    resolve(V4, OTHER_V4)
+    real = sockets._bound
+    in_the_way: list[socket.socket] = []
+
+    def then_occupied(family: int, where: tuple[Any, ...]) -> socket.socket:
+        sock = real(family, where)
+        if not in_the_way:
+            in_the_way.append(bound(("127.0.0.2", sock.getsockname()[1])))
+        return sock
+
+    monkeypatch.setattr(sockets, "_bound", then_occupied)
+    ports = {one.sock.getsockname()[1] for one in opened_all("proxy.example:0")}
+    assert len(ports) == 1
+    assert not ports & {in_the_way[0].getsockname()[1]}
+
+
+def test_what_is_taken_over_and_what_is_not_of_one_name(
+    resolve: Callable[..., None], opened_all: Callable[..., list[Listening]], bound: Callable[..., socket.socket]
+) -> None:
+    first = bound((HOST, 0))
+    port = first.getsockname()[1]
+    second = bound(("127.0.0.2", port))
+    resolve(V4, (socket.AF_INET, "127.0.0.3"), OTHER_V4)
+    given, handed = [first], [second]
+    found = opened_all(f"proxy.example:{port}", given, handed)
+    assert [one.label for one in found] == [f"{HOST}:{port}", f"127.0.0.3:{port}", f"127.0.0.2:{port}"]
+    assert (found[0].sock, found[2].sock) == (first, second)
+    assert given == handed == []
+
+
+def test_one_listens_where_another_does(opened: Callable[..., Listening]) -> None:
+    """Both can be bound; the kernel objects only when the second begins to listen."""
+    first = opened(f"{HOST}:0")
+    port = first.sock.getsockname()[1]
+    second = opened(f"0.0.0.0:{port}")
+    first.listen()
+    with pytest.raises(ListenError, match=rf"^cannot listen on 0\.0\.0\.0:{port}: the address is in use; "):
+        second.listen()
+
+
+def test_new_options_do_not_make_it_listen(opened: Callable[..., Listening]) -> None:
+    listening = opened(f"{HOST}:0")
+    listening.update(listener(f"{HOST}:0", backlog=9))
+    assert not connects(listening.sock.getsockname())
     listening.listen()
-    assert connects(str(path), socket.AF_UNIX)
-    listening.close()
-    assert not path.exists()
+    assert connects(listening.sock.getsockname())
 
 
-def test_a_file_left_behind_is_replaced(
-    tmp_path: Path, opened: Callable[..., Listening], bound: Callable[..., socket.socket]
+# The kernel's limit
+
+
+def test_a_backlog_above_the_kernels_limit(opened: Callable[..., Listening], caplog: pytest.LogCaptureFixture) -> None:
+    most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    fits, cut = opened(f"{HOST}:0", backlog=most), opened(f"{HOST}:0", backlog=most + 1)
+    warn_somaxconn(fits)
+    assert events(caplog) == []
+    warn_somaxconn(cut)
+    message = "the kernel's net.core.somaxconn is below the listener's backlog"
+    assert events(caplog) == [(message, {"address": cut.label, "backlog": most + 1, "somaxconn": most})]
+
+
+def test_a_limit_that_cannot_be_read(
+    tmp_path: Path,
+    opened: Callable[..., Listening],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    path = tmp_path / "sock"
-    bound(str(path), socket.AF_UNIX).close()
-    assert path.exists()
-    opened(f"unix:{path}").listen()
-    assert connects(str(path), socket.AF_UNIX)
+    monkeypatch.setattr(sockets, "_SOMAXCONN", tmp_path / "none")
+    warn_somaxconn(opened(f"{HOST}:0", backlog=2**31 - 1))
+    assert events(caplog) == []
 
 
-def test_a_living_unix_socket_is_in_use(
-    tmp_path: Path, opened: Callable[..., Listening], bound: Callable[..., socket.socket]
+def test_the_service_manager_comes_before_a_predecessor(
+    opened: Callable[..., Listening], bound: Callable[..., socket.socket]
 ) -> None:
-    path = str(tmp_path / "sock")
-    bound(path, socket.AF_UNIX)
-    with pytest.raises(ListenError, match="in use"):
-        opened(f"unix:{path}")
-    assert connects(path, socket.AF_UNIX)
-
-
-def test_a_unix_socket_that_accepts_nothing_is_in_use_too(
-    tmp_path: Path, opened: Callable[..., Listening], bound: Callable[..., socket.socket], stack: ExitStack
-) -> None:
-    """Its backlog is full: a blocking look at it would last for ever."""
-    path = str(tmp_path / "sock")
-    bound(path, socket.AF_UNIX).listen(0)
-    outcome = 0
-    while not outcome:
-        client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        client.setblocking(False)
-        outcome = client.connect_ex(path)
-    with pytest.raises(ListenError, match="in use"):
-        opened(f"unix:{path}")
-    assert os.path.exists(path)
-
-
-@pytest.mark.parametrize("kind", ["file", "folder", "datagram"])
-def test_something_else_is_in_the_way(kind: str, tmp_path: Path, opened: Callable[..., Listening]) -> None:
-    path = tmp_path / "sock"
-    if kind == "file":
-        path.write_text("precious")
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
-            other.bind(str(path))
-            with pytest.raises(ListenError, match="wrong type"):
-                opened(f"unix:{path}")
-            assert path.exists()
-            return
-    with pytest.raises(ListenError, match="a file that is no socket is in the way"):
-        opened(f"unix:{path}")
-    assert path.exists()
-
-
-def test_a_folder_that_is_missing(tmp_path: Path, opened: Callable[..., Listening]) -> None:
-    with pytest.raises(ListenError, match="No such file or directory"):
-        opened(f"unix:{tmp_path}/none/sock")
-
-
-def test_the_file_of_a_successor_is_left_alone(tmp_path: Path, opened: Callable[..., Listening]) -> None:
-    path = tmp_path / "sock"
-    first = opened(f"unix:{path}")
-    path.unlink()
-    second = opened(f"unix:{path}")
-    second.listen()
-    first.close()
-    assert connects(str(path), socket.AF_UNIX)
-    second.close()
-    assert not path.exists()
-    third = opened(f"unix:{path}")
-    third.listen()
-    replace(second, file=third.file).close()  # again; a new file may well get the inode of the one that was removed
-    assert connects(str(path), socket.AF_UNIX)
+    first = bound((HOST, 0))
+    given, handed = [first], [first.dup()]
+    assert opened(first.getsockname()[0] + f":{first.getsockname()[1]}", given, handed).sock is first
+    assert len(handed) == 1
+    close_all(handed)
 
 
 # Taken over
@@ -292,7 +384,7 @@ def test_inherited_in_order_and_kept_from_children(
 def test_what_is_no_listening_stream_socket_is_named_and_closed(
     bound: Callable[..., socket.socket],
     pass_on: Callable[..., None],
-    stack: ExitStack,
+    stack: Sockets,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     accepting = bound((HOST, 0))

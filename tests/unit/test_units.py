@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.units import Address, format_duration, format_size, parse_address, parse_duration, parse_size
+from proxy.units import (
+    Address,
+    check_socket_path,
+    format_duration,
+    format_size,
+    parse_address,
+    parse_duration,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +86,7 @@ def test_size_round_trip(size):
         ("127.0.0.1:7617", Address("127.0.0.1", 7617)),
         ("redis-0.redis.svc:6379", Address("redis-0.redis.svc", 6379)),
         ("[::1]:7617", Address("::1", 7617)),
+        ("host.example.:7617", Address("host.example.", 7617)),
         ("[fe80::1%eth0]:7617", Address("fe80::1%eth0", 7617)),
         ("0.0.0.0:0", Address("0.0.0.0", 0)),
         ("unix:/run/x.sock", Address(path="/run/x.sock")),
@@ -95,6 +104,9 @@ def test_addresses(written, address):
         ("::1:7617", "needs brackets"),
         (":7617", "no valid host"),
         ("a b:1", "no valid host"),
+        (".:1", "no valid host"),
+        ("a..b:1", "no valid host"),
+        ("x" * 64 + ".de:1", "no valid host"),
         ("a:0", "not a port"),
         ("a:65536", "not a port"),
         ("a:x", "not a port"),
@@ -112,3 +124,39 @@ def test_bad_addresses(written, reason):
 def test_bad_socket_paths(written, reason):
     with pytest.raises(ValueError, match=reason):
         parse_address(written, unix=True)
+
+
+def test_a_socket_path():
+    assert check_socket_path("/run/x.sock") == "/run/x.sock"
+    with pytest.raises(ValueError, match="absolute"):
+        check_socket_path("unix:/run/x.sock")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "overlap"),
+    [
+        ("127.0.0.1:1", "127.0.0.1:1", True),
+        ("127.0.0.1:1", "127.0.0.1:2", False),
+        ("127.0.0.1:1", "127.0.0.2:1", False),
+        ("127.0.0.1:1", "0.0.0.0:1", True),
+        ("[::1]:1", "[::]:1", True),
+        ("[::1]:1", "[0:0:0:0:0:0:0:1]:1", True),
+        ("127.0.0.1:1", "[::]:1", False),
+        ("127.0.0.1:0", "127.0.0.1:0", False),
+        ("localhost:1", "LOCALHOST:1", True),
+        ("localhost:1", "127.0.0.1:1", False),
+        ("unix:/x", "unix:/x", True),
+        ("unix:/x", "unix:/y/../x", True),
+        ("unix:/x", "unix:/y", False),
+        ("unix:/x", "127.0.0.1:1", False),
+    ],
+)
+def test_overlaps(one, other, overlap):
+    first, second = (parse_address(text, listen=True, unix=True) for text in (one, other))
+    assert first.overlaps(second) == second.overlaps(first) == overlap
+
+
+def test_overlaps_by_way_of_a_link(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "var").symlink_to(tmp_path / "run")
+    assert Address(path=f"{tmp_path}/run/x").overlaps(Address(path=f"{tmp_path}/var/x"))
