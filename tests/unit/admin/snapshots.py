@@ -1,8 +1,16 @@
-"""One filled snapshot for the tests of proxy.admin."""
+"""One filled snapshot for the tests of proxy.admin, and the pieces it is made of."""
 
 from __future__ import annotations
 
-from proxy.admin.metrics import CommandValues, Snapshot
+from proxy.admin.snapshot import (
+    CommandValues,
+    CounterValues,
+    NodeValues,
+    OwnValues,
+    Snapshot,
+    TopologyValues,
+    WorkerState,
+)
 
 BOUNDS_S = (0.001, 0.01, 1.0)
 
@@ -13,55 +21,108 @@ def command(
     return {"calls": sum(buckets), "errors": errors or {}, "buckets": buckets, "sum_s": sum_s, "split": split}
 
 
+def counters(n: int = 1) -> CounterValues:
+    """Every count of a busy worker, times n; 0 gives those of one that has done nothing."""
+    return {
+        "commands": {
+            "other": command([0, 0, 0, 0]),
+            "get": command([5 * n, 3 * n, 0, n], 2.5 * n, {"WRONGTYPE": 2 * n} if n else {}),
+            "mget": command([n, 0, 0, 0], 0.0005 * n, split=n),
+            "del": command([0, 0, 0, 0]),
+        },
+        "closed": {"client": 4 * n, "idle": 0},
+        "redirections": {"moved": 6 * n, "ask": 0},
+        "retries": {("moved", "retried"): 6 * n, ("connection_lost", "unsafe"): 0},
+        "accepted": 10 * n,
+        "rejected": 2 * n,
+        "client_in": 100 * n,
+        "client_out": 200 * n,
+        "backend_in": 300 * n,
+        "backend_out": 400 * n,
+        "timeouts": 8 * n,
+        "inflight": 7 * n,
+    }
+
+
+def node(
+    role: str = "primary",
+    up: int = 2,
+    failures: int = 0,
+    pending: int = 0,
+    buckets: tuple[int, ...] = (0, 0, 0, 0),
+    sum_s: float = 0.0,
+) -> NodeValues:
+    """up: connections in that state."""
+    return {
+        "role": role,
+        "up": up > 0,
+        "connections": {("shared", "up"): up, ("shared", "connecting"): 0},
+        "connect_failures": failures,
+        "pending": pending,
+        "buckets": list(buckets),
+        "sum_s": sum_s,
+    }
+
+
+def topology(
+    known: bool = True,
+    fresh: bool = True,
+    slots: int = 16384,
+    epoch: int = 12,
+    success_s: float | None = 1700000000.5,
+    refreshes: int = 1,
+    error: str = "",
+) -> TopologyValues:
+    return {
+        "known": known,
+        "fresh": fresh,
+        "slots_covered": slots,
+        "epoch": epoch,
+        "last_success_s": success_s,
+        "refreshes": {("start", "changed"): refreshes, ("moved", "failed"): 0},
+        "error": error,
+    }
+
+
+def state(nodes: dict[str, NodeValues] | None = None, known: TopologyValues | None = None) -> WorkerState:
+    """A worker with three clients."""
+    return {
+        "clients": 3,
+        "waiting": 1,
+        "output_bytes": 4096,
+        "event_loop_lag_s": 0.002,
+        "nodes": nodes or {},
+        "topology": known or topology(),
+    }
+
+
+def own(workers: int = 2) -> OwnValues:
+    return {
+        "version": "0.1.0",
+        "listening": ["127.0.0.1:7617"],
+        "draining": False,
+        "workers": workers,
+        "workers_configured": 2,
+        "worker_restarts": 5,
+        "max_clients": 10000,
+        "rejected": 0,
+        "reload_successful": True,
+        "reload_success_s": 1600000000.25,
+    }
+
+
 def snapshot() -> Snapshot:
     """A busy moment: two nodes, one of them down."""
     return {
-        "version": "0.1.0",
-        "connections": 3,
+        "own": own(),
+        "counters": counters(),
+        "clients": 3,
+        "waiting": 1,
+        "output_bytes": 4096,
         "event_loop_lag_s": 0.002,
-        "counters": {
-            "commands": {
-                "other": command([0, 0, 0, 0]),
-                "get": command([5, 3, 0, 1], 2.5, {"WRONGTYPE": 2}),
-                "mget": command([1, 0, 0, 0], 0.0005, split=1),
-                "del": command([0, 0, 0, 0]),
-            },
-            "closed": {"client": 4, "idle": 0},
-            "redirections": {"moved": 6, "ask": 0},
-            "retries": {("moved", "retried"): 6, ("connection_lost", "unsafe"): 0},
-            "accepted": 10,
-            "rejected": 2,
-            "client_in": 100,
-            "client_out": 200,
-            "backend_in": 300,
-            "backend_out": 400,
-            "inflight": 7,
-            "output_bytes": 4096,
-        },
         "nodes": {
-            "10.0.0.1:7000": {
-                "role": "primary",
-                "up": True,
-                "connections": {("shared", "open"): 2, ("shared", "connecting"): 0},
-                "connect_failures": 0,
-                "pending": 5,
-                "buckets": [2, 2, 0, 0],
-                "sum_s": 0.01,
-            },
-            "10.0.0.2:7000": {
-                "role": "replica",
-                "up": False,
-                "connections": {("shared", "open"): 0},
-                "connect_failures": 9,
-                "pending": 0,
-                "buckets": [0, 0, 0, 0],
-                "sum_s": 0.0,
-            },
+            "10.0.0.1:7000": node(pending=5, buckets=(2, 2, 0, 0), sum_s=0.01),
+            "10.0.0.2:7000": node("replica", up=0, failures=9),
         },
-        "topology": {
-            "slots_covered": 16384,
-            "epoch": 12,
-            "last_success_s": 1700000000.5,
-            "refreshes": {("startup", "success"): 1, ("moved", "failure"): 0},
-        },
+        "topology": topology(),
     }

@@ -1,154 +1,165 @@
-"""The admin server over real sockets: paths, status codes, formats, and a port that is taken."""
+"""The admin server over real sockets: paths, status codes, formats, and callbacks that fail or hang."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
-import socket
-import urllib.error
-import urllib.request
-from collections.abc import Awaitable, Callable
-from typing import Any
+import logging
 
 import pytest
 
+from proxy import log as logs
 from proxy.admin.http import AdminServer
-from proxy.admin.metrics import build_registry
-from tests.unit.admin.snapshots import BOUNDS_S, snapshot
+from tests.unit.admin.serving import (
+    Proxy,
+    asking,
+    base,
+    connection,
+    get,
+    scrape_body,
+    serve,
+)
 
-Answer = tuple[int, str, str]  # status, content type, body
-
-
-def fetch(url: str, accept: str = "*/*", method: str = "GET") -> Answer:
-    request = urllib.request.Request(url, headers={"Accept": accept}, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=5) as response:
-            return response.status, response.headers["Content-Type"], response.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.headers["Content-Type"], error.read().decode()
-
-
-class State:
-    """What the probes tell."""
-
-    live = True
-    ready = True
-    details: dict[str, Any] = {"partial": False, "slots_covered": 16384}  # noqa: RUF012
-
-
-def serve(check: Callable[[str, State], Awaitable[None]], address: str = "127.0.0.1:0") -> None:
-    """Runs check(base URL, state) against a started server."""
-
-    async def main() -> None:
-        state = State()
-        server = AdminServer(
-            address, build_registry(snapshot, BOUNDS_S), lambda: state.live, lambda: (state.ready, state.details)
-        )
-        await server.start()
-        try:
-            host = address.rpartition(":")[0]
-            await check(f"http://{host}:{server.port}", state)
-        finally:
-            await server.stop()
-            await server.stop()
-
-    asyncio.run(main())
-
-
-def get(check: str, **options: str) -> Awaitable[Answer]:
-    return asyncio.to_thread(fetch, check, **options)
+# ---- answers
 
 
 def test_metrics_in_both_formats() -> None:
-    async def check(base: str, state: State) -> None:
-        status, kind, body = await get(f"{base}/metrics")
-        assert (status, kind.split(";")[0]) == (200, "text/plain")
+    async def check(proxy: Proxy, server: AdminServer) -> None:
+        status, kind, body = await get(f"{base(server)}/metrics")
+        assert (status, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
         assert "redis_proxy_client_connections_total 10.0\n" in body
         assert 'redis_proxy_node_up{node="10.0.0.1:7000",role="primary"} 1.0\n' in body
-        status, kind, body = await get(f"{base}/metrics", accept="application/openmetrics-text; version=1.0.0")
+        status, kind, body = await get(f"{base(server)}/metrics", accept="application/openmetrics-text; version=1.0.0")
         assert (status, kind.split(";")[0]) == (200, "application/openmetrics-text")
         assert body.endswith("# EOF\n")
 
     serve(check)
 
 
-def test_probes() -> None:
-    async def check(base: str, state: State) -> None:
-        assert await get(f"{base}/livez") == (200, "text/plain; charset=utf-8", "live\n")
-        assert (await get(f"{base}/readyz"))[::2] == (200, "ready\n")
-        state.ready = False
-        state.details = {"reason": "topology unknown"}
-        assert (await get(f"{base}/readyz"))[::2] == (503, "not ready\n")
-        assert (await get(f"{base}/livez"))[0] == 200
-        status, kind, body = await get(f"{base}/readyz?verbose")
-        assert (status, kind.split(";")[0]) == (503, "application/json")
-        assert json.loads(body) == {"ready": False, "reason": "topology unknown"}
-        state.live = False
-        assert (await get(f"{base}/livez"))[::2] == (503, "not live\n")
+@pytest.mark.parametrize(("path", "word"), [("/livez", "live"), ("/readyz", "ready")])
+def test_probes(path: str, word: str) -> None:
+    async def check(proxy: Proxy, server: AdminServer) -> None:
+        url = base(server) + path
+        proxy.details = {"reasons": []}
+        assert await get(url) == (200, "text/plain; charset=utf-8", f"{word}\n")
+        proxy.good = False
+        assert (await get(url))[::2] == (503, f"not {word}\n")
+        proxy.details = {"reasons": ["it rains", "it is late"], "depth": 3}
+        assert (await get(url))[::2] == (503, f"not {word}: it rains; it is late\n")
+        status, kind, body = await get(f"{url}?verbose")
+        assert (status, kind) == (503, "application/json; charset=utf-8")
+        assert json.loads(body) == {word: False, "reasons": ["it rains", "it is late"], "depth": 3}
+        proxy.good = True
+        assert (await get(f"{url}?verbose=1"))[0] == 200
+        assert set(proxy.asked) == {word}
 
     serve(check)
 
 
 @pytest.mark.parametrize(
     ("path", "method", "status"),
-    [("/", "GET", 404), ("/nosuch", "GET", 404), ("/metrics", "POST", 405), ("/livez", "HEAD", 200)],
+    [
+        ("/", "GET", 404),
+        ("/nosuch", "GET", 404),
+        ("/metrics/", "GET", 404),
+        ("/metrics", "POST", 405),
+        ("/metrics", "HEAD", 200),
+        ("/livez", "HEAD", 200),
+        ("/readyz", "HEAD", 200),
+    ],
 )
 def test_other_requests(path: str, method: str, status: int) -> None:
-    async def check(base: str, state: State) -> None:
-        assert (await get(base + path, method=method))[0] == status
+    async def check(proxy: Proxy, server: AdminServer) -> None:
+        answer = await get(base(server) + path, method=method)
+        assert answer[0] == status
+        if method == "HEAD":
+            assert answer[2] == ""
 
     serve(check)
 
 
-@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
-def test_ipv6_address() -> None:
-    with socket.socket(socket.AF_INET6) as probe:
-        try:
-            probe.bind(("::1", 0))
-        except OSError:
-            pytest.skip("no IPv6 loopback")
+@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/readyz?verbose"])
+def test_a_callback_that_fails_is_logged_and_answered(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def check(proxy: Proxy, server: AdminServer) -> None:
+        proxy.fault = RuntimeError("broken pipe dream")
+        with caplog.at_level(logging.WARNING):
+            assert (await get(base(server) + path))[::2] == (500, "internal error, see the log\n")
+        proxy.fault = None
+        assert (await get(base(server) + path))[0] == 200
 
-    async def check(base: str, state: State) -> None:
-        assert (await get(f"{base}/livez"))[0] == 200
-
-    serve(check, "[::1]:0")
-
-
-def test_a_taken_port_is_said_clearly() -> None:
-    async def main(address: str) -> None:
-        server = AdminServer(address, build_registry(snapshot, BOUNDS_S), lambda: True, lambda: (True, {}))
-        with pytest.raises(OSError, match="cannot listen") as caught:
-            await server.start()
-        assert caught.value.errno == errno.EADDRINUSE
-        assert caught.value.strerror == f"cannot listen on admin.address {address}: Address already in use"
-        await server.stop()
-
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        asyncio.run(main(f"127.0.0.1:{taken.getsockname()[1]}"))
+    logs._limited.clear()
+    serve(check)
+    (record,) = caplog.records
+    assert record.getMessage() == "cannot answer"
+    assert record.__dict__["fields"]["path"] == path.partition("?")[0]
+    assert "broken pipe dream" in record.__dict__["fields"]["error"]
+    assert "in ask" in record.__dict__["fields"]["trace"]
 
 
-def test_an_address_that_is_not_ours_is_said_clearly() -> None:
-    async def main() -> None:
-        server = AdminServer("192.0.2.1:9617", build_registry(snapshot, BOUNDS_S), lambda: True, lambda: (True, {}))
-        with pytest.raises(OSError, match=r"cannot listen on admin\.address 192\.0\.2\.1:9617: Cannot assign"):
-            await server.start()
+@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz"])
+@pytest.mark.usefixtures("impatient")
+def test_a_callback_that_hangs_is_not_waited_for(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def check(proxy: Proxy, server: AdminServer) -> None:
+        proxy.gate.clear()
+        assert (await get(base(server) + path))[::2] == (503, "no answer in time\n")
+        proxy.gate.set()
+        assert (await get(base(server) + path))[0] == 200
 
-    asyncio.run(main())
+    logs._limited.clear()
+    serve(check)
+    assert [record.getMessage() for record in caplog.records] == ["no answer in time"]
 
 
-def test_after_stop_the_port_is_free() -> None:
-    async def main() -> None:
-        server = AdminServer("127.0.0.1:0", build_registry(snapshot, BOUNDS_S), lambda: True, lambda: (True, {}))
-        await server.start()
-        port = server.port
-        await server.stop()
-        again = AdminServer(f"127.0.0.1:{port}", build_registry(snapshot, BOUNDS_S), lambda: True, lambda: (True, {}))
-        await again.start()
-        assert again.port == port
-        await again.stop()
+def test_a_callbacks_own_timeout_is_a_failure() -> None:
+    async def check(proxy: Proxy, server: AdminServer) -> None:
+        proxy.fault = TimeoutError()
+        assert (await get(f"{base(server)}/livez"))[0] == 500
 
-    asyncio.run(main())
+    serve(check)
+
+
+def test_scrapes_at_the_same_time_share_one_collection() -> None:
+    async def check(proxy: Proxy, server: AdminServer) -> None:
+        proxy.gate.clear()
+        url = f"{base(server)}/metrics"
+        first = asyncio.create_task(scrape_body(server.port))
+        await proxy.was_asked()
+        others = [asyncio.create_task(scrape_body(server.port)) for _ in range(5)]
+        other_format = asyncio.create_task(get(url, accept="application/openmetrics-text"))
+        await proxy.was_asked(2)  # it makes its own
+        # The five have been read once the server has answered what came after them.
+        assert (await get(f"{base(server)}/nosuch"))[0] == 404
+        proxy.gate.set()
+        bodies = {await one for one in [first, *others]}
+        assert len(bodies) == 1
+        assert (await other_format)[0] == 200
+        assert proxy.asked == ["metrics"] * 2
+        await get(url)
+        assert proxy.asked == ["metrics"] * 3  # nothing is kept
+
+    serve(check)
+
+
+def test_a_scraper_that_gives_up_takes_nobody_with_it() -> None:
+    async def check(proxy: Proxy, server: AdminServer) -> None:
+        proxy.gate.clear()
+        async with connection(server.port, asking("/metrics")):
+            await proxy.was_asked()
+            second = asyncio.create_task(scrape_body(server.port))
+            assert (await get(f"{base(server)}/nosuch"))[0] == 404
+        proxy.gate.set()
+        assert b"redis_proxy_build_info" in await second
+
+    serve(check)
+
+
+def test_stop_does_not_wait_for_a_hanging_request() -> None:
+    async def check(proxy: Proxy, server: AdminServer) -> None:
+        proxy.gate.clear()
+        async with connection(server.port, asking("/metrics")):
+            await proxy.was_asked()
+            async with asyncio.timeout(4):
+                await server.stop()
+        assert [task for task in asyncio.all_tasks() if task.get_name() == "scrape"] == []
+
+    serve(check)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -9,15 +10,24 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from proxy.admin.metrics import Collector, Snapshot, build_registry, render
+from proxy.admin.metrics import MetricsPage
+from proxy.admin.processes import Processes
+from proxy.admin.snapshot import Snapshot
 from tests.unit.admin.snapshots import BOUNDS_S, snapshot
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0,text/plain;q=0.5"
 
-# OPERATIONS.md's list, as far as the features exist: family -> (type, labels).
+# OPERATIONS.md's list, as far as the features exist, and some more: family -> (type, labels).
 FAMILIES = {
     "build_info": ("gauge", {"version"}),
+    "workers": ("gauge", set()),
+    "workers_configured": ("gauge", set()),
+    "worker_restarts_total": ("counter", set()),
+    "config_last_reload_successful": ("gauge", set()),
+    "config_last_reload_success_timestamp_seconds": ("gauge", set()),
+    "draining": ("gauge", set()),
     "client_connections": ("gauge", set()),
+    "client_connections_max": ("gauge", set()),
     "client_connections_total": ("counter", set()),
     "client_connections_rejected_total": ("counter", {"reason"}),
     "client_disconnects_total": ("counter", {"reason"}),
@@ -26,6 +36,8 @@ FAMILIES = {
     "command_duration_seconds": ("histogram", {"command"}),
     "backend_duration_seconds": ("histogram", {"node", "role"}),
     "inflight_commands": ("gauge", set()),
+    "requests_waiting": ("gauge", set()),
+    "request_timeouts_total": ("counter", set()),
     "bytes_total": ("counter", {"side", "direction"}),
     "redirections_total": ("counter", {"kind"}),
     "retries_total": ("counter", {"reason", "outcome"}),
@@ -43,8 +55,12 @@ FAMILIES = {
 }
 
 
+def page(bounds_s: tuple[float, ...] = BOUNDS_S) -> MetricsPage:
+    return MetricsPage(bounds_s, Processes(lambda: [os.getpid()]))
+
+
 def families(accept: str = "", values: Snapshot | None = None) -> list[Metric]:
-    body, content_type = render(build_registry(lambda: values or snapshot(), BOUNDS_S), accept)
+    body, content_type = page().render(values or snapshot(), accept)
     parse = parse_openmetrics if content_type.startswith("application/openmetrics-text") else parse_text
     return list(parse(body.decode()))
 
@@ -59,20 +75,22 @@ def samples(accept: str = "", values: Snapshot | None = None) -> dict[tuple[Any,
 
 
 def test_families_are_those_of_the_operations_guide() -> None:
-    text = render(build_registry(snapshot, BOUNDS_S), "")[0].decode()
+    text = page().render(snapshot(), "")[0].decode()
     declared = {}
     for line in text.splitlines():
         if line.startswith("# TYPE redis_proxy_"):
             name, kind = line.split()[2:]
+            assert name.removeprefix("redis_proxy_") not in declared
             declared[name.removeprefix("redis_proxy_")] = kind
     assert declared == {name: kind for name, (kind, _) in FAMILIES.items()}
 
 
 def test_labels_are_those_of_the_operations_guide() -> None:
     seen: dict[str, set[str]] = {}
-    for family in Collector(snapshot, BOUNDS_S).collect():
-        name = family.name.removeprefix("redis_proxy_") + ("_total" if family.type == "counter" else "")
-        seen[name] = {label for sample in family.samples for label in sample.labels} - {"le"}
+    for family in families():
+        if family.name.startswith("redis_proxy_"):
+            name = family.name.removeprefix("redis_proxy_") + ("_total" if family.type == "counter" else "")
+            seen[name] = {label for sample in family.samples for label in sample.labels} - {"le"}
     assert seen == {name: labels for name, (_, labels) in FAMILIES.items()}
 
 
@@ -81,7 +99,14 @@ def test_values(accept: str) -> None:
     found = samples(accept)
     expected = {
         ("build_info", "0.1.0"): 1,
+        ("workers",): 2,
+        ("workers_configured",): 2,
+        ("worker_restarts_total",): 5,
+        ("config_last_reload_successful",): 1,
+        ("config_last_reload_success_timestamp_seconds",): 1600000000.25,
+        ("draining",): 0,
         ("client_connections",): 3,
+        ("client_connections_max",): 10000,
         ("client_connections_total",): 10,
         ("client_connections_rejected_total", "max_clients"): 2,
         ("client_disconnects_total", "client"): 4,
@@ -92,6 +117,8 @@ def test_values(accept: str) -> None:
         ("command_duration_seconds_sum", "get"): 2.5,
         ("command_duration_seconds_count", "get"): 9,
         ("inflight_commands",): 7,
+        ("requests_waiting",): 1,
+        ("request_timeouts_total",): 8,
         ("bytes_total", "in", "client"): 100,
         ("bytes_total", "out", "client"): 200,
         ("bytes_total", "in", "backend"): 300,
@@ -102,18 +129,26 @@ def test_values(accept: str) -> None:
         ("split_commands_total", "del"): 0,
         ("node_up", "10.0.0.1:7000", "primary"): 1,
         ("node_up", "10.0.0.2:7000", "replica"): 0,
-        ("backend_connections", "10.0.0.1:7000", "shared", "open"): 2,
+        ("backend_connections", "10.0.0.1:7000", "shared", "up"): 2,
         ("backend_connect_failures_total", "10.0.0.2:7000"): 9,
         ("backend_pending", "10.0.0.1:7000"): 5,
         ("backend_duration_seconds_count", "10.0.0.1:7000", "primary"): 4,
         ("slots_covered",): 16384,
         ("topology_epoch",): 12,
         ("topology_last_success_timestamp_seconds",): 1700000000.5,
-        ("topology_refreshes_total", "success", "startup"): 1,
+        ("topology_refreshes_total", "changed", "start"): 1,
         ("output_buffer_bytes",): 4096,
         ("event_loop_lag_seconds",): 0.002,
     }
     assert {key: found[key] for key in expected} == expected
+
+
+def test_a_bad_moment() -> None:
+    values = snapshot()
+    values["own"]["draining"] = True
+    values["own"]["reload_successful"] = False
+    found = samples(values=values)
+    assert (found["draining",], found["config_last_reload_successful",]) == (1, 0)
 
 
 @pytest.mark.parametrize("accept", ["", OPENMETRICS], ids=["text", "openmetrics"])
@@ -143,42 +178,45 @@ def test_a_topology_never_seen() -> None:
     assert not [key for key in found if key[0] == "node_up"]
 
 
-def test_each_scrape_takes_one_new_snapshot() -> None:
+def test_a_page_shows_what_it_is_given_each_time() -> None:
     values = snapshot()
-    taken: list[None] = []
-
-    def take() -> Snapshot:
-        taken.append(None)
-        return values
-
-    registry = build_registry(take, BOUNDS_S)
-    assert taken == []
-    for connections in (1, 2):
-        values["connections"] = connections
-        assert f"redis_proxy_client_connections {connections}.0\n".encode() in render(registry, "")[0]
-    assert len(taken) == 2
+    one = page()
+    for clients in (1, 2):
+        values["clients"] = clients
+        values["counters"]["commands"]["get"]["buckets"] = [clients, 0, 0, 0]
+        body = one.render(values, "")[0]
+        assert f"redis_proxy_client_connections {clients}.0\n".encode() in body
+        assert f'redis_proxy_command_duration_seconds_count{{command="get"}} {clients}.0\n'.encode() in body
 
 
 def test_standard_families_are_there() -> None:
     names = {key[0] for key in samples()}
-    assert {"process_resident_memory_bytes", "process_open_fds", "python_info", "python_gc_collections_total"} <= names
+    assert {
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_virtual_memory_bytes",
+        "process_open_fds",
+        "process_max_fds",
+        "process_start_time_seconds",
+        "python_info",
+        "python_gc_collections_total",
+    } <= names
 
 
 def test_a_wrong_number_of_buckets_is_noticed() -> None:
     values = snapshot()
     values["nodes"]["10.0.0.1:7000"]["buckets"] = [1, 2]
     with pytest.raises(ValueError, match="zip"):
-        render(build_registry(lambda: values, BOUNDS_S), "")
+        page().render(values, "")
 
 
-def test_snapshot_of_the_data_path_fits() -> None:
-    counters = pytest.importorskip("proxy.forward.counters")
+def test_counters_of_the_data_path_fit() -> None:
+    data_path = pytest.importorskip("proxy.forward.counters")
     values = snapshot()
-    values["counters"] = counters.Counters().snapshot()
+    values["counters"] = data_path.Counters().snapshot()
     for node in values["nodes"].values():
-        node["buckets"] = [0] * (len(counters.BOUNDS_S) + 1)
-    registry = build_registry(lambda: values, counters.BOUNDS_S)
-    body = render(registry, "")[0]
+        node["buckets"] = [0] * (len(data_path.BOUNDS_S) + 1)
+    body = page(data_path.BOUNDS_S).render(values, "")[0]
     assert b'redis_proxy_commands_total{command="other"} 0.0\n' in body
-    for reason in counters.CLOSE_REASON_NAMES:
+    for reason in data_path.CLOSE_REASON_NAMES:
         assert f'redis_proxy_client_disconnects_total{{reason="{reason}"}} 0.0\n'.encode() in body

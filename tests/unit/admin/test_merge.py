@@ -1,0 +1,309 @@
+"""Workers that come and go, as what the proxy counts: sums, gauges of the living, and counters that never go down."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import pytest
+
+from proxy.admin.merge import Dead, merge, merge_counters, merge_nodes, merge_topologies
+from proxy.admin.snapshot import CounterValues, NodeValues, Snapshot, WorkerState
+from tests.unit.admin.snapshots import command, counters, node, own, snapshot, state, topology
+
+# ---- counters
+
+
+def test_counters_are_summed() -> None:
+    assert merge_counters([counters(2), counters(3), counters(0)]) == counters(5)
+
+
+def test_commands_are_summed_by_name() -> None:
+    one, two = counters(), counters()
+    one["commands"] = {"get": command([1, 0, 0, 0], 0.5, {"ERR": 1, "OOM": 2}), "json.get": command([0, 1, 0, 0], 2.0)}
+    two["commands"] = {"mget": command([0, 0, 2, 0], split=2), "get": command([0, 0, 0, 3], 0.25, {"ERR": 4})}
+    assert merge_counters([one, two])["commands"] == {
+        "get": command([1, 0, 0, 3], 0.75, {"ERR": 5, "OOM": 2}),
+        "json.get": command([0, 1, 0, 0], 2.0),
+        "mget": command([0, 0, 2, 0], split=2),
+    }
+
+
+def test_a_call_that_was_split_and_is_not_answered_yet_counts_as_split() -> None:
+    one, two = counters(0), counters(0)
+    one["commands"] = {"del": command([0, 0, 0, 0], split=1), "get": command([0, 0, 0, 0])}
+    two["commands"] = {"del": command([2, 0, 0, 0], 0.5, split=2), "get": command([0, 0, 0, 0])}
+    merged = merge_counters([one, two, one])["commands"]
+    assert merged == {"del": command([2, 0, 0, 0], 0.5, split=4), "get": command([0, 0, 0, 0])}
+
+
+def test_no_worker_counts_nothing() -> None:
+    assert merge_counters([])["accepted"] == 0
+    assert merge_counters([])["commands"] == {}
+
+
+def test_what_is_merged_is_not_touched() -> None:
+    given = [(counters(), snapshot_state()), (counters(2), snapshot_state())]
+    before = copy.deepcopy(given)
+    dead = Dead(counters(0))
+    dead.add(*given[0])
+    merged = merge(own(), given, dead)
+    for values in merged["nodes"].values():
+        values["buckets"][0] = 999
+        values["connections"].clear()
+    merged["counters"]["commands"]["get"]["buckets"][0] = 999
+    merged["counters"]["closed"].clear()
+    assert given == before
+    assert merge(own(), given, dead)["counters"] == with_inflight(counters(4), 3 * 7)
+
+
+def with_inflight(values: CounterValues, inflight: int) -> CounterValues:
+    return {**values, "inflight": inflight}
+
+
+def snapshot_state() -> WorkerState:
+    return state(snapshot()["nodes"])
+
+
+# ---- nodes
+
+
+def test_nodes_are_summed_by_name() -> None:
+    one = {"a:1": node(up=2, failures=1, pending=3, buckets=(1, 0, 0, 0), sum_s=0.5), "b:1": node("replica", up=1)}
+    two = {"a:1": node(up=1, failures=4, pending=1, buckets=(1, 0, 2, 0), sum_s=1.0), "c:1": node(up=0)}
+    assert merge_nodes([one, two]) == {
+        "a:1": node(up=3, failures=5, pending=4, buckets=(2, 0, 2, 0), sum_s=1.5),
+        "b:1": node("replica", up=1),
+        "c:1": node(up=0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("ups", "merged"), [((0, 1), True), ((1, 0), True), ((0, 0), False)], ids=["last", "first", "none"]
+)
+def test_a_node_is_up_when_any_worker_reaches_it(ups: tuple[int, ...], merged: bool) -> None:
+    assert merge_nodes([{"a:1": node(up=up)} for up in ups])["a:1"]["up"] is merged
+
+
+@pytest.mark.parametrize(
+    ("roles", "merged"),
+    [
+        (("primary", "replica", "replica"), "replica"),
+        (("replica", "replica", "primary"), "replica"),
+        (("primary", "replica"), "replica"),
+        (("replica", "primary"), "primary"),
+    ],
+)
+def test_the_role_is_what_most_say_or_else_the_last(roles: tuple[str, ...], merged: str) -> None:
+    assert merge_nodes([{"a:1": node(role)} for role in roles])["a:1"]["role"] == merged
+
+
+# ---- topology
+
+
+def test_a_topology_is_what_all_know() -> None:
+    merged = merge_topologies(
+        [
+            topology(slots=16384, epoch=7, success_s=20.0, refreshes=2),
+            topology(slots=16000, epoch=9, success_s=10.0, refreshes=3, error="late"),
+            topology(fresh=False, epoch=8, success_s=30.0, refreshes=0, error="later"),
+        ]
+    )
+    assert merged == topology(fresh=False, slots=16000, epoch=9, success_s=10.0, refreshes=5, error="late")
+
+
+def test_one_worker_without_a_topology_is_the_proxys_lack() -> None:
+    merged = merge_topologies([topology(success_s=10.0), topology(known=False, fresh=False, slots=0, success_s=None)])
+    assert (merged["known"], merged["fresh"], merged["slots_covered"]) == (False, False, 0)
+    assert merged["last_success_s"] is None
+
+
+def test_without_workers_nothing_is_known() -> None:
+    merged = merge_topologies([])
+    assert (merged["known"], merged["fresh"], merged["slots_covered"], merged["epoch"]) == (False, False, 0, 0)
+    assert (merged["last_success_s"], merged["refreshes"], merged["error"]) == (None, {}, "")
+
+
+# ---- the whole
+
+
+def test_the_whole_proxy() -> None:
+    slow = {**state({"a:1": node(pending=2)}, topology(epoch=13)), "event_loop_lag_s": 0.5}
+    workers: list[tuple[CounterValues, WorkerState | None]] = [
+        (counters(1), state({"a:1": node(pending=1)})),
+        (counters(2), slow),  # type: ignore[list-item]
+        (counters(4), None),  # has only just started
+    ]
+    figures = own(3)
+    figures["rejected"] = 100
+    merged = merge(figures, workers, Dead(counters(0)))
+    assert merged["own"] is figures
+    assert merged["counters"] == {**counters(7), "rejected": 14 + 100}
+    assert (merged["clients"], merged["waiting"], merged["output_bytes"]) == (6, 2, 8192)
+    assert merged["event_loop_lag_s"] == 0.5
+    assert merged["nodes"] == {"a:1": node(up=4, pending=3)}
+    assert merged["topology"] == topology(epoch=13, refreshes=2)
+
+
+def test_before_there_is_a_worker_label_values_are_there_at_0() -> None:
+    merged = merge(own(0), [], Dead(counters(0)))
+    assert merged["counters"] == counters(0)
+    assert (merged["clients"], merged["event_loop_lag_s"], merged["nodes"]) == (0, 0.0, {})
+
+
+def test_the_dead_count_on_and_their_gauges_do_not() -> None:
+    dead = Dead(counters(0))
+    living = (counters(1), state({"a:1": node(up=1, pending=4, failures=1, buckets=(1, 0, 0, 0), sum_s=0.5)}))
+    dying = (counters(2), state({"a:1": node(up=2, pending=9, failures=2, buckets=(0, 3, 0, 0), sum_s=1.0)}))
+    before = merge(own(), [living, dying], dead)
+    dead.add(*dying)
+    after = merge(own(1), [living], dead)
+    assert counts(after) == pytest.approx(counts(before), rel=1e-15)
+    assert after["counters"]["inflight"] == 7
+    assert (after["clients"], after["waiting"], after["output_bytes"]) == (3, 1, 4096)
+    (left,) = after["nodes"].values()
+    assert (left["up"], left["pending"], left["connections"]) == (
+        True,
+        4,
+        {("shared", "up"): 1, ("shared", "connecting"): 0},
+    )
+
+
+def test_a_worker_that_told_nothing_leaves_its_counters() -> None:
+    dead = Dead(counters(0))
+    dead.add(counters(3), None)
+    living = merge(own(), [(counters(3), None)], Dead(counters(0)))
+    assert counts(merge(own(), [], dead)) == pytest.approx(counts(living), rel=1e-15)
+
+
+def test_the_only_workers_node_counts_survive_its_replacement() -> None:
+    dead = Dead(counters(0))
+    dead.add(counters(), state({"a:1": node(failures=7)}))
+    assert merge(own(0), [], dead)["nodes"] == {}
+    unsure = state({}, topology(known=False, success_s=None))
+    assert merge(own(1), [(counters(0), unsure)], dead)["nodes"] == {}
+    merged = merge(own(1), [(counters(0), state({"a:1": node(failures=1)}))], dead)
+    assert merged["nodes"]["a:1"]["connect_failures"] == 8
+
+
+def test_nodes_nobody_knows_any_more_are_dropped_and_forgotten() -> None:
+    dead = Dead(counters(0))
+    dead.add(counters(), state({"a:1": node(failures=7), "b:1": node(failures=8)}))
+    merged = merge(own(1), [(counters(0), state({"a:1": node()}))], dead)
+    assert list(merged["nodes"]) == list(dead.nodes) == ["a:1"]
+
+
+def test_one_worker_drops_a_node_before_the_other_does() -> None:
+    dead = Dead(counters(0))
+    stays = state({"a:1": node(failures=1), "b:1": node(failures=2)})
+    old, new = state({"a:1": node(failures=3), "b:1": node(failures=4)}), state({"a:1": node(failures=3)})
+    dead.changed(old, new)
+    merged = merge(own(), [(counters(), stays), (counters(), new)], dead)
+    assert {name: values["connect_failures"] for name, values in merged["nodes"].items()} == {"a:1": 4, "b:1": 6}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kept"),
+    [
+        (node(failures=3), node(failures=0), True),
+        (node(buckets=(0, 5, 0, 0)), node(buckets=(9, 4, 0, 0)), True),
+        (node(failures=3, buckets=(0, 5, 0, 0)), node(failures=3, buckets=(0, 5, 0, 0)), False),
+        (node(failures=3, pending=9), node(failures=4, up=0), False),
+    ],
+)
+def test_a_node_that_came_back_counts_from_0(old: NodeValues, new: NodeValues, kept: bool) -> None:
+    dead = Dead(counters(0))
+    dead.changed(state({"a:1": old}), state({"a:1": new}))
+    assert bool(dead.nodes) is kept
+
+
+def test_refreshes_that_begin_anew() -> None:
+    dead = Dead(counters(0))
+    dead.changed(state(known=topology(refreshes=5)), state(known=topology(refreshes=6)))
+    assert dead.refreshes == {}
+    dead.changed(state(known=topology(refreshes=6)), state(known=topology(refreshes=1)))
+    merged = merge(own(), [(counters(), state(known=topology(refreshes=1)))], dead)
+    assert merged["topology"]["refreshes"][("start", "changed")] == 7
+
+
+# ---- whatever happens
+
+
+def counts(values: Snapshot) -> dict[Any, float]:
+    """Every value that must not go down, by a name for it."""
+    found: dict[Any, float] = {}
+    merged = values["counters"]
+    for key, value in merged.items():
+        if isinstance(value, int) and key != "inflight":
+            found[key] = value
+        elif key in ("closed", "redirections", "retries"):
+            assert isinstance(value, dict)
+            found |= {(key, label): count for label, count in value.items()}
+    for name, one in merged["commands"].items():
+        found |= {("bucket", name, n): count for n, count in enumerate(one["buckets"])}
+        found |= {("error", name, kind): count for kind, count in one["errors"].items()}
+        found |= {("calls", name): one["calls"], ("sum", name): one["sum_s"], ("split", name): one["split"]}
+    for label, count in values["topology"]["refreshes"].items():
+        found["refreshes", label] = count
+    for address, server in values["nodes"].items():
+        found |= {("node bucket", address, n): count for n, count in enumerate(server["buckets"])}
+        found |= {("failures", address): server["connect_failures"], ("node sum", address): server["sum_s"]}
+    return found
+
+
+class Fleet:
+    """Workers that count, die, lose and find nodes at random, with a supervisor that tells Dead all it should."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.dead = Dead(counters(0))
+        self.workers = {number: self.newborn() for number in range(3)}
+
+    def newborn(self) -> tuple[CounterValues, WorkerState | None]:
+        return counters(0), None
+
+    def step(self, cluster: set[str]) -> None:
+        number = self.chance.randrange(3)
+        values, old = self.workers[number]
+        match self.chance.randrange(8):
+            case 0:
+                self.dead.add(values, old)
+                self.workers[number] = self.newborn()
+                return
+            case 1 | 2:
+                values = merge_counters([values, counters(self.chance.randrange(3))])
+                values["commands"]["get"]["sum_s"] += self.chance.random() / 3
+        new = copy.deepcopy(old) if old is not None else state(known=topology(refreshes=0))
+        new["topology"]["refreshes"][("start", "changed")] += self.chance.randrange(2)
+        new["nodes"] = {name: new["nodes"].get(name, node()) for name in cluster if self.chance.random() < 0.9}
+        for one in new["nodes"].values():
+            one["connect_failures"] += self.chance.randrange(2)
+            one["buckets"][self.chance.randrange(4)] += self.chance.randrange(3)
+            one["sum_s"] += self.chance.random() / 3
+        if old is not None:
+            self.dead.changed(old, new)
+        self.workers[number] = values, new
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_counters_never_go_down(seed: int) -> None:
+    chance = random.Random(seed)
+    fleet = Fleet(chance)
+    cluster = {"a:1", "b:1", "c:1"}
+    seen: dict[Any, float] = {}
+    for _ in range(300):
+        fleet.step(cluster)
+        if chance.random() < 0.02:
+            cluster ^= {"c:1"}
+        shown = merge(own(), list(fleet.workers.values()), fleet.dead)
+        now = counts(shown)
+        fallen = {key: (seen[key], now[key]) for key in seen.keys() & now.keys() if now[key] < seen[key]}
+        assert fallen == {}
+        # A node that was not shown may begin again; nothing else may vanish.
+        assert {
+            key for key in seen.keys() - now.keys() if key[0] not in ("node bucket", "failures", "node sum")
+        } == set()
+        seen = now
+    assert seen["accepted"] > 0
+    assert seen["refreshes", ("start", "changed")] > 0

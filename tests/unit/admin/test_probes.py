@@ -1,0 +1,95 @@
+"""Each rule of /livez and /readyz by itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from proxy.admin.merge import merge_topologies
+from proxy.admin.probes import SILENT_S, liveness, readiness
+from proxy.admin.snapshot import OwnValues, TopologyValues
+from tests.unit.admin.snapshots import own, topology
+
+UNKNOWN = topology(known=False, fresh=False, slots=0, epoch=0, success_s=None, error="10.0.0.1:7000: refused")
+
+
+def having(**changes: Any) -> OwnValues:
+    return {**own(), **changes}  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(
+    ("figures", "known", "partial", "reasons"),
+    [
+        (own(), topology(), False, []),
+        (own(), topology(), True, []),
+        # An error of the last refresh is no reason while the topology is fresh.
+        (own(), topology(error="10.0.0.1:7000: timeout"), False, []),
+        (having(workers=1), topology(), False, []),
+        (having(draining=True), topology(), False, ["the proxy is draining"]),
+        (having(draining=True, listening=[]), topology(), False, ["the proxy is draining"]),
+        (having(listening=[]), topology(), False, ["the proxy does not listen"]),
+        (having(workers=0), merge_topologies([]), False, ["no worker is running"]),
+        (own(), UNKNOWN, False, ["the topology is not known: 10.0.0.1:7000: refused"]),
+        (own(), UNKNOWN, True, ["the topology is not known: 10.0.0.1:7000: refused"]),
+        (own(), topology(known=False, fresh=False, slots=0), False, ["the topology is not known"]),
+        (own(), topology(fresh=False), False, ["the topology has not been confirmed lately"]),
+        (own(), topology(fresh=False, error="why"), True, ["the topology has not been confirmed lately: why"]),
+        (own(), topology(slots=16383), False, ["only 16383 of 16384 slots have a primary"]),
+        (own(), topology(slots=16383), True, []),
+        (own(), topology(slots=1), True, []),
+        (own(), topology(slots=0), True, ["no slot has a primary"]),
+        (own(), topology(slots=0), False, ["no slot has a primary"]),
+        (
+            having(listening=[], workers=0),
+            topology(),
+            False,
+            ["the proxy does not listen", "no worker is running"],
+        ),
+        (
+            having(draining=True),
+            topology(fresh=False, slots=5),
+            False,
+            [
+                "the proxy is draining",
+                "the topology has not been confirmed lately",
+                "only 5 of 16384 slots have a primary",
+            ],
+        ),
+    ],
+)
+def test_readiness(figures: OwnValues, known: TopologyValues, partial: bool, reasons: list[str]) -> None:
+    ready, details = readiness(figures, known, partial)
+    assert details["reasons"] == reasons
+    assert ready is (not reasons)
+
+
+def test_what_verbose_shows_of_readiness() -> None:
+    _, details = readiness(having(workers=1), topology(error="late"), True)
+    assert json.loads(json.dumps(details)) == {
+        "reasons": [],
+        "draining": False,
+        "listening": ["127.0.0.1:7617"],
+        "workers": {"configured": 2, "running": 1},
+        "topology": {
+            "known": True,
+            "fresh": True,
+            "slots_covered": 16384,
+            "partial_is_enough": True,
+            "epoch": 12,
+            "last_success": 1700000000.5,
+            "last_error": "late",
+        },
+    }
+
+
+def test_liveness() -> None:
+    assert liveness({}) == (True, {"reasons": [], "workers": {}})
+    assert liveness({0: 0.1, 1: SILENT_S})[0]
+    live, details = liveness({1: 7.25, 0: 0.0012345, 2: 5.01})
+    assert not live
+    assert json.loads(json.dumps(details)) == {
+        "reasons": ["worker 1 has not answered for 7.2 s", "worker 2 has not answered for 5.0 s"],
+        "workers": {"0": {"silent_s": 0.001}, "1": {"silent_s": 7.25}, "2": {"silent_s": 5.01}},
+    }
