@@ -1,7 +1,8 @@
 """Structured logging: one line per event, logfmt or JSON, on stderr or in a file that logrotate may move.
 
 Why: an operator greps and ships these lines, so whatever a client or a node sent must not be able to forge one.
-Who calls it: cli (setup), worker (reopen, set_level), control and admin (get). Never the data path (DESIGN 3, rule 6).
+Who calls it: run and worker (setup, reopen, set_level), control and admin (get). Never the data path (DESIGN 3,
+rule 6).
 
 Invariants:
 - An event is exactly one line of printable ASCII: texts are escaped, bytes are shown as their length only.
@@ -45,10 +46,13 @@ def get(name: str) -> EventLogger:
     return EventLogger(logging.getLogger(name), {})
 
 
-def setup(level: str, format: str, file: str = "") -> None:
-    """Sends everything logged in this process to stderr or a file; OSError when that cannot be opened."""
+def setup(level: str, format: str, file: str = "", **constant: object) -> None:
+    """Sends everything logged in this process to stderr or a file, with the `constant` fields on every line.
+
+    OSError when the file cannot be opened; the log is then what it was before.
+    """
     handler = _ReopenableFile(file) if file else logging.StreamHandler(sys.stderr)
-    handler.setFormatter({"logfmt": Logfmt, "json": Json}[format]())
+    handler.setFormatter({"logfmt": Logfmt, "json": Json}[format](constant))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -91,15 +95,20 @@ def warn_limited(logger: logging.Logger | EventLogger, key: str, msg: str, **fie
 
 
 class _Event(logging.Formatter):
-    """What an event consists of, whatever its spelling."""
+    """What an event consists of, whatever its spelling. constant: fields that every event of this process has."""
+
+    def __init__(self, constant: Mapping[str, object] | None = None) -> None:
+        super().__init__()
+        self._constant = {name: _shown(value) for name, value in (constant or {}).items()}
 
     def event(self, record: logging.LogRecord) -> dict[str, object]:
-        """ts (UTC, ms), level, logger, msg, the fields, and the exception if there is one."""
+        """ts (UTC, ms), level, logger, the constant fields, msg, its own fields, and the exception if there is one."""
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         event: dict[str, object] = {
             "ts": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
+            **self._constant,
             "msg": record.getMessage(),
         }
         fields: Mapping[str, object] = getattr(record, FIELDS, {})

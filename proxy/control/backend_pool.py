@@ -1,7 +1,7 @@
 """Connects the data path's backends: resolve, connect, handshake, hand over; again with backoff when lost.
 
-Why: the data path only moves bytes; whatever awaits is here. Called by the data path through `Port` (proxy.worker): a
-backend is wanted, or was lost.
+Why: the data path only moves bytes; whatever awaits is here. Called by proxy.worker: a backend is wanted or was lost
+(the data path says so through its port), the settings are new.
 
 Invariants: at most one task per backend; a name is resolved anew at every attempt; a descriptor belongs to the task
 until `attach` took it, and is closed otherwise; a backend that drops its connection right after the handshake backs
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from proxy.control.tasks import background
 from proxy.forward.backend import Backend, BackendState
 from proxy.log import get, warn_limited
 from proxy.resp.decode import Decoder, ReplyError
@@ -66,6 +67,18 @@ class BackendPool:
         self._up_since: dict[Backend, float] = {}
         self._failures: dict[Backend, int] = {}
 
+    def reconfigure(self, settings: PoolSettings) -> None:
+        """New settings; what is being connected, or waits to be, begins anew with them.
+
+        Connections that are up keep what they were made with: see Router.renew().
+        """
+        self.settings = settings
+        self._failures.clear()
+        for backend, task in list(self._tasks.items()):
+            task.cancel()
+            del self._tasks[backend]
+            self._start(backend, 0.0)
+
     def connect(self, backend: Backend) -> None:
         """The backend is wanted: it is CONNECTING and requests may be waiting in it."""
         self._start(backend, 0.0)
@@ -103,8 +116,9 @@ class BackendPool:
     def _start(self, backend: Backend, delay_s: float) -> None:
         if backend in self._tasks:
             return
-        task = asyncio.create_task(self._run(backend, delay_s), name=f"connect-{backend.node.label}")
-        self._tasks[backend] = task
+        for closed in [known for known in self._up_since if known.state == BackendState.CLOSED]:
+            del self._up_since[closed]  # drained; nobody lost it
+        self._tasks[backend] = background(self._run(backend, delay_s), name=f"connect-{backend.node.label}")
 
     def _backoff(self, backend: Backend) -> float:
         failures = self._failures.get(backend, 0)
@@ -132,6 +146,8 @@ class BackendPool:
                         raise
                     sock.detach()
                 except (OSError, TimeoutError, HandshakeError, ProtocolFault) as error:
+                    if backend.state == BackendState.CLOSED:  # while it was being connected
+                        return
                     reason = str(error) or "no answer in time"
                     warn_limited(log, f"connect:{label}", "cannot connect to node", node=label, reason=reason)
                     backend.connect_failed()
@@ -143,7 +159,8 @@ class BackendPool:
                 self._on_up(backend)
                 return
         finally:
-            self._tasks.pop(backend, None)
+            if self._tasks.get(backend) is asyncio.current_task():
+                del self._tasks[backend]
 
     async def _open(self, backend: Backend) -> socket.socket:
         loop = asyncio.get_running_loop()
@@ -207,11 +224,13 @@ class BackendPool:
 
 
 def keepalive(sock: socket.socket, seconds: float) -> None:
-    """Asks the kernel to probe a silent TCP peer after `seconds`; 0 = leave it alone."""
-    if not seconds or sock.family == socket.AF_UNIX:
+    """Asks the kernel to probe a silent TCP peer after `seconds`; 0 = never. OSError when the socket is no good."""
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1 if seconds else 0)
+    if not seconds:
         return
     interval = max(1, int(seconds / 3))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     with contextlib.suppress(AttributeError):  # TCP_KEEPIDLE has another name where there is no Linux
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(seconds)))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)

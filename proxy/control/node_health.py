@@ -12,11 +12,13 @@ is what the topology says; a probe overrules that until the topology changes its
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from proxy.cluster.topology import Address, Health, Node
+from proxy.control.tasks import background
 from proxy.control.upstream import ErrorReply, Upstream, UpstreamAuthError, UpstreamError, UpstreamSettings, connect
 from proxy.log import get, warn_limited
 
@@ -63,6 +65,13 @@ class NodeHealth:
         self._watched: dict[Address, _Watched] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(settings.concurrency)
+        self._changed = asyncio.Event()
+
+    def reconfigure(self, settings: HealthSettings) -> None:
+        """New settings (but for concurrency), at once: every replica is probed now, with the new credentials."""
+        self.settings = settings
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def set_nodes(self, nodes: Iterable[Node]) -> None:
         """The nodes of the newest topology. Watches its replicas and lets go of what is none any more."""
@@ -81,7 +90,7 @@ class NodeHealth:
             if watching is None:
                 watching = self._watched[address] = _Watched(node)
                 self._set(watching, node.health == "online", f"{node.health} in the topology")
-                watching.task = asyncio.create_task(self._watch(watching), name=f"node-health {address}")
+                watching.task = background(self._watch(watching), name=f"node-health {address}")
             elif watching.told != node.health:
                 watching.told = node.health
                 self._set(watching, node.health == "online", f"{node.health} in the topology")
@@ -114,14 +123,21 @@ class NodeHealth:
 
     async def _watch(self, watched: _Watched) -> None:
         connection: Upstream | None = None
+        upstream = self._upstream()
         delay = self._rng.uniform(0, min(_FIRST_SPREAD_S, self.settings.health_interval_s))
         try:
             while True:
-                await asyncio.sleep(delay)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay):
+                        await self._changed.wait()
+                if connection is not None and upstream != self._upstream():
+                    await connection.close()
+                    connection = None
                 async with self._slots:
+                    upstream = self._upstream()
                     try:
                         if connection is None:
-                            connection = await connect(watched.address, self._upstream())
+                            connection = await connect(watched.address, upstream)
                         verdict = await _probe(connection)
                     except UpstreamError as error:
                         if connection is not None:

@@ -2,15 +2,17 @@
 
 Why: a proxy is only as good as its slot table, and the peers' worst failures are here: a table learnt once, refreshed
 from a node that is behind, from all nodes at once, or never again after an outage (FIELD.md). Called by the worker
-(start, stop, publish callback) and, through trigger(), by whoever sees a sign of change: a MOVED, a lost connection,
-an uncovered slot.
+(start, reconfigure, stop, publish callback) and, through trigger(), by whoever sees a sign of change: a MOVED, a lost
+connection, an uncovered slot.
 
 Invariants:
-- One task, one connection, one refresh at a time; refreshes start at least min_gap_s apart, triggers in between are
-  one refresh.
+- One task, one connection (but for new seeds, which are all asked at once), one refresh at a time; refreshes start at
+  least min_gap_s apart, triggers in between are one refresh.
 - A trigger during a refresh causes another one after it: the answer under way may be older than the sign.
 - No answer is refused for ever: when nobody has stood for the current topology for gone_after_s, the best refused
   answer is taken, one of another cluster only from a seed (an outage must not last until a restart).
+- The seeds say which cluster is ours: when they are changed, they decide anew, and until one of them has spoken the
+  known cluster goes on being used and refreshed.
 - publish() is called with every accepted answer, changed or not, so that what was learnt from a MOVED meanwhile is put
   right; it must not block.
 """
@@ -29,6 +31,7 @@ from typing import Final
 
 from proxy.cluster.topology import Address, Topology, TopologyError, Verdict, accept, diff
 from proxy.cluster.topology_replies import AddressRules, EndpointChoice, build
+from proxy.control.tasks import background
 from proxy.control.upstream import ErrorReply, UpstreamAuthError, UpstreamError, UpstreamSettings, upstream_to
 from proxy.log import get, warn_limited
 
@@ -42,6 +45,8 @@ _FIRST_BACKOFF_S: Final = 0.05
 # sign of a failover too: it comes a node timeout and an election before the cluster knows of one itself.
 _FIRST_RECHECK_S: Final = 0.5
 _FAILOVER_SIGNS: Final = ("lost", "uncovered")
+# New seeds that do not answer are asked again this much later, then ever less often: each of them may cost a timeout.
+_FIRST_SEEDS_PAUSE_S: Final = 0.5
 # Seeds come before the rest of the known nodes: after a restart of a whole cluster in Kubernetes all of those are gone,
 # each of them a timeout.
 _KNOWN_BEFORE_SEEDS: Final = 3
@@ -90,12 +95,13 @@ class TopologyRefresher:
         self.topology: Topology | None = None
         self.outcomes: dict[tuple[str, str], int] = {(t, o): 0 for t in TRIGGERS for o in OUTCOMES}
         self.last_success = 0.0  # Unix time, 0 = never
-        self.last_error = ""  # of the last refresh that failed; "" after one that did not
+        self.last_error = ""  # of the last refresh that failed, or of new seeds that do not answer; "" = all is well
         self._publish = publish
         self._clock = clock
         self._rng = rng or random.Random()
         self._resolve = resolve or resolve_address
         self._task: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._first = asyncio.Event()
         self._pending = ""
@@ -105,20 +111,22 @@ class TopologyRefresher:
         self._without_since: float | None = None
         self._backoff_s = 0.0
         self._recheck_s = 0.0
+        self._undecided = False  # the seeds are new, and none of them has said yet which cluster is ours
+        self._seeds_pause_s = 0.0
+        self._seeds_due = 0.0
+        self._seeds_error = ""
 
     # --- for the worker
 
     async def start(self) -> None:
         """Begins with a refresh at once, and returns at once: see ready()."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="topology-refresh")
+            self._begin("start")
 
     async def stop(self) -> None:
         """Returns when the task and its connection are gone."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        self._end()
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
     async def ready(self, timeout_s: float) -> bool:
         """Waits for the first accepted topology, at most timeout_s."""
@@ -136,9 +144,18 @@ class TopologyRefresher:
             self._wake.set()
 
     def reconfigure(self, settings: RefreshSettings) -> None:
-        """New settings from the next refresh on, which is asked for."""
+        """New settings, at once: what is under way is given up, and a refresh begins.
+
+        Other seeds decide anew which cluster is ours, and are asked before anybody else.
+        """
+        if self.topology is not None and set(settings.seeds) != set(self.settings.seeds):
+            self._undecided = True
+            self._seeds_pause_s = self._seeds_due = 0.0
         self.settings = settings
-        self.trigger("other")
+        self._backoff_s = 0.0
+        if self._task is not None:
+            self._end()
+            self._begin("other")
 
     @property
     def fresh(self) -> bool:
@@ -148,8 +165,19 @@ class TopologyRefresher:
 
     # --- the task
 
-    async def _run(self) -> None:
-        trigger = "start"
+    def _begin(self, trigger: str) -> None:
+        self._task = background(self._run(trigger), name="topology-refresh")
+
+    def _end(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+    async def _run(self, trigger: str) -> None:
+        if self._ending:  # one connection at a time
+            await asyncio.wait(self._ending)
         while True:
             started = self._clock()
             outcome = await self._refresh()
@@ -166,8 +194,11 @@ class TopologyRefresher:
             await asyncio.sleep(max(self._jittered(self._backoff_s), gap_ends - self._clock()))
             return self._take_pending() or "retry"
         self._backoff_s = 0.0
+        wait_s = self._jittered(self._interval_s(trigger, outcome))
+        if self._undecided:
+            wait_s = min(wait_s, max(0.0, self._seeds_due - self._clock()))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._jittered(self._interval_s(trigger, outcome))):
+            async with asyncio.timeout(wait_s):
                 await self._wake.wait()
         while (gap := gap_ends - self._clock()) > 0:
             await asyncio.sleep(gap)
@@ -203,23 +234,19 @@ class TopologyRefresher:
         errors: list[str] = []
         tried: set[Address] = set()
         self._seed_addresses = set(self.settings.seeds)
-        for place in self._order():
+        seeds = list(self.settings.seeds)
+        if self._undecided and self._clock() >= self._seeds_due:
+            if (chosen := await self._decide(errors, tried)) is not None:
+                return self._accepted(chosen)
+            seeds = []
+        for place in self._order(seeds):
             candidates = [place] if isinstance(place, _Candidate) else await self._seed(place, errors)
             for candidate in candidates:
                 if {candidate.dial, candidate.asked} & tried:
                     continue
                 tried |= {candidate.dial, candidate.asked}
-                try:
-                    new = await self._ask(candidate)
-                except (UpstreamError, TopologyError) as error:
-                    errors.append(f"{candidate.asked}: {error}")
-                    self._report(candidate, error)
+                if (new := await self._answer(candidate, errors)) is None:
                     continue
-                except Exception as error:
-                    log.exception("asking a node for the topology failed", node=candidate.asked)
-                    errors.append(f"{candidate.asked}: {error!r}")
-                    continue
-                self._failed_at.pop(candidate.dial, None)
                 verdict = accept(self.topology, new)
                 if self.topology is None and not new.covered:
                     verdict = Verdict.EMPTY  # another seed may know more
@@ -229,7 +256,49 @@ class TopologyRefresher:
                 self._report_refusal(candidate, new, verdict)
         return self._nobody(refused, errors)
 
-    def _order(self) -> list[_Candidate | Address]:
+    async def _decide(self, errors: list[str], tried: set[Address]) -> Topology | None:
+        """Asks all of the new seeds; the answer to be believed, None when there is none.
+
+        One that stands for the known cluster comes before one of another cluster, so that a recycled address in an
+        otherwise good list leads nowhere; then the order of the list counts, which is the same in all workers.
+        """
+        answers: dict[int, Topology] = {}
+
+        async def ask(place: int, seed: Address) -> None:
+            for candidate in await self._seed(seed, errors):
+                tried.update((candidate.dial, candidate.asked))
+                if (new := await self._answer(candidate, errors)) is not None:
+                    answers.setdefault(place, new)
+
+        async with asyncio.TaskGroup() as group:
+            for place, seed in enumerate(self.settings.seeds):
+                group.create_task(ask(place, seed))
+        found = [(answers[place], accept(self.topology, answers[place])) for place in sorted(answers)]
+        for new, verdict in found:
+            if verdict is Verdict.ACCEPTED:
+                self._decided()
+                return new
+        if any(verdict is Verdict.STALE for _, verdict in found):
+            self._decided()  # for the known cluster, of which somebody else knows more
+            return None
+        for new, _ in found:
+            if new.covered:
+                self._decided()
+                log.warning("the new seeds belong to another cluster, which is used from now on", asked=new.asked)
+                return new
+        errors += [f"{new.asked}: knows of no slots" for new, _ in found]
+        why = "; ".join(errors)
+        self._seeds_error = f"the seeds yield no node: {why}"[:_ERROR_LIMIT]
+        warn_limited(log, "seeds", "the new seeds yield no node, the known cluster stays in use", error=why)
+        self._seeds_pause_s = min(max(2 * self._seeds_pause_s, _FIRST_SEEDS_PAUSE_S), self.settings.refresh_interval_s)
+        self._seeds_due = self._clock() + self._seeds_pause_s
+        return None
+
+    def _decided(self) -> None:
+        self._undecided = False
+        self._seeds_error = ""
+
+    def _order(self, seeds: list[Address]) -> list[_Candidate | Address]:
         """Known nodes in random order, those that failed last; after the first few the seeds, to be resolved then."""
         known = list(self.topology.nodes()) if self.topology is not None else []
         self._rng.shuffle(known)
@@ -237,7 +306,6 @@ class TopologyRefresher:
         self._failed_at = {address: at for address, at in self._failed_at.items() if at > recently}
         known.sort(key=lambda node: (node.health == "fail", node.address in self._failed_at))
         nodes = [_Candidate(node.address, node.address) for node in known]
-        seeds = list(self.settings.seeds)
         self._rng.shuffle(seeds)
         return [*nodes[:_KNOWN_BEFORE_SEEDS], *seeds, *nodes[_KNOWN_BEFORE_SEEDS:]]
 
@@ -255,6 +323,20 @@ class TopologyRefresher:
         # A name of several addresses is several nodes, so each goes by its address; else by the name, which is resolved
         # again when the address changes.
         return [_Candidate(address, seed if len(found) == 1 else address) for address in found]
+
+    async def _answer(self, candidate: _Candidate, errors: list[str]) -> Topology | None:
+        try:
+            new = await self._ask(candidate)
+        except (UpstreamError, TopologyError) as error:
+            errors.append(f"{candidate.asked}: {error}")
+            self._report(candidate, error)
+        except Exception as error:
+            log.exception("asking a node for the topology failed", node=candidate.asked)
+            errors.append(f"{candidate.asked}: {error!r}")
+        else:
+            self._failed_at.pop(candidate.dial, None)
+            return new
+        return None
 
     async def _ask(self, candidate: _Candidate) -> Topology:
         settings = self.settings
@@ -278,7 +360,7 @@ class TopologyRefresher:
         self._without_since = None
         self.last_success = time.time()
         self._fresh_since = self._clock()
-        self.last_error = ""
+        self.last_error = self._seeds_error
         if changes:
             log.info("topology changed", what=changes, epoch=new.epoch, covered=new.covered, asked=new.asked)
         try:

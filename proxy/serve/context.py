@@ -101,14 +101,15 @@ class ServeContext:
     server_version: `redis_version` of the servers; until one has answered, that of the built-in command table.
     server_name, valkey_version: as the servers' INFO has them; "redis" and "" when it has none.
     run_id: 40 hex digits; the same in all workers of one proxy, another after a restart.
+    process_id: of the proxy, whichever of its processes answers; 0 = this one's.
     topology: None until the cluster has been seen.
     databases: numbered databases a client may SELECT; 1 = database 0 alone.
-    unix_endpoint: (ip, port) of a TCP listener to name to a cluster-aware client that came by a Unix socket; None =
+    unix_endpoint: (host, port) of a TCP listener to name to a cluster-aware client that came by a Unix socket; None =
         there is none.
-    stats: figures under the names INFO gives them (connected_clients, maxclients, total_connections_received,
-        total_commands_processed, instantaneous_ops_per_sec, total_net_input_bytes, total_net_output_bytes,
-        rejected_connections); what is missing is left out of INFO; names beginning with `proxy_` go to the Proxy
-        section as they are.
+    stats: figures of the whole proxy under the names INFO gives them (connected_clients, maxclients,
+        total_connections_received, total_commands_processed, instantaneous_ops_per_sec, total_net_input_bytes,
+        total_net_output_bytes, rejected_connections); what is missing is left out of INFO; names beginning with
+        `proxy_` go to the Proxy section as they are.
     """
 
     client_password: str | None
@@ -116,6 +117,7 @@ class ServeContext:
     proxy_version: str
     started_s: float
     run_id: str
+    process_id: int = 0
     server_name: str = "redis"
     valkey_version: str = ""
     topology: Topology | None = None

@@ -4,8 +4,9 @@ Why: clients start by reading it. Spring's health check wants redis_version, ior
 loading (redis/ioredis#780), cluster-aware libraries look at cluster_enabled.
 Who calls it: proxy.serve.local.
 
-Invariants: a figure the proxy does not know is left out, never made up; sections come in one fixed order whatever order
-they were asked in, each at most once (Redis's genRedisInfoString); an unknown section is no error.
+Invariants: the figures are those of the whole proxy, but for Memory, CPU and the nodes' connections, which are those of
+the worker that answers; a figure the proxy does not know is left out, never made up; sections come in one fixed order
+whatever order they were asked in, each at most once (Redis's genRedisInfoString); an unknown section is no error.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _server(ctx: ServeContext, client: ClientLike) -> Lines:
     system = os.uname()
     yield f"os:{system.sysname} {system.release} {system.machine}"
     yield f"arch_bits:{platform.architecture()[0].removesuffix('bit')}"
-    yield f"process_id:{os.getpid()}"
+    yield f"process_id:{ctx.process_id or os.getpid()}"
     yield f"run_id:{ctx.run_id}"
     yield f"tcp_port:{endpoint_of(client.local_address, None)[1]}"
     yield f"server_time_usec:{int(now_s * 1_000_000)}"
@@ -86,7 +87,7 @@ def _clients(ctx: ServeContext, client: ClientLike) -> Lines:
 
 
 def _memory(ctx: ServeContext, client: ClientLike) -> Lines:
-    """This process's resident memory; used_memory repeats it, for the tools that read nothing else."""
+    """This worker's resident memory; used_memory repeats it, for the tools that read nothing else."""
     figures = {}
     if (rss := _resident()) is not None:
         figures["used_memory"] = figures["used_memory_rss"] = rss

@@ -139,6 +139,35 @@ def test_stderr(capsys):
     assert not captured.out
 
 
+def test_constant_fields(file):
+    """Whose line it is, on every line, whatever logger it comes from; a field of the event cannot forge it."""
+    log.setup("info", "logfmt", str(file), worker=3)
+    log.get("x").info("one", node="a:1")
+    logging.getLogger("asyncio").error("two")
+    log.warn_limited(log.get("x"), "k", "three", worker=4)
+    lines = [text.split(" ", 1)[1] for text in file.read_text().splitlines()]
+    assert lines == [
+        "level=info logger=x worker=3 msg=one node=a:1",
+        "level=error logger=asyncio worker=3 msg=two",
+        "level=warning logger=x worker=3 msg=three worker_=4",
+    ]
+    log.setup("info", "json", str(file), worker=0)
+    log.get("x").info("four")
+    event = json.loads(file.read_text().splitlines()[-1])
+    assert list(event) == ["ts", "level", "logger", "worker", "msg"]
+    assert event["worker"] == 0
+
+
+def test_failed_setup_keeps_the_log_as_it_was(file, tmp_path):
+    log.setup("info", "logfmt", str(file), worker=3)
+    with pytest.raises(FileNotFoundError):
+        log.setup("debug", "json", str(tmp_path / "none" / "proxy.log"))
+    log.get("x").debug("hidden")
+    log.get("x").info("shown")
+    (text,) = file.read_text().splitlines()
+    assert text.endswith("level=info logger=x worker=3 msg=shown")
+
+
 def test_second_setup_replaces_the_first(file, tmp_path):
     log.setup("info", "logfmt", str(file))
     log.setup("info", "json", str(tmp_path / "other.log"))

@@ -250,6 +250,24 @@ def test_no_more_probes_at_a_time_than_allowed(start_node: Callable[[], FakeNode
     run(scene, concurrency=2)
 
 
+def test_new_settings_hold_at_once(node: FakeNode) -> None:
+    """Also in the middle of an hour's pause; other credentials mean another connection, the old one is closed."""
+
+    async def scene(health: NodeHealth, changes: list[Change]) -> None:
+        health.set_nodes([replica(node)])
+        await until(lambda: probes(node) == 1)
+        health.reconfigure(HealthSettings(health_interval_s=3600.0, timeout_s=5.0, username="bob", password="new"))
+        await until(lambda: probes(node) == 2)
+        old, new = node.sessions
+        assert [b"AUTH", b"bob", b"new"] in new.commands
+        await until(lambda: old.sock.fileno() == -1)
+        health.reconfigure(HealthSettings(health_interval_s=0.01, timeout_s=5.0, username="bob", password="new"))
+        await until(lambda: probes(node) >= 6)
+        assert len(node.sessions) == 2
+
+    assert run(scene, health_interval_s=3600.0) == []
+
+
 def test_a_listener_that_fails_stops_nothing(node: FakeNode, caplog: pytest.LogCaptureFixture) -> None:
     def boom(*change: object) -> None:
         raise RuntimeError("boom")

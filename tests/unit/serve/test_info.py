@@ -69,6 +69,10 @@ def test_server_of_redis() -> None:
     assert not {"valkey_version", "server_name", "server_mode"} & server.keys()
 
 
+def test_the_process_is_the_proxys_whoever_answers() -> None:
+    assert sections("server", ctx=context(process_id=4711))["Server"]["process_id"] == "4711"
+
+
 def test_server_of_valkey(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.serve.info.time.time", lambda: 1000.0 + 3 * 86400 + 5.5)
     ctx = context(server_name="valkey", valkey_version="9.1.2")

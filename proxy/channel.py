@@ -1,0 +1,182 @@
+"""A socketpair that carries typed messages and descriptors between two processes of the proxy.
+
+Why: supervisor and worker share nothing (DESIGN 2); what one tells the other goes through here, client sockets
+included (SCM_RIGHTS, unix(7)). Called by proxy.supervisor and proxy.worker.
+
+Invariants:
+- Nothing here blocks: what the kernel does not take is queued and goes on when it does; `backlog` says how much waits.
+- A descriptor given to send() belongs to the channel from then on and is closed here once sent, or with the channel;
+  one given to on_message belongs to the receiver.
+- Messages come in the order they were sent; one that cannot be read ends the channel. on_end comes once, and not after
+  close().
+
+A frame is its length (4 bytes, little-endian), the number of its descriptors (1 byte) and the message in msgpack. The
+descriptors travel with its first byte. The kernel may give a reader several frames at once, but never glues bytes of
+later frames to those that came with descriptors, so descriptors and frames pair up in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from array import array
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+MAX_DESCRIPTORS = 253  # SCM_MAX_FD: more in one message is EINVAL
+_HEAD = 5
+_READ = 1 << 18
+_ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array("i").itemsize)
+
+OnMessage = Callable[[Any, list[int]], None]
+
+
+class Channel:
+    """One end. decoder: of the messages that come in; on_message(message, descriptors); on_end(reason).
+
+    Needs start() before anything is received. sock: a connected Unix stream socket, owned by the channel.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        decoder: msgspec.msgpack.Decoder[Any],
+        on_message: OnMessage,
+        on_end: Callable[[str], None],
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._decoder = decoder
+        self._encoder = msgspec.msgpack.Encoder()
+        self._on_message = on_message
+        self._on_end = on_end
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._in = bytearray()
+        self._descriptors: deque[int] = deque()
+        self._out: deque[tuple[memoryview, list[int]]] = deque()
+        self.backlog = 0  # bytes the kernel has not taken yet
+        self.closed = False
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begins to receive."""
+        self._loop = loop
+        loop.add_reader(self._sock.fileno(), self._readable)
+        if self._out:
+            loop.add_writer(self._sock.fileno(), self._flush)
+
+    def send(self, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
+        """Sends, now or as soon as the kernel takes it; on a closed channel only closes the descriptors."""
+        if self.closed:
+            _close(descriptors)
+            return
+        body = self._encoder.encode(message)
+        frame = memoryview(len(body).to_bytes(4, "little") + bytes((len(descriptors),)) + body)
+        self.backlog += len(frame)
+        self._out.append((frame, list(descriptors)))
+        if len(self._out) == 1:
+            self._flush()
+
+    def close(self) -> None:
+        """Ends it: what was not sent or not received is given up, its descriptors with it."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._loop is not None:
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        _close(self._descriptors)
+        for _, descriptors in self._out:
+            _close(descriptors)
+        self._descriptors.clear()
+        self._out.clear()
+        self.backlog = 0
+
+    # -- out -----------------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        while self._out:
+            frame, descriptors = self._out[0]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+            try:
+                sent = self._sock.sendmsg([frame], rights, socket.MSG_NOSIGNAL)
+            except (BlockingIOError, InterruptedError):
+                if self._loop is not None:
+                    self._loop.add_writer(self._sock.fileno(), self._flush)
+                return
+            except OSError as error:
+                self._fail(error.strerror or str(error))
+                return
+            self.backlog -= sent
+            _close(descriptors)
+            if sent < len(frame):
+                self._out[0] = (frame[sent:], [])
+            else:
+                self._out.popleft()
+        if self._loop is not None:
+            self._loop.remove_writer(self._sock.fileno())
+
+    # -- in ------------------------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        try:
+            data, ancillary, flags, _ = self._sock.recvmsg(_READ, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._fail(error.strerror or str(error))
+            return
+        for level, kind, rights in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers = array("i")
+                numbers.frombytes(rights[: len(rights) - len(rights) % numbers.itemsize])
+                self._descriptors.extend(numbers)
+        if flags & socket.MSG_CTRUNC:
+            # The kernel could not give us all of them: out of descriptors, most likely.
+            self._fail("descriptors were lost on the way")
+            return
+        if not data:
+            self._fail("closed by the other side")
+            return
+        self._in += data
+        self._deliver()
+
+    def _deliver(self) -> None:
+        done = 0
+        try:
+            while len(self._in) - done >= _HEAD:
+                end = done + _HEAD + int.from_bytes(self._in[done : done + 4], "little")
+                if len(self._in) < end:
+                    break
+                count = self._in[done + 4]
+                if count > len(self._descriptors):
+                    self._fail("a message without its descriptors")
+                    return
+                message = self._decoder.decode(self._in[done + _HEAD : end])
+                done = end
+                self._on_message(message, [self._descriptors.popleft() for _ in range(count)])
+                if self.closed:
+                    return
+        except msgspec.MsgspecError as error:
+            self._fail(f"a message that cannot be read: {error}")
+            return
+        del self._in[:done]
+
+    def _fail(self, reason: str) -> None:
+        if not self.closed:
+            self.close()
+            self._on_end(reason)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a new channel, for two processes."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def _close(descriptors: Sequence[int] | deque[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -1,0 +1,437 @@
+"""New settings in a worker that serves: each option as a client or a node sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy import log as logs
+from proxy.embedded import HOST, EmbeddedCluster, free_port
+from proxy.resp.decode import ReplyError
+from proxy.worker.loop import Worker
+from tests.support.fake_node import SILENCE, FakeNode
+from tests.support.raw import array, bulk
+from tests.support.refresher import tell
+from tests.unit.worker.scene import TCP, UNIX, Client, Port, configured, run, until
+
+ALL = [{"address": TCP}, {"address": UNIX}]
+
+
+def sockopt(worker: Worker, level: int, option: int) -> int:
+    """Of the one client's socket, at the worker's end."""
+    (client,) = worker.path.clients
+    with socket.fromfd(client.fd, socket.AF_INET, socket.SOCK_STREAM) as sock:
+        return sock.getsockopt(level, option)
+
+
+def calls(worker: Worker, name: str) -> int:
+    return int(worker.counters.snapshot()["commands"][name]["calls"])
+
+
+class TestClients:
+    def test_limits_of_present_clients(self, node: FakeNode) -> None:
+        async def scene(worker: Worker, port: Port) -> None:
+            client, other = Client(worker), Client(worker, UNIX, 2)
+            assert await client.ask("SET", "k", "x" * 100) == b"OK"
+            assert worker.apply(configured([node.address], clients={"max_bulk": "64b", "max_arguments": 4})) == ""
+            assert await client.ask("SET", "k", "x" * 64) == b"OK"
+            assert "invalid bulk length" in str(await client.ask("SET", "k", "x" * 100))
+            assert "invalid multibulk length" in str(await other.ask("MGET", "a", "b", "c", "d"))
+            assert await client.rest() == await other.rest() == []
+
+        run(configured([node.address]), scene)
+
+    def test_request_timeout(self, node: FakeNode) -> None:
+        node.on("GET", SILENCE)
+
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            worker.apply(configured([node.address], requests={"timeout": "200ms"}))
+            begun_s = time.monotonic()
+            assert isinstance(await client.ask("GET", "k"), ReplyError)
+            assert time.monotonic() - begun_s < 5
+
+        run(configured([node.address], requests={"timeout": "1h"}), scene)
+
+    def test_idle_timeout(self, node: FakeNode) -> None:
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            await client.ask("PING")
+            worker.apply(configured([node.address], clients={"idle_timeout": "100ms"}))
+            assert await client.rest() == []
+
+        run(configured([node.address]), scene)
+
+    def test_max_clients_is_shown(self, node: FakeNode) -> None:
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            worker.apply(configured([node.address], clients={"max_clients": 5}))
+            assert (await client.info("clients"))["maxclients"] == "5"
+
+        run(configured([node.address]), scene)
+
+    def test_keepalive(self, node: FakeNode) -> None:
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            assert sockopt(worker, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 300
+            worker.apply(configured([node.address], clients={"tcp_keepalive": "60s"}))
+            assert sockopt(worker, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+            worker.apply(configured([node.address], clients={"tcp_keepalive": "0"}))
+            assert sockopt(worker, socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
+            assert await client.ask("SET", "k", "v") == b"OK"
+
+        run(configured([node.address]), scene)
+
+    def test_password(self, node: FakeNode) -> None:
+        """Whoever is in stays in; who comes has to say it; without one the door is open to all."""
+
+        async def scene(worker: Worker, port: Port) -> None:
+            before = Client(worker)
+            assert await before.ask("GET", "k") is None
+            worker.apply(configured([node.address], clients={"password": "one"}))
+            assert await before.ask("GET", "k") is None
+            after = Client(worker, TCP, 2)
+            assert str(await after.ask("GET", "k")).startswith("NOAUTH")
+            worker.apply(configured([node.address], clients={"password": "two"}))
+            assert str(await after.ask("AUTH", "one")).startswith("WRONGPASS")
+            assert await after.ask("AUTH", "two") == b"OK"
+            third = Client(worker, UNIX, 3)
+            assert str(await third.ask("GET", "k")).startswith("NOAUTH")
+            worker.apply(configured([node.address]))
+            assert await third.ask("GET", "k") is None
+
+        run(configured([node.address]), scene)
+
+
+class TestListeners:
+    def test_reads_of_present_clients(self, node: FakeNode) -> None:
+        """They follow their listener, unless they chose for themselves."""
+
+        async def reads(client: Client) -> str:
+            return (await client.info("proxy"))["proxy_reads"]
+
+        def changed(tcp: str, unix: str) -> Any:
+            listeners = [{"address": TCP, "reads": tcp}, {"address": UNIX, "reads": unix}]
+            return configured([node.address], listeners=listeners)
+
+        async def scene(worker: Worker, port: Port) -> None:
+            follows, chose, other = Client(worker), Client(worker, TCP, 2), Client(worker, UNIX, 3)
+            assert await chose.ask("READONLY") == b"OK"
+            assert await reads(chose) == "prefer_replica"
+            worker.apply(changed("any", "primary"))
+            assert [await reads(client) for client in (follows, chose, other)] == ["any", "prefer_replica", "primary"]
+            worker.apply(changed("replica", "any"))
+            assert [await reads(client) for client in (follows, chose, other)] == ["replica", "prefer_replica", "any"]
+
+        run(changed("primary", "primary"), scene)
+
+    def test_removed_added_and_back_again(self, node: FakeNode) -> None:
+        """The clients of a removed listener stay, and follow limits; back again, they follow its reads."""
+        only_unix = [{"address": UNIX}]
+
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            worker.apply(configured([node.address], listeners=only_unix, clients={"max_bulk": "64b"}))
+            assert await client.ask("SET", "k", "v") == b"OK"
+            late = Client(worker, TCP, 2)  # accepted before, handed over after
+            assert "invalid bulk length" in str(await late.ask("SET", "k", "x" * 100))
+            assert await late.rest() == []
+            both = [{"address": TCP, "reads": "any"}, {"address": "[::1]:7618", "reads": "replica"}]
+            worker.apply(configured([node.address], listeners=both))
+            new = Client(worker, "[::1]:7618", 3)
+            assert (await new.info("proxy"))["proxy_reads"] == "replica"
+            assert (await client.info("proxy"))["proxy_reads"] == "any"
+
+        run(configured([node.address]), scene)
+
+    def test_the_endpoint_for_unix_clients(self, node: FakeNode) -> None:
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker, UNIX)
+            for address, endpoint in (("0.0.0.0:7700", [b"127.0.0.1", 7700]), (UNIX, [b"", 0])):
+                worker.apply(configured([node.address], listeners=[{"address": address}]))
+                ((_, _, where),) = await client.ask("CLUSTER", "SLOTS")
+                assert where[:2] == endpoint
+
+        run(configured([node.address]), scene)
+
+
+class TestCommands:
+    def test_allow(self, nodes: EmbeddedCluster) -> None:
+        """The table stays the servers' own."""
+
+        async def scene(worker: Worker, port: Port) -> None:
+            await until(lambda: worker.path.table.source.startswith("valkey"))
+            client = Client(worker)
+            refused = await client.ask("DEBUG", "JMAP")
+            source, size = worker.path.table.source, len(worker.path.table)
+            worker.apply(configured(nodes.seeds, commands={"allow": ["debug"]}))
+            assert str(await client.ask("DEBUG", "JMAP")) != str(refused)
+            assert (worker.path.table.source, len(worker.path.table)) == (source, size)
+            worker.apply(configured(nodes.seeds))
+            assert str(await client.ask("DEBUG", "JMAP")) == str(refused)
+
+        run(configured(nodes.seeds), scene)
+
+
+class TestRequests:
+    def test_failover_timeout(self, node: FakeNode) -> None:
+        patient = {"timeout": "1h", "failover_timeout": "1h"}
+
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            assert await client.ask("SET", "k", "v") == b"OK"
+            node.close()
+            (known,) = worker.router.nodes.values()
+            await until(lambda: known.down)
+            worker.apply(configured([node.address], requests={"timeout": "1h", "failover_timeout": "0"}))
+            begun_s = time.monotonic()
+            assert isinstance(await client.ask("GET", "k"), ReplyError)
+            assert time.monotonic() - begun_s < 5
+
+        run(configured([node.address], requests=patient), scene)
+
+    def test_retry_backoff(self, node: FakeNode) -> None:
+        node.on("GET", b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n")
+        slow = {"timeout": "1h", "retry_backoff_min": "30m", "retry_backoff_max": "30m"}
+
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            worker.apply(configured([node.address], requests={"retry_backoff_min": "1ms", "retry_backoff_max": "2ms"}))
+            await client.send("GET", "k")
+            await until(lambda: len(node.seen("GET")) > 10)
+
+        run(configured([node.address], requests=slow), scene)
+
+    def test_max_redirections(self, node: FakeNode) -> None:
+        node.on("GET", f"-MOVED 12182 {node.address}\r\n".encode())
+
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            for allowed in (0, 2):
+                seen = len(node.seen("GET"))
+                worker.apply(configured([node.address], requests={"max_redirections": allowed}))
+                assert isinstance(await client.ask("GET", "foo"), ReplyError)
+                assert len(node.seen("GET")) - seen == 1 + allowed
+
+        run(configured([node.address]), scene)
+
+
+class TestBackends:
+    def test_a_stall(self, node: FakeNode) -> None:
+        node.on("GET", SILENCE)
+        patient = {"timeout": "1h"}
+
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            await client.send("GET", "k")
+            await until(lambda: node.seen("GET"))
+            node.on("GET", bulk(b"v"))
+            worker.apply(configured([node.address], requests=patient, backends={"stall_timeout": "100ms"}))
+            assert await client.reply() == b"v"  # from another connection
+
+        run(configured([node.address], requests=patient, backends={"stall_timeout": "1h"}), scene)
+
+    @pytest.mark.parametrize(
+        ("change", "handshake"),
+        [
+            ({"cluster": {"username": "bob", "password": "new"}}, [b"AUTH", b"bob", b"new"]),
+            ({"cluster": {"password": "new"}}, [b"AUTH", b"new"]),
+            ({"backends": {"client_name": "other"}}, [b"CLIENT", b"SETNAME", b"other"]),
+            ({"backends": {"keepalive": "0"}}, [b"CLIENT", b"SETNAME", b"redis-proxy"]),
+        ],
+    )
+    def test_connections_are_renewed(self, node: FakeNode, change: dict[str, Any], handshake: list[bytes]) -> None:
+        """What is under way is answered by the old one, what comes by the new one; then the old one is closed."""
+
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            assert await client.ask("SET", "k", "v") == b"OK"
+            (old,) = [session for session in node.sessions if [b"SET", b"k", b"v"] in session.commands]
+            worker.apply(configured([node.address], **change))
+            assert await client.ask("GET", "k") == b"v"
+            (new,) = [session for session in node.sessions if [b"GET", b"k"] in session.commands]
+            assert new is not old
+            assert handshake in new.commands[:2]
+            await until(lambda: old.sock.fileno() == -1)
+
+        run(configured([node.address]), scene)
+
+    def test_more_and_fewer_connections(self, node: FakeNode) -> None:
+        async def scene(worker: Worker, port: Port) -> None:
+            ((_, values),) = worker.figures.state()["nodes"].items()
+            assert sum(values["connections"].values()) == 1
+            for wanted in (3, 2):
+                worker.apply(configured([node.address], backends={"connections": wanted}))
+                await until(
+                    lambda wanted=wanted: (  # type: ignore[misc]
+                        worker.figures.state()["nodes"][node.address]["connections"]["shared", "up"] == wanted
+                    )
+                )
+
+        run(configured([node.address]), scene)
+
+    def test_nothing_is_lost_while_connections_are_renewed(self, nodes: EmbeddedCluster) -> None:
+        """Pipelining clients, counters that would show a command lost or carried out twice."""
+        names = ["one", "two", "three", "four", "five", "six"]
+
+        async def scene(worker: Worker, port: Port) -> None:
+            done = asyncio.Event()
+
+            async def busy(number: int) -> int:
+                client = Client(worker, TCP, number)
+                asked = 0
+                while not done.is_set():
+                    for _ in range(20):
+                        await client.send("INCR", f"renew:{number}")
+                    for _ in range(20):
+                        asked += 1
+                        assert await client.reply() == asked
+                return asked
+
+            work = asyncio.gather(*(busy(number) for number in range(1, 9)))
+            for turn, name in enumerate(names):
+                worker.apply(configured(nodes.seeds, backends={"client_name": name, "connections": 1 + turn % 3}))
+                await asyncio.sleep(0.1)
+            done.set()
+            assert min(await work) > 0
+            assert worker.counters.snapshot()["retries"]["connection_lost", "unsafe"] == 0
+            for node in nodes.nodes:
+                node.command("FLUSHALL")
+
+        run(configured(nodes.seeds), scene)
+
+    def test_an_attempt_begins_anew_with_the_new_settings(self, node: FakeNode) -> None:
+        """Also one that hangs in the handshake, or waits for an hour."""
+        node.on("CLIENT SETNAME", SILENCE)
+        patient = {"backends": {"connect_timeout": "1h"}, "requests": {"timeout": "1h", "failover_timeout": "1h"}}
+
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            await client.send("GET", "k")
+            await until(lambda: node.seen("CLIENT"))
+            begun_s = time.monotonic()
+            node.on("CLIENT SETNAME", b"+OK\r\n")
+            worker.apply(configured([node.address], requests=patient["requests"]))
+            assert await client.reply() is None
+            assert time.monotonic() - begun_s < 5
+
+        run(configured([node.address], **patient), scene)
+
+    def test_health_interval(self, start_node: Callable[[str], FakeNode]) -> None:
+        primary, replica = start_node("a"), start_node("b")
+        tell(primary, primary, replica)
+
+        async def scene(worker: Worker, port: Port) -> None:
+            await until(lambda: replica.seen("INFO"))
+            worker.apply(configured([primary.address], backends={"health_interval": "20ms"}))
+            seen = len(replica.seen("INFO"))
+            await until(lambda: len(replica.seen("INFO")) > seen + 6)
+
+        run(configured([primary.address], backends={"health_interval": "1h"}), scene)
+
+
+class TestCluster:
+    def test_other_seeds_of_another_cluster(
+        self, node: FakeNode, start_node: Callable[[str], FakeNode], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        row = array(bulk(b"foo.bar"), b":2\r\n", array(b"+readonly\r\n"), b":1\r\n", b":1\r\n", b":1\r\n")
+        node.on("COMMAND", array(row))
+        other = start_node("b").on("COMMAND", array(row))
+
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            assert await client.ask("SET", "k", "v") == b"OK"
+            await until(lambda: worker.path.table.source == "redis 7.0.0")
+            worker.apply(configured([other.address]))
+            await until(lambda: other.address in worker.figures.state()["nodes"])
+            assert await client.ask("SET", "k", "w") == b"OK"
+            assert (node.store, other.store) == ({b"k": b"v"}, {b"k": b"w"})
+            await until(lambda: other.seen("COMMAND"))  # its servers may know others
+
+        run(configured([node.address]), scene)
+        assert "the new seeds belong to another cluster" in caplog.text
+
+    def test_seeds_that_lead_nowhere(self, node: FakeNode) -> None:
+        nowhere = f"{HOST}:{free_port()}"
+
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            worker.apply(configured([nowhere]))
+            error = await until(lambda: worker.figures.state()["topology"]["error"])
+            assert error == f"the seeds yield no node: {nowhere}: Connection refused"
+            assert worker.figures.state()["topology"]["fresh"]
+            assert await client.ask("SET", "k", "v") == b"OK"
+            worker.apply(configured([node.address]))
+            await until(lambda: not worker.figures.state()["topology"]["error"])
+
+        run(configured([node.address]), scene)
+
+    def test_refresh_interval(self, node: FakeNode) -> None:
+        async def scene(worker: Worker, port: Port) -> None:
+            worker.apply(configured([node.address], cluster={"refresh_interval": "20ms", "refresh_min_gap": "0"}))
+            await until(lambda: worker.refresher.outcomes["interval", "unchanged"] > 3)
+
+        run(configured([node.address], cluster={"refresh_interval": "1h"}), scene)
+
+    def test_address_map(self, node: FakeNode) -> None:
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            worker.apply(configured([node.address], cluster={"address_map": {HOST: "localhost"}}))
+            await until(lambda: list(worker.figures.state()["nodes"]) == [f"localhost:{node.port}"])
+            assert await client.ask("SET", "k", "v") == b"OK"
+
+        run(configured([node.address]), scene)
+
+
+class TestLog:
+    def test_level_format_and_file(self, node: FakeNode, tmp_path: Path) -> None:
+        first, second = tmp_path / "first", tmp_path / "second"
+
+        async def scene(worker: Worker, port: Port) -> None:
+            worker.apply(configured([node.address], log={"file": str(first), "level": "warning"}))
+            logs.get("x").info("hidden")
+            logs.get("x").warning("shown")
+            worker.apply(configured([node.address], log={"file": str(second), "format": "json"}))
+            logs.get("x").info("shown")
+
+        run(configured([node.address]), scene)
+        (line,) = first.read_text().splitlines()
+        assert line.endswith("level=warning logger=x worker=3 msg=shown")
+        event = json.loads(second.read_text().splitlines()[0])
+        assert (event["worker"], event["msg"]) == (3, "shown")
+
+    def test_a_file_that_cannot_be_opened(self, node: FakeNode, tmp_path: Path) -> None:
+        file = tmp_path / "log"
+        missing = tmp_path / "none" / "log"
+
+        async def scene(worker: Worker, port: Port) -> None:
+            assert worker.apply(configured([node.address], log={"file": str(file)})) == ""
+            trouble = worker.apply(configured([node.address], log={"file": str(missing)}, clients={"max_clients": 5}))
+            assert trouble == f"cannot write the log {missing}: No such file or directory"
+            assert worker.figures.max_clients == 5
+
+        run(configured([node.address]), scene)
+        assert "cannot write the log, the old one stays" in file.read_text()
+
+
+def test_the_same_settings_change_nothing(node: FakeNode) -> None:
+    async def scene(worker: Worker, port: Port) -> None:
+        client = Client(worker)
+        assert await client.ask("SET", "k", "v") == b"OK"
+        before = dict(worker.refresher.outcomes)
+        connections = len(node.sessions)
+        assert worker.apply(configured([node.address])) == ""
+        assert await client.ask("GET", "k") == b"v"
+        await asyncio.sleep(0.1)
+        assert worker.refresher.outcomes == before
+        assert len(node.sessions) == connections
+        assert calls(worker, "get") == 1
+
+    run(configured([node.address]), scene)
