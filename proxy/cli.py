@@ -9,12 +9,17 @@ Exit codes: 0 clean, 1 start-up failure (cannot bind), 2 usage, 78 bad configura
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from proxy import __version__
+
+if TYPE_CHECKING:
+    from proxy.config import Settings
 
 EXIT_CONFIG = 78
 
@@ -42,35 +47,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Until proxy.run has its handlers there is nothing to clean up, and a KeyboardInterrupt in the middle of an import
     # can be lost. For the same reason what takes long to import comes after this.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from proxy.config import ConfigFaults, effective, from_seeds, load, schema
-    from proxy.run import run
-
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["demo"]:
         from proxy import demo  # only here: it needs what the daemon itself does not
 
         return demo.main(words[1:])
     if words[:1] == ["schema"]:
+        from proxy.config import schema
+
         print(json.dumps(schema(), indent=2))
         return 0
     p = parser()
     options = p.parse_args(words)
     if bool(options.config) == bool(options.seeds):
         p.error("give either -c FILE or the HOST:PORT of at least one node")
+    return _check(options) if options.check or options.print_config else _run(options)
+
+
+def _load(options: argparse.Namespace) -> Settings:
+    from proxy.config import from_seeds, load
+
+    return load(options.config) if options.config else from_seeds(options.seeds)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from proxy.config import ConfigFaults, effective
+
     try:
-        settings = load(options.config) if options.config else from_seeds(options.seeds)
+        settings = _load(options)
     except ConfigFaults as faults:
         print(faults, file=sys.stderr)
         return EXIT_CONFIG
-    if options.print_config:
-        print(effective(settings), end="")
-    if options.check:
-        if not options.print_config:
-            print(f"{options.config or 'command line'}: ok")
-        return 0
-    if options.print_config:
-        return 0
-    return run(settings)
+    print(effective(settings) if options.print_config else f"{options.config or 'command line'}: ok\n", end="")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from proxy.supervisor.forks import Forks
+
+    forks = Forks()
+    forks.start()  # first of all: it imports what the workers need while this process imports what it needs itself
+    try:
+        from proxy.config import ConfigFaults
+        from proxy.run import run
+
+        try:
+            settings = _load(options)
+        except ConfigFaults as faults:
+            print(faults, file=sys.stderr)
+            return EXIT_CONFIG
+        return run(settings, forks, functools.partial(_load, options) if options.config else None)
+    finally:
+        forks.abandon()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What the service manager is told: sd_notify(3) in plain Python, a datagram of assignments to $NOTIFY_SOCKET.
 
 Why: with Type=notify, systemd waits for READY=1, shows STATUS and ends a service whose watchdog falls silent; a library
-for one sendto(2) would be one more thing to install. Called by run.
+for one sendto(2) would be one more thing to install. Called by proxy.run
+and proxy.supervisor.life.
 
 Invariants:
 - Nothing here raises or blocks: a manager that is absent or busy is no reason to stop serving.
@@ -12,12 +13,14 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
 from collections import deque
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 
+_STATUS_S = 5.0  # between two looks at the status, when no watchdog asks for more
 _OWED = 8  # changes of state kept for a manager that does not read
 
 
@@ -92,3 +95,18 @@ class Notifier:
         except OSError:  # no such socket, nobody reads it, or it is full
             return False
         return True
+
+
+async def tell(notifier: Notifier, live: Callable[[], bool], status: Callable[[], str]) -> None:
+    """Pings the watchdog while live() says so, and tells status() when it has changed; ends only by cancellation."""
+    interval_s = notifier.watchdog_interval_s
+    pause_s = min(_STATUS_S, interval_s / 2) if interval_s else _STATUS_S
+    told = ""
+    while True:
+        if interval_s and live():
+            notifier.watchdog()
+        now = status()
+        if now != told:
+            told = now
+            notifier.status(now)
+        await asyncio.sleep(pause_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.notify import Notifier
+from proxy.notify import Notifier, tell
 
 
 class ServiceManager:
@@ -184,3 +185,36 @@ def test_children_inherit_neither_the_variables_nor_the_socket(monkeypatch: pyte
     told = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True).stdout
     assert told.split() == ["UNTOUCHED"]
     notifier.close()
+
+
+def test_a_loop_that_hangs_sends_no_sign_of_life(tmp_path: Path) -> None:
+    path = str(tmp_path / "notify")
+    status = "nobody"
+    live = True
+
+    async def life(manager: socket.socket) -> None:
+        nonlocal status, live
+        telling = asyncio.create_task(tell(notifier, lambda: live, lambda: status))
+        loop = asyncio.get_running_loop()
+        heard = [await loop.sock_recv(manager, 100) for _ in range(3)]
+        assert heard == [b"WATCHDOG=1", b"STATUS=nobody", b"WATCHDOG=1"]
+        time.sleep(3 * notifier.watchdog_interval_s)  # hangs
+        with pytest.raises(BlockingIOError):
+            manager.recv(100)
+        status = "somebody"
+        assert [await loop.sock_recv(manager, 100) for _ in range(2)] == [b"WATCHDOG=1", b"STATUS=somebody"]
+        live, status = False, "a worker hangs"
+        while (said := await loop.sock_recv(manager, 100)) == b"WATCHDOG=1":
+            pass
+        assert said == b"STATUS=a worker hangs"
+        live, status = True, "all is well"
+        assert [await loop.sock_recv(manager, 100) for _ in range(2)] == [b"WATCHDOG=1", b"STATUS=all is well"]
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.setblocking(False)
+        notifier = Notifier({"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "100000"})
+        asyncio.run(life(manager))
+        notifier.close()

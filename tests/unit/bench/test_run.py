@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from bench.contestants import Contestant
 from bench.goals import GOAL_CASES
 from bench.load import CASES
-from bench.run import FULL, QUICK, Effort, parse
+from bench.run import FULL, QUICK, Effort, parse, threads_for
 
 
 def names(options):
@@ -39,6 +40,26 @@ def test_a_baseline_is_one_more_contestant(tmp_path):
     assert options.contestants == ["proxy", "baseline"]
 
 
+def test_modes_have_their_own_efforts_and_only_proxies():
+    assert parse(["--churn"]).effort == Effort(1, 30.0)
+    assert parse(["--churn", "--seconds", "2"]).effort == Effort(1, 2.0)
+    assert parse(["--startup"]).effort.rounds == 10
+    assert parse(["--startup", "--quick"]).effort.rounds == 3
+    for mode in ("--churn", "--startup", "--memory"):
+        options = parse([mode])
+        assert options.contestants == ["proxy", "envoy"]
+        assert not options.speed
+    assert parse([]).speed
+
+
+def test_the_load_is_threaded_as_told():
+    direct, proxy = Contestant("direct", 1), Contestant("proxy", 1)
+    proxy.process = object()  # type: ignore[assignment]  # anything in front of the cluster
+    assert [threads_for(one, parse([])) for one in (direct, proxy)] == [None, None]
+    options = parse(["--load-threads", "2", "--direct-threads", "3"])
+    assert [threads_for(one, options) for one in (direct, proxy)] == [3, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -47,6 +68,12 @@ def test_a_baseline_is_one_more_contestant(tmp_path):
         (["--baseline", "/nowhere"], "is no checkout"),
         (["--clients", "0"], "must be positive"),
         (["--rounds", "-1"], "must be positive"),
+        (["--workers", "0"], "must be positive"),
+        (["--load-threads", "-1"], "must be positive"),
+        (["--churn", "--rate", "0"], "must be positive"),
+        (["--churn", "--startup"], "not allowed with"),
+        (["--churn", "--targets"], "are about speed"),
+        (["--startup", "--only", "direct"], "measured on proxies"),
     ],
 )
 def test_wrong_options_are_refused(arguments, reason, capsys):
