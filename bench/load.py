@@ -1,7 +1,8 @@
 """One measurement: redis-benchmark against one endpoint, and what the processes involved spent meanwhile.
 
 Called by bench.run (and bench.memory for its background load). The load generator is redis-benchmark: one thread
-against a proxy; with --cluster one thread per primary, which is its own choice and the most the cluster gives.
+against a proxy unless told otherwise; with --cluster one thread per primary, which is its own choice and the most the
+cluster gives.
 
 Invariants:
 - A measurement counts only if it was correct: the endpoint gives the right answers before and after, redis-benchmark
@@ -28,7 +29,7 @@ LOAD_GENERATOR = "redis-benchmark"
 MGET_KEYS = 10
 RUN_LIMIT_S = 180.0
 CHECK_KEY = "bench:check:"
-# A generator above this share of one core may be what limits the throughput.
+# A generator above this share of one core per thread may be what limits the throughput.
 SATURATED_CORES = 0.95
 
 
@@ -198,6 +199,7 @@ def run_generator(
 ) -> dict[str, float]:
     """Runs redis-benchmark once and returns the columns of its CSV; BenchError when it met any error.
 
+    threads: of redis-benchmark; None leaves it to itself.
     redis-benchmark 7.0 ends with status 1 at the first error reply ("We now immediately exit on error to avoid false
     results"), so status 0 means that every reply was good.
     """
@@ -205,8 +207,8 @@ def run_generator(
     command = [generator, "-h", HOST, "-p", str(contestant.port), "--csv", "--precision", "3"]
     command += ["-c", str(clients), "-n", str(requests), "-P", str(case.pipeline), "-r", str(keyspace)]
     command += ["-d", str(case.value_bytes)]
-    if contestant.direct:
-        command += ["--cluster", *(["--threads", str(threads)] if threads else [])]
+    command += ["--cluster"] if contestant.direct else []
+    command += ["--threads", str(threads)] if threads else []
     if case.command == "MGET":
         command += ["MGET", *["key:__rand_int__"] * MGET_KEYS]
     else:
@@ -243,11 +245,11 @@ def measure(
     if contestant.family() != contestant.pids:
         raise BenchError(f"{contestant.name} is not the process it was: {contestant.log_tail()}")
     started, busy = time.monotonic(), procfs.machine_busy_ns()
-    own, server = procfs.cpu_time(contestant.pids), procfs.cpu_time(servers)
+    own, server = procfs.cpu_time(contestant.family()), procfs.cpu_time(servers)
     load = resource.getrusage(resource.RUSAGE_CHILDREN)
     columns = run_generator(generator, contestant, case, requests, clients, threads)
     load_after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    own, server = procfs.cpu_time(contestant.pids).since(own), procfs.cpu_time(servers).since(server)
+    own, server = procfs.cpu_time(contestant.family()).since(own), procfs.cpu_time(servers).since(server)
     busy, elapsed_s = procfs.machine_busy_ns() - busy, time.monotonic() - started
     if contestant.family() != contestant.pids:
         raise BenchError(f"{contestant.name} lost or replaced a process under {case.name}: {contestant.log_tail()}")

@@ -1,12 +1,13 @@
 """CPU time and memory of other processes, as the kernel counts them.
 
 Why: throughput on a machine that runs the load, the proxy and the servers at once says little; CPU per command says
-what the proxy costs. Called by bench.load and bench.memory. Linux only.
+what the proxy costs. Called by whatever measures: bench.load, memory, churn, startup. Linux only.
 
 Invariants:
 - Totals come from /proc/PID/task/TID/schedstat (nanoseconds the scheduler has charged), so short runs are not blurred
   by the 10 ms ticks of /proc/PID/stat; the ticks only give the share of user and system.
-- A process is counted with its descendants, so a supervisor and its workers are one thing.
+- A contestant is one thing however many processes it has: a supervisor, what it has started, and what that has started.
+  What ended and was waited for is counted too (in ticks), with the process that waited for it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pathlib import Path
 
 PROC = Path("/proc")
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-# Fields of /proc/PID/stat after the command name in parentheses (proc(5): 4 ppid, 14 utime, 15 stime, 22 starttime).
-PPID, UTIME, STIME, STARTTIME = 1, 11, 12, 19
+# Fields of /proc/PID/stat after the command name in parentheses (proc(5): 3 state, 4 ppid, 6 session, 14 utime,
+# 15 stime, 16 cutime, 17 cstime, 20 num_threads, 22 starttime).
+STATE, PPID, SESSION, UTIME, STIME, CUTIME, CSTIME, THREADS, STARTTIME = 0, 1, 3, 11, 12, 13, 14, 17, 19
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,49 @@ def stat_fields(pid: int) -> list[str]:
 
 
 def family(pid: int) -> list[int]:
-    """The process and all its living descendants."""
+    """The process, all its living descendants, and whoever else is in the session it leads.
+
+    The session: when the process between them dies, a worker is no descendant any more, but still part of the whole.
+    """
+    return [member for member, _ in _tree(pid)]
+
+
+def roles(pid: int) -> list[tuple[str, int]]:
+    """(what it is, its id) for each process of the family, by its place in it: supervisor, fork server, worker 0, ...
+
+    `process` when it is alone. Whoever has children of its own below the top is the fork server, whoever has none a
+    worker; ids are given in order, so worker numbers here are those of the proxy unless one was replaced.
+    """
+    tree = _tree(pid)
+    if len(tree) == 1:
+        return [("process", pid)]
+    parents = {parent for _, parent in tree}
+    below = [member for member, _ in tree[1:]]
+    workers = sorted(member for member in below if member not in parents)
+    servers = [member for member in below if member in parents]
+    named = [("supervisor", pid), *(("fork server", member) for member in servers)]
+    return named + [(f"worker {number}", member) for number, member in enumerate(workers)]
+
+
+def _tree(pid: int) -> list[tuple[int, int]]:
+    """(process, its parent) for the family, the given one first, parents before children."""
     children: dict[int, list[int]] = {}
+    session = []
     for entry in PROC.iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                children.setdefault(int(stat_fields(int(entry.name))[PPID]), []).append(int(entry.name))
-    found = [pid]
-    for member in found:  # grows while it is walked
-        found.extend(children.get(member, []))
-    return found
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError, IndexError):
+            fields = stat_fields(member := int(entry.name))
+            if fields[STATE] in "ZX" and member != pid:
+                continue  # ended; counted with its parent once that has waited for it
+            children.setdefault(int(fields[PPID]), []).append(member)
+            if int(fields[SESSION]) == pid:
+                session.append((member, int(fields[PPID])))
+    found = [(pid, 0)]
+    for member, _ in found:  # grows while it is walked
+        found.extend((child, member) for child in children.get(member, ()))
+    known = {member for member, _ in found}
+    return found + [(member, parent) for member, parent in session if member not in known]
 
 
 def started_at(pid: int) -> int:
@@ -78,12 +113,16 @@ def started_at(pid: int) -> int:
 
 
 def cpu_time(pids: Iterable[int]) -> CpuTime:
-    """CPU time of all threads of these processes together; OSError when one is gone."""
+    """CPU time of all threads of these processes, and of children they have waited for; OSError when one is gone.
+
+    A worker that ends and is waited for within a measurement is thereby counted to its end, to a tick (10 ms).
+    """
     total_ns = user = system = 0
     for pid in pids:
         fields = stat_fields(pid)
-        user += int(fields[UTIME])
-        system += int(fields[STIME])
+        user += int(fields[UTIME]) + int(fields[CUTIME])
+        system += int(fields[STIME]) + int(fields[CSTIME])
+        total_ns += (int(fields[CUTIME]) + int(fields[CSTIME])) * TICK_NS
         try:
             for task in (PROC / str(pid) / "task").iterdir():
                 with contextlib.suppress(FileNotFoundError):  # a thread that ended meanwhile
@@ -98,6 +137,26 @@ def machine_busy_ns() -> int:
     words = (PROC / "stat").read_text().splitlines()[0].split()[1:9]
     user, nice, system, _idle, _iowait, irq, softirq, steal = (int(word) for word in words)
     return (user + nice + system + irq + softirq + steal) * TICK_NS
+
+
+def descriptors(pid: int) -> int:
+    """Open descriptors of the process."""
+    return len(os.listdir(PROC / str(pid) / "fd"))
+
+
+def threads(pid: int) -> int:
+    """Threads of the process."""
+    return int(stat_fields(pid)[THREADS])
+
+
+def rss_and_pss_bytes(pid: int) -> tuple[int, int]:
+    """Resident memory, and the process's share of it (a page that n processes map counts 1/n): sums of it are true."""
+    found = {"Rss": 0, "Pss": 0}
+    for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in found:
+            found[name] = int(value.split()[0]) * 1024
+    return found["Rss"], found["Pss"]
 
 
 def _status_bytes(pid: int, key: str) -> int:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bench.churn import ChurnRow
 from bench.goals import Results, Spread, judge, ratio, spread
 from bench.load import SATURATED_CORES, Measurement
-from bench.memory import MemoryRow
+from bench.memory import MB, MemoryRow
+from bench.startup import StartupRow
 
 MEASURED = (
-    *("case", "endpoint", "commands/s", "p50 ms", "p99 ms"),
+    *("case", "endpoint", "workers", "commands/s", "p50 ms", "p99 ms"),
     *("proxy CPU us", "user + system", "servers CPU us", "load", "others"),
 )
 # Above this much CPU taken by unrelated processes, throughput says more about them.
@@ -26,7 +28,11 @@ PAIRS = (("proxy", "envoy"), ("proxy", "direct"), ("proxy", "baseline"), ("envoy
 
 @dataclass
 class Run:
-    """Everything a report says. `settings` are the options that shape the figures, in words."""
+    """Everything a report says.
+
+    settings: the options that shape the figures, in words; workers: endpoint -> what forwards in it; load_threads: of
+    the load generator against a proxy.
+    """
 
     date: str
     machine: Mapping[str, str]
@@ -34,6 +40,10 @@ class Run:
     settings: Mapping[str, str]
     results: Results = field(default_factory=dict)
     memory: Sequence[MemoryRow] = ()
+    churn: Sequence[ChurnRow] = ()
+    startup: Sequence[StartupRow] = ()
+    workers: Mapping[str, str] = field(default_factory=dict)
+    load_threads: int = 1
 
 
 def as_json(run: Run) -> str:
@@ -51,9 +61,12 @@ def as_json(run: Run) -> str:
         "machine": dict(run.machine),
         "versions": dict(run.versions),
         "settings": dict(run.settings),
+        "workers": dict(run.workers),
         "cases": cases,
         "targets": targets,
         "memory": [dataclasses.asdict(row) for row in run.memory],
+        "churn": [dataclasses.asdict(row) for row in run.churn],
+        "startup": [dataclasses.asdict(row) for row in run.startup],
     }
     return json.dumps(document, indent=1) + "\n"
 
@@ -70,13 +83,17 @@ def as_markdown(run: Run) -> str:
             METHOD,
             noise(run.results),
             "## Measured",
-            measured_table(run.results),
+            measured_table(run),
             "## Ratios",
             ratio_table(run.results),
         ]
         parts += ["## Targets", targets_table(run.results)] if judge(run.results) else []
     if run.memory:
-        parts += ["## Memory", memory_table(run.memory)]
+        parts += ["## Memory", memory_table(run.memory, run.workers)]
+    if run.churn:
+        parts += ["## Clients that come and go", CHURN, churn_table(run.churn), processes_table(run.churn)]
+    if run.startup:
+        parts += ["## Start", STARTUP, startup_table(run.startup), base_table(run.startup)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -85,8 +102,18 @@ Paired in one run: each round measures every contestant once per case, in rotati
 rounds, in parentheses their lowest and highest; a ratio is taken within each round first. CPU per command is what the
 kernel charged to the proxy's processes (user + system), and to the three servers together, divided by the number of
 commands (an MGET of ten keys is one command). Load, proxy and servers share the machine's cores. `load` is the CPU that
-redis-benchmark used, in cores: one thread for a proxy, so near 1.0 (marked *) the generator may be the limit; three
-threads for `direct`. `others` is what unrelated processes took meanwhile."""
+redis-benchmark used, in cores: one thread for a proxy unless said otherwise above, so near 1.0 per thread (marked *)
+the generator may be the limit; three threads for `direct`. `others` is what unrelated processes took meanwhile.
+`workers` is what forwards: processes of this proxy, threads of Envoy; what else they have is counted with them."""
+
+CHURN = """\
+Each connection is made, says PING, waits for the answer and ends, every second one with a reset. CPU is that of all
+processes of the endpoint per answered connection, user + system. Descriptors and memory are those before and after,
+with nobody connected."""
+
+STARTUP = """\
+From exec to the first 200 of `/readyz` (Envoy: of its `/ready`), the cluster being there; CPU of all processes until
+then. Memory with nobody connected, medians of the starts; PSS counts a page that n processes share as 1/n for each."""
 
 
 def _facts(run: Run) -> str:
@@ -105,19 +132,19 @@ def noise(results: Results) -> str:
     return f"**The machine was not idle**: {words}."
 
 
-def measured_table(results: Results) -> str:
+def measured_table(run: Run) -> str:
     """One row per case and contestant."""
     rows = []
-    for case, sides in results.items():
+    for case, sides in run.results.items():
         for name, rounds in sides.items():
             if rounds:
-                rows.append((case, name, *_cells(name, rounds)))
+                rows.append((case, name, run.workers.get(name, "-"), *_cells(name, rounds, run.load_threads)))
     return _table(MEASURED, rows)
 
 
-def _cells(name: str, rounds: Sequence[Measurement]) -> tuple[str, ...]:
+def _cells(name: str, rounds: Sequence[Measurement], load_threads: int) -> tuple[str, ...]:
     load, others = spread(rounds, "load_cores"), spread(rounds, "other_cores")
-    saturated = "\\*" if load.median >= SATURATED_CORES and name != "direct" else ""
+    saturated = "\\*" if load.median >= SATURATED_CORES * load_threads and name != "direct" else ""
     own = ("-", "-")
     if name != "direct":
         user, system = spread(rounds, "user_us").median, spread(rounds, "system_us").median
@@ -157,9 +184,76 @@ def targets_table(results: Results) -> str:
     return _table(("case", "target", "measured", ""), rows)
 
 
-def memory_table(rows: Sequence[MemoryRow]) -> str:
+def memory_table(rows: Sequence[MemoryRow], workers: Mapping[str, str]) -> str:
     """What bench.memory saw."""
-    return _table(("endpoint", "trial", "measured"), [(row.endpoint, row.trial, row.text) for row in rows])
+    head = ("endpoint", "workers", "trial", "measured")
+    return _table(head, [(row.endpoint, workers.get(row.endpoint, "-"), row.trial, row.text) for row in rows])
+
+
+def churn_table(rows: Sequence[ChurnRow]) -> str:
+    """What bench.churn saw of the connections."""
+    head = (
+        *("endpoint", "workers", "answered", "failed", "connections/s", "p50 ms", "p99 ms", "max ms"),
+        *("CPU us each", "of that", "descriptors at most"),
+    )
+    cells = []
+    for row in rows:
+        reached = f"{row.rate:,.0f} of {row.wanted_rate:,.0f}"
+        failed = ", ".join(f"{count:,} {reason}" for reason, count in row.failures.items()) or "0"
+        latency = (_fine(row.p50_ms), _fine(row.p99_ms), _fine(row.max_ms))
+        parts = ", ".join(f"{role} {_fine(cpu_us)}" for role, cpu_us in row.cpu_us_by_role.items())
+        cost = (_fine(row.cpu_us), parts, str(row.peak_descriptors))
+        cells.append((row.endpoint, row.workers, f"{row.answered:,}", failed, reached, *latency, *cost))
+    others = max(row.other_cores for row in rows)
+    client = max(row.client_cores for row in rows)
+    used = (
+        f"The client used up to {client:.2f} cores; unrelated processes, and the kernel for nobody, up to {others:.2f}."
+    )
+    return f"{_table(head, cells)}\n\n{used}"
+
+
+def processes_table(rows: Sequence[ChurnRow]) -> str:
+    """What bench.churn saw of the processes, before -> after."""
+    cells = []
+    for row in rows:
+        for role in dict.fromkeys([*row.before, *row.after]):
+            both = [side.get(role) for side in (row.before, row.after)]
+            cells.append(
+                (
+                    row.endpoint,
+                    role,
+                    _change(None if one is None else str(one.descriptors) for one in both),
+                    _change(None if one is None else f"{one.rss_bytes / MB:.1f}" for one in both),
+                    _change(None if one is None else str(one.threads) for one in both),
+                )
+            )
+    return _table(("endpoint", "process", "descriptors", "RSS MB", "threads"), cells)
+
+
+def _change(both: Iterable[str | None]) -> str:
+    return " -> ".join("-" if one is None else one for one in both)
+
+
+def startup_table(rows: Sequence[StartupRow]) -> str:
+    """What bench.startup saw of the time."""
+    cells = []
+    for row in rows:
+        ready = Spread.of([one.ready_s for one in row.starts])
+        cpu = Spread.of([one.cpu_s for one in row.starts])
+        times = (f"{ready.median:.3f}", f"{ready.lowest:.3f}", f"{ready.highest:.3f}", f"{cpu.median:.3f}")
+        cells.append((row.endpoint, row.workers, str(len(row.starts)), *times))
+    return _table(("endpoint", "workers", "starts", "ready after s (median)", "min", "max", "CPU s until then"), cells)
+
+
+def base_table(rows: Sequence[StartupRow]) -> str:
+    """What bench.startup saw of the memory."""
+    cells = []
+    for row in rows:
+        memory = row.memory
+        cells += [(row.endpoint, role, f"{rss / MB:.1f}", f"{pss / MB:.1f}") for role, (rss, pss) in memory.items()]
+        if len(memory) > 1:
+            cells.append((row.endpoint, "all", "-", f"{sum(pss for _, pss in memory.values()) / MB:.1f}"))
+    return _table(("endpoint", "process", "RSS MB", "PSS MB"), cells)
 
 
 def _times(measured: Spread | None) -> str:
