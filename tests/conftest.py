@@ -36,6 +36,13 @@ def cluster(server: str) -> Iterator[EmbeddedCluster]:
 
 
 @pytest.fixture(scope="session")
+def small_cluster() -> Iterator[EmbeddedCluster]:
+    """3 Valkey primaries without replicas, which nobody breaks: for tests of the daemon rather than of the cluster."""
+    with EmbeddedCluster(replicas=0, node_timeout_ms=15000) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
 def shared_proxy(cluster: EmbeddedCluster) -> Iterator[ProxyDaemon]:
     """The daemon with default settings, checked for a clean end after the last test."""
     with ProxyDaemon(cluster.seeds[:1]) as daemon:

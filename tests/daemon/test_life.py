@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,12 +20,6 @@ from tests.support.raw import RawClient, encode
 
 StartProxy = Callable[..., ProxyDaemon]
 CLUSTERDOWN = b"-CLUSTERDOWN"
-
-
-@pytest.fixture(scope="module")
-def small_cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(replicas=0, node_timeout_ms=15000) as started:
-        yield started
 
 
 def test_sigterm_and_sigint_end_it_with_0(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from proxy.admin.probes import SILENT_S as LIVE_S
+from proxy.config import from_seeds
 from proxy.embedded import HOST, EmbeddedCluster, free_port, wait_for
+from proxy.supervisor.crew import ABORT_S, SILENT_S
+from tests.support.processes import children, descriptors, session_members
 from tests.support.proxyd import COMMAND, ROOT, ProxyDaemon, occupied_port
 from tests.support.raw import Closed, RawClient, encode
 
@@ -22,11 +28,7 @@ UNITS = ROOT / "systemd"
 PROGRAM = "/opt/redis-proxy/bin/redis-proxy"
 WATCHDOG_S = 0.4
 
-
-@pytest.fixture(scope="module")
-def small_cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(replicas=0, node_timeout_ms=15000) as started:
-        yield started
+RECEIVE_S = 20.0
 
 
 class ServiceManager:
@@ -42,6 +44,23 @@ class ServiceManager:
             received.append(self.sock.recv(4096).decode())
         return received
 
+    def silence(self, unwanted: str, for_s: float, within_s: float) -> float:
+        """Waits until no datagram that begins with `unwanted` has come for for_s; returns when the last one did.
+
+        In time.monotonic(). Fails when there is no such silence within_s.
+        """
+        began = last = time.monotonic()
+        try:
+            while (now := time.monotonic()) < last + for_s:
+                assert now < began + within_s, f"{unwanted} does not stop"
+                self.sock.settimeout(last + for_s - now)
+                with contextlib.suppress(TimeoutError):
+                    if self.sock.recv(4096).decode().startswith(unwanted):
+                        last = time.monotonic()
+        finally:
+            self.sock.settimeout(RECEIVE_S)
+        return last
+
 
 @pytest.fixture
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceManager]:
@@ -49,7 +68,7 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(path)
-        sock.settimeout(20)
+        sock.settimeout(RECEIVE_S)
         monkeypatch.setenv("NOTIFY_SOCKET", path)
         yield ServiceManager(sock)
 
@@ -75,17 +94,115 @@ def test_ready_alive_stopping(
     small_cluster: EmbeddedCluster, manager: ServiceManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", str(int(WATCHDOG_S * 1e6)))
-    idle = "STATUS=0 clients, 16384 of 16384 slots"
+    idle = "STATUS=0 clients, 16384 of 16384 slots, 2 workers"
     with ProxyDaemon(small_cluster.seeds, wait="") as daemon:
         assert manager.until("READY=1") == ["READY=1"]
         manager.until(idle)
         with daemon.raw() as raw:
             assert raw.command("PING") == b"+PONG\r\n"
-            manager.until("STATUS=1 clients, 16384 of 16384 slots")
+            manager.until("STATUS=1 clients, 16384 of 16384 slots, 2 workers")
             for _ in range(3):
                 manager.until("WATCHDOG=1")
         assert daemon.terminate() == 0
         assert set(manager.until("STOPPING=1")) <= {"WATCHDOG=1", idle, "STOPPING=1"}
+
+
+def test_stopping_is_said_when_the_end_begins(
+    small_cluster: EmbeddedCluster, manager: ServiceManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manager's patience counts from there; meanwhile clients are served, and it hears of them and of the loops."""
+    monkeypatch.setenv("WATCHDOG_USEC", str(int(WATCHDOG_S * 1e6)))
+    with ProxyDaemon(small_cluster.seeds, {"drain": {"delay": "60s"}}) as daemon:
+        daemon.signal(signal.SIGTERM)
+        manager.until("STOPPING=1")
+        assert daemon.http("/readyz")[0] == 503
+        with daemon.raw() as raw:
+            assert raw.command("SET", "a", "v") == b"+OK\r\n"
+            manager.until("STATUS=draining, 1 clients, 16384 of 16384 slots, 2 workers")
+        manager.until("WATCHDOG=1")
+        assert daemon.alive
+        assert daemon.terminate() == 0  # the second signal
+
+
+def test_a_reload_is_announced_and_its_end_too(small_cluster: EmbeddedCluster, manager: ServiceManager) -> None:
+    with ProxyDaemon(small_cluster.seeds) as daemon:
+        manager.until("READY=1")
+        for good in (True, False):
+            before_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+            daemon.reload({"clients": {"max_clients": 77 if good else -1}}, good=good)
+            reloading = manager.until("RELOADING=1")[-1]
+            after_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+            told = dict(line.split("=", 1) for line in reloading.splitlines())
+            assert set(told) == {"RELOADING", "MONOTONIC_USEC"}
+            assert before_us <= int(told["MONOTONIC_USEC"]) <= after_us
+            assert all(one.startswith(("READY=1", "STATUS=")) for one in manager.until("READY=1"))
+        with daemon.raw() as raw:
+            assert raw.command("PING") == b"+PONG\r\n"
+
+
+def test_a_worker_that_does_not_answer_is_no_sign_of_life(
+    small_cluster: EmbeddedCluster, manager: ServiceManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pings stop while one worker hangs, though the supervisor and the other do not; status says which."""
+    monkeypatch.setenv("WATCHDOG_USEC", str(int(WATCHDOG_S * 1e6)))
+    with ProxyDaemon(small_cluster.seeds) as daemon:
+        manager.until("WATCHDOG=1")
+        worker = daemon.worker_pids()[1]
+        os.kill(worker, signal.SIGSTOP)
+        stopped = time.monotonic()
+        last = manager.silence("WATCHDOG=1", for_s=4 * WATCHDOG_S, within_s=LIVE_S + 5)
+        assert LIVE_S - 1.5 < last - stopped < LIVE_S + 2  # a worker speaks once a second
+        assert daemon.http("/livez")[0] == 503
+        os.kill(worker, signal.SIGCONT)
+        manager.until("WATCHDOG=1")
+        assert daemon.http("/livez")[0] == 200
+        assert worker in daemon.worker_pids()
+
+
+def test_a_hung_worker_is_replaced_before_the_watchdog_bites(
+    small_cluster: EmbeddedCluster, manager: ServiceManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the unit has it: the supervisor mends it by itself within WatchdogSec, and the others' clients stay."""
+    unit = (UNITS / "redis-proxy.service").read_text()
+    watchdog_s = float(re.findall(r"^WatchdogSec=(\d+)s$", unit, re.MULTILINE)[0])
+    monkeypatch.setenv("WATCHDOG_USEC", str(int(watchdog_s * 1e6)))
+    with ProxyDaemon(small_cluster.seeds) as daemon:
+        manager.until("WATCHDOG=1")
+        pinged = time.monotonic()
+        hung, other = daemon.worker_pids()
+        os.kill(hung, signal.SIGSTOP)
+        manager.sock.settimeout(watchdog_s)
+        while hung in daemon.worker_pids() or len(daemon.worker_pids()) < 2:
+            if "WATCHDOG=1" in manager.until("")[-1]:
+                now = time.monotonic()
+                assert now - pinged < watchdog_s
+                pinged = now
+        manager.until("WATCHDOG=1")
+        assert time.monotonic() - pinged < watchdog_s
+        assert other in daemon.worker_pids()
+        assert "worker=0" in daemon.log or "worker=1" in daemon.log
+
+
+def test_children_do_not_speak_for_the_daemon(
+    small_cluster: EmbeddedCluster,
+    manager: ServiceManager,
+    held: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """None of systemd's variables and none of its sockets reach the fork server and the workers."""
+    monkeypatch.setenv("WATCHDOG_USEC", str(int(WATCHDOG_S * 1e6)))
+    with ProxyDaemon(small_cluster.seeds, inherited=held[:1]) as daemon:
+        manager.until("READY=1")
+        (server,) = children(daemon.pid)
+        workers = daemon.worker_pids()
+        assert len(workers) == 2
+        for pid in (server, *workers):
+            variables = {entry.partition(b"=")[0] for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")}
+            assert b"PATH" in variables  # it is the environment
+            assert not variables & {b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"WATCHDOG_PID", b"LISTEN_FDS", b"LISTEN_PID"}
+            listening = f"socket:[{os.stat(held[0].fileno()).st_ino}]"
+            assert listening in descriptors(daemon.pid)
+            assert listening not in descriptors(pid)
 
 
 def test_no_ping_where_none_is_expected(
@@ -116,16 +233,18 @@ def test_a_stopped_daemon_does_not_ping(
         with pytest.raises(TimeoutError):
             manager.sock.recv(4096)
         daemon.process.send_signal(signal.SIGCONT)
-        manager.sock.settimeout(20)
+        manager.sock.settimeout(RECEIVE_S)
         manager.until("WATCHDOG=1")
 
 
 def test_the_watchdogs_signal_leaves_the_stack(small_cluster: EmbeddedCluster) -> None:
+    """It goes to the main process (KillMode=mixed); the others follow by themselves."""
     daemon = ProxyDaemon(small_cluster.seeds).start()
     try:
         assert daemon.terminate(signal.SIGABRT) == -signal.SIGABRT
         assert "Fatal Python error: Aborted" in daemon.log
         assert "run.py" in daemon.log
+        wait_for(lambda: session_members(daemon.pid) == [], 5, "the workers and the fork server are gone")
     finally:
         daemon.remove()
 
@@ -171,6 +290,10 @@ def test_connections_made_before_and_between_are_served(
                 assert local.frame() == b"+PONG\r\n"
                 assert early.command("SET", "a", "v") == b"+OK\r\n"
                 assert "not used" not in daemon.log
+                # Of four clients each worker has two, so each has one that came by the inherited TCP socket.
+                with daemon.raw() as late, daemon.raw() as later:
+                    assert late.command("PING") == later.command("PING") == b"+PONG\r\n"
+                    assert holders(daemon) == set(daemon.worker_pids())
     with RawClient(path) as later:  # the socket's file is still there, and its owner listens
         later.send(encode("PING"))
 
@@ -214,6 +337,43 @@ def test_a_socket_of_another_spelling_explains_the_address_in_use(
     assert f"cannot listen on 0.0.0.0:{port}: the address is in use" in log
 
 
+def test_connections_made_while_the_old_one_drains_wait_for_the_new_one(
+    small_cluster: EmbeddedCluster, held: tuple[socket.socket, socket.socket]
+) -> None:
+    """What redis-proxy.socket promises of a restart: nobody is refused, whoever comes during the drain waits."""
+    tcp = held[0]
+    with ProxyDaemon(small_cluster.seeds, {"drain": {"timeout": "60s"}}, inherited=held[:1]) as old:
+        with old.raw(receive_buffer=4096) as busy:
+            # A client that does not read its replies keeps the drain going.
+            assert busy.command("SET", "a", "v" * 100_000) == b"+OK\r\n"
+            busy.send(encode("GET", "a") * 100)
+            wait_for(lambda: old.metric("redis_proxy_output_buffer_bytes") > 0, 10, "replies wait to be read")
+            old.signal(signal.SIGTERM)
+            wait_for(lambda: not accepts_still(old, tcp), 10, "the old one has closed its copy")
+            with RawClient(tcp.getsockname()) as early:
+                early.send(encode("PING"))
+                assert old.alive
+                with ProxyDaemon(small_cluster.seeds, inherited=held[:1]):
+                    assert early.frame() == b"+PONG\r\n"
+                assert old.alive
+            for _ in range(100):
+                assert busy.frame() == b"$100000\r\n" + b"v" * 100_000 + b"\r\n"
+        assert old.exit_code("the last client left") == 0
+
+
+def accepts_still(daemon: ProxyDaemon, sock: socket.socket) -> bool:
+    """Whether it has this listening socket open."""
+    return f"socket:[{os.stat(sock.fileno()).st_ino}]" in descriptors(daemon.pid)
+
+
+def holders(daemon: ProxyDaemon) -> set[int]:
+    """Its processes that hold a client's TCP connection."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    established = [row for row in rows if row[1].endswith(f":{daemon.port:04X}") and row[3] == "01"]
+    links = {f"socket:[{row[9]}]" for row in established}
+    return {pid for pid in session_members(daemon.pid) if links.intersection(descriptors(pid))}
+
+
 @pytest.mark.skipif(not shutil.which("systemd-socket-activate"), reason="no systemd-socket-activate")
 def test_with_systemds_own_activation(small_cluster: EmbeddedCluster, tmp_path: Path) -> None:
     """Started by the first connection, which is then served."""
@@ -221,7 +381,7 @@ def test_with_systemds_own_activation(small_cluster: EmbeddedCluster, tmp_path: 
     config = tmp_path / "proxy.yaml"
     config.write_text(
         f'listeners: [{{address: "{HOST}:{port}"}}]\ncluster: {{seeds: ["{small_cluster.seeds[0]}"]}}\n'
-        "admin: {address: off}\n"
+        "admin: {address: off}\nworkers: 2\n"
     )
     process = subprocess.Popen(
         ["systemd-socket-activate", "-l", f"{HOST}:{port}", "--fdname=redis", *COMMAND, "-c", str(config)],
@@ -250,6 +410,12 @@ def connected(port: int) -> RawClient | None:
 # The files in systemd/
 
 
+def seconds(text: str) -> float:
+    """Of a time in whole seconds, as the unit has it."""
+    assert re.fullmatch(r"\d+s", text)
+    return float(text[:-1])
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
 def test_the_units_are_correct(tmp_path: Path) -> None:
     program = shutil.which("true")
@@ -268,14 +434,19 @@ def test_the_units_are_correct(tmp_path: Path) -> None:
 
 def test_the_units_fit_the_daemon() -> None:
     service = (UNITS / "redis-proxy.service").read_text().splitlines()
-    assert "Type=notify" in service
-    assert any(line.startswith("WatchdogSec=") for line in service)
+    for line in ("Type=notify", "NotifyAccess=main", "KillMode=mixed", "ExecReload=kill -HUP $MAINPID"):
+        assert line in service
+    options = dict(line.split("=", 1) for line in service if "=" in line and not line.startswith("#"))
+    drain = from_seeds([f"{HOST}:7001"]).drain
+    assert seconds(options["TimeoutStopSec"]) > drain.delay + drain.timeout + 5  # closing takes a moment, too
+    # Silence is noticed and the worker killed before; a ping may be half the interval old when it begins.
+    assert seconds(options["WatchdogSec"]) > 1.5 * (SILENT_S + ABORT_S)
     sockets = (UNITS / "redis-proxy.socket").read_text().splitlines()
     assert "ListenStream=127.0.0.1:7617" in sockets  # the default listener
 
 
 def test_logrotate(small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_path: Path) -> None:
-    """Twice, with the shipped example: the proxy writes on in the new file and no line is lost."""
+    """Twice, with the shipped example: all its processes write on in the new file, and no line is lost."""
     # Not on everybody's PATH: Debian has it in /usr/sbin.
     logrotate = shutil.which("logrotate", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if logrotate is None:
@@ -307,6 +478,11 @@ def test_logrotate(small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_
     wait_for(lambda: "msg=started" in path.read_text(), 10, "the log is written")
     rotate()
     wait_for(path.exists, 10, "the log is opened anew")
+    old = str(folder / "proxy.log.1")
+    members = session_members(daemon.pid)
+    wait_for(lambda: not any(old in descriptors(pid) for pid in members), 10, "nobody writes into the old file")
+    holding = [pid for pid in members if str(path) in descriptors(pid)]
+    assert set(holding) == {daemon.pid, *daemon.worker_pids()}
     assert "msg=started" in (folder / "proxy.log.1").read_text()
     with daemon.raw() as raw:
         assert raw.command("PING") == b"+PONG\r\n"
@@ -315,5 +491,5 @@ def test_logrotate(small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_
     wait_for(path.exists, 10, "the log is opened anew")
     assert (folder / "proxy.log.2.gz").exists()
     assert daemon.terminate() == 0
-    assert "msg=stopping" in path.read_text()
-    assert "msg=stopping" not in (folder / "proxy.log.1").read_text()
+    assert "msg=draining" in path.read_text()
+    assert "msg=draining" not in (folder / "proxy.log.1").read_text()

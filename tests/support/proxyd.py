@@ -3,12 +3,12 @@
 Called by: tests/conftest.py (shared daemons) and by tests that need one with their own config.
 
 Invariants: ready means that it answered, never that time has passed; stop() asserts exit code 0 on SIGTERM, that no
-process of its session is left and that its log shows no traceback.
+process of its session is left and that its log shows no traceback. Two workers and a drain of at most DRAIN_S unless a
+test wants it otherwise.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import http.client
 import json
@@ -28,10 +28,17 @@ from typing import Any
 import redis
 
 from proxy.embedded import HOST, die_with_parent, free_port, wait_for, wait_or_none
+from tests.support.processes import children, descriptors, kill_session, memory, session_members, tcp_inodes
 from tests.support.raw import Closed, RawClient
+
+__all__ = ["COMMAND", "ROOT", "ProxyDaemon", "merge", "occupied_port", "run_cli", "session_members"]
 
 START_S = 20.0
 STOP_S = 20.0
+WORKERS = 2
+DRAIN_S = 2
+RELOAD_GOOD = "redis_proxy_config_last_reload_successful"
+RELOADED_AT = "redis_proxy_config_last_reload_success_timestamp_seconds"
 COMMAND = [sys.executable, "-m", "proxy.cli"]
 # What systemd does before it starts a socket-activated service: the given descriptors become 3, 4, ... By way of high
 # numbers, so that none overwrites another.
@@ -71,22 +78,14 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def session_members(session: int) -> list[int]:
-    """Live (not zombie) processes of a session id; empty where there is no /proc."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            state, _, _, sid = entry.joinpath("stat").read_text().rpartition(")")[2].split()[:4]
-            if int(sid) == session and state != "Z":
-                found.append(int(entry.name))
-    return found
-
-
 class ProxyDaemon:
     """One daemon in front of `seeds`, with `config` laid over a minimal one.
 
     wait: "serving" (every third of the slots answers), "listening" (PING answers) or "" (not at all).
     inherited: sockets it is started with, as by systemd; `port` is that of the first TCP one.
+    prefix: words in front of the command, of a program that ends by becoming it (taskset, prlimit).
+
+    config's `listeners` are laid over the daemon's own, in order; None takes one away, further ones are added.
     """
 
     def __init__(
@@ -97,8 +96,11 @@ class ProxyDaemon:
         wait: str = "serving",
         unix: bool = False,
         inherited: Sequence[socket.socket] = (),
+        workers: int | str = WORKERS,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="redis-proxy-test-"))
+        self.file = self.folder / "proxy.yaml"
         self.process: subprocess.Popen[bytes] | None = None
         self.port = self.admin_port = 0
         self.unix_path = str(self.folder / "proxy.sock")
@@ -107,6 +109,10 @@ class ProxyDaemon:
         self._wait = wait
         self._unix = unix
         self._inherited = inherited
+        self._workers = workers
+        self._prefix = prefix
+        self._ports_given = False
+        self._workers_seen: set[int] = set()
 
     def __enter__(self) -> ProxyDaemon:
         return self.start()
@@ -137,7 +143,7 @@ class ProxyDaemon:
                 raise
             if self.alive:
                 return self
-            if "in use" not in self.log or attempt == 4:
+            if "in use" not in self.log or self._ports_given or attempt == 4:
                 break
         log = self.log
         self.remove()
@@ -149,33 +155,125 @@ class ProxyDaemon:
         log = self.log
         assert code == 0, f"exit code {code} on SIGTERM\n{log}"
         assert "Traceback" not in log, log
-        assert self.process is not None
-        assert session_members(self.process.pid) == []
+        assert session_members(self.pid) == []
 
     def terminate(self, signum: int = signal.SIGTERM) -> int:
         """Sends the signal and returns the exit code; a daemon that stays is killed and failed."""
+        self.signal(signum)
+        return self.exit_code(f"signal {signum}")
+
+    def exit_code(self, after: str) -> int:
+        """Waits for the end; a daemon that stays is killed and failed."""
         assert self.process is not None
-        if self.process.poll() is None:
-            self.process.send_signal(signum)
         try:
             return self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"still running {STOP_S} s after signal {signum}\n{self.log}") from None
+            raise AssertionError(f"still running {STOP_S} s after {after}\n{self.log}") from None
+
+    def signal(self, signum: int) -> None:
+        """To the supervisor, if it still runs."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signum)
 
     def kill(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        """SIGKILL to all of it."""
+        if self.process is not None:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            kill_session(self.process.pid)
 
     def remove(self) -> None:
         """Ends what still runs and removes the folder."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def successor(self, config: dict[str, Any] | None = None, wait: str = "") -> ProxyDaemon:
+        """Another instance, not started yet, with the same ports and Unix socket; config: in place of this one's."""
+        extra = self._extra if config is None else config
+        other = ProxyDaemon(self._seeds, extra, wait=wait, unix=self._unix, workers=self._workers)
+        other.port, other.admin_port, other.unix_path = self.port, self.admin_port, self.unix_path
+        other._inherited = self._inherited
+        other._ports_given = True
+        return other
+
+    # Configuration
+
+    def configure(self, config: dict[str, Any]) -> None:
+        """Writes the file anew, with config in place of what the daemon was started with; no signal."""
+        listeners: list[dict[str, Any] | None] = [{"address": f"{HOST}:{self.port}"}]
+        if self._unix:
+            listeners.append({"address": f"unix:{self.unix_path}"})
+        extra = copy.deepcopy(config)
+        for place, over in enumerate(extra.pop("listeners", [])):
+            if place >= len(listeners):
+                listeners.append(over)
+            else:
+                listeners[place] = None if over is None else {**(listeners[place] or {}), **over}
+        base: dict[str, Any] = {
+            "workers": self._workers,
+            "listeners": [listener for listener in listeners if listener is not None],
+            "cluster": {"seeds": self._seeds},
+            "admin": {"address": f"{HOST}:{self.admin_port}"},
+            "drain": {"timeout": f"{DRAIN_S}s"},
+        }
+        self.file.write_text(json.dumps(merge(base, extra)))  # JSON is YAML
+
+    def reload(self, config: dict[str, Any], *, good: bool = True) -> None:
+        """Writes config (see configure) and has it read; returns when it is in force, or else refused."""
+        before = self.metric(RELOADED_AT)
+        self.configure(config)
+        self.signal(signal.SIGHUP)
+        if not good:
+            wait_for(lambda: self.metric(RELOAD_GOOD) == 0, 10, "the configuration is refused")
+            assert self.metric(RELOADED_AT) == before
+            return
+        if moved := config.get("admin", {}).get("address"):
+            self.admin_port = int(moved.rpartition(":")[2])
+        wait_for(lambda: self._reloaded(before), 10, f"the configuration is in force: {self.log[-2000:]}")
+
+    def _reloaded(self, before: float) -> bool:
+        try:
+            return self.metric(RELOADED_AT) > before and self.metric(RELOAD_GOOD) == 1
+        except OSError:  # the admin address is just moving
+            return False
+
+    # Processes
+
     @property
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's."""
+        assert self.process is not None
+        return self.process.pid
+
+    def worker_pids(self) -> list[int]:
+        """Live workers: grandchildren of the supervisor, below the fork server; also when that has died since."""
+        for server in children(self.pid):
+            if server not in self._workers_seen:
+                self._workers_seen.update(children(server))
+        return sorted(self._workers_seen.intersection(session_members(self.pid)))
+
+    def served_by(self) -> dict[int, int]:
+        """TCP clients of the first listener: the client's own port -> pid of the process that holds its connection."""
+        holders = {held: pid for pid in session_members(self.pid) for held in descriptors(pid)}
+        inodes = tcp_inodes(self.port).items()
+        return {port: pid for port, inode in inodes if (pid := holders.get(f"socket:[{inode}]"))}
+
+    def worker_of(self, client: RawClient) -> int:
+        """Pid of the worker that serves this connection; it has been answered."""
+        return self.served_by()[client.sock.getsockname()[1]]
+
+    def fork_server(self) -> int:
+        """The one child of the supervisor that is no worker."""
+        workers = self.worker_pids()
+        (found,) = [pid for pid in children(self.pid) if pid not in workers]
+        return found
 
     # Clients
 
@@ -234,43 +332,25 @@ class ProxyDaemon:
 
     def memory(self, field: str = "VmRSS") -> int:
         """Bytes of a field of /proc/<pid>/status, summed over the daemon's processes (VmHWM: peak)."""
-        assert self.process is not None
-        total = 0
-        for pid in session_members(self.process.pid):
-            with contextlib.suppress(OSError):
-                match = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-                total += int(match[1]) * 1024 if match else 0
-        return total
+        return sum(memory(pid, field) for pid in session_members(self.pid))
 
     def reset_peak_memory(self) -> None:
         """Makes VmHWM start again from now."""
-        assert self.process is not None
-        for pid in session_members(self.process.pid):
+        for pid in session_members(self.pid):
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     # Inside
 
     def _spawn(self) -> None:
-        tcp = [sock for sock in self._inherited if sock.family == socket.AF_INET]
-        self.port, self.admin_port = tcp[0].getsockname()[1] if tcp else free_port(), free_port()
+        if not self._ports_given:
+            tcp = [sock for sock in self._inherited if sock.family == socket.AF_INET]
+            self.port, self.admin_port = tcp[0].getsockname()[1] if tcp else free_port(), free_port()
         passed = [sock.fileno() for sock in self._inherited]
         activate = [sys.executable, "-c", ACTIVATE, str(len(passed)), *map(str, passed)] if passed else []
-        listeners = [{"address": f"{HOST}:{self.port}"}]
-        if self._unix:
-            listeners.append({"address": f"unix:{self.unix_path}"})
-        base: dict[str, Any] = {
-            "listeners": listeners,
-            "cluster": {"seeds": self._seeds},
-            "admin": {"address": f"{HOST}:{self.admin_port}"},
-        }
-        extra = copy.deepcopy(self._extra)
-        for listener, over in zip(listeners, extra.pop("listeners", []), strict=False):
-            listener.update(over)
-        path = self.folder / "proxy.yaml"
-        path.write_text(json.dumps(merge(base, extra)))  # JSON is YAML
+        self.configure(self._extra)
         with open(self.folder / "log", "wb") as log:
             self.process = subprocess.Popen(
-                [*activate, *COMMAND, "-c", str(path)],
+                [*self._prefix, *activate, *COMMAND, "-c", str(self.file)],
                 pass_fds=passed,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -1,0 +1,209 @@
+"""SIGTERM: every command that was read gets its reply, everybody is parted with in order, nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from proxy.embedded import EmbeddedCluster, wait_for
+from tests.support.load import Load, knock
+from tests.support.processes import session_members
+from tests.support.proxyd import ProxyDaemon
+from tests.support.raw import RawClient, encode
+
+StartProxy = Callable[..., ProxyDaemon]
+
+
+class Watch:
+    """/metrics and /readyz asked over and over from a thread of its own, until nobody answers."""
+
+    def __init__(self, daemon: ProxyDaemon) -> None:
+        self.draining: list[float] = []
+        self.ready: list[int] = []
+        self.last_s = 0.0  # time.monotonic() of the last answer
+        self._daemon = daemon
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def _watch(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                status = self._daemon.http("/readyz")[0]
+                draining = self._daemon.metric("redis_proxy_draining")
+                self.ready.append(status)
+                self.draining.append(draining)
+                self.last_s = time.monotonic()
+
+
+def test_200_busy_clients_lose_nothing(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """What was executed was answered: to each its replies in order, a whole one last, then the end of the stream."""
+    daemon = start_proxy(small_cluster.seeds, {"drain": {"timeout": "3s"}}, unix=True)
+    with Load(daemon.address, 200, depths=(1, 8, 32), pause_s=0, checked=False) as load:
+        assert daemon.metric("redis_proxy_draining") == 0
+        watch = Watch(daemon)
+        wait_for(lambda: watch.ready, 5, "the watch begins")
+        asked = load.sent
+        daemon.signal(signal.SIGTERM)
+        assert daemon.exit_code("SIGTERM") == 0
+        ended_s = time.monotonic()
+        wait_for(lambda: not load.alive(), 5, "every client has seen the end")
+    watch.join()
+    assert len(load.ended) == 200
+    assert [ended for ended in load.ended if not ended.clean] == []
+    assert load.wrong == []
+    assert load.executed(small_cluster) == load.answered_by_key()
+    assert load.sent > asked, "they were busy"
+    assert 1 in watch.draining
+    assert watch.ready[-1] == 503
+    assert max(ended.at_s for ended in load.ended) < watch.last_s + 0.2, "/metrics answers to the end"
+    assert ended_s - watch.last_s < 0.5
+    assert session_members(daemon.pid) == []
+    assert not os.path.exists(daemon.unix_path)
+    assert "Traceback" not in daemon.log
+
+
+def test_readiness_fails_first(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """During drain.delay it takes clients like before: the balancer has not noticed yet."""
+    daemon = start_proxy(small_cluster.seeds, {"drain": {"delay": "1s"}})
+    with Load(daemon.address, 6, checked=False) as load:
+        daemon.signal(signal.SIGTERM)
+        wait_for(lambda: daemon.http("/readyz")[0] == 503, 5, "not ready")
+        assert daemon.http("/livez")[0] == 200
+        for _ in range(20):
+            assert knock(daemon.address) == ""
+        load.advance()
+        assert load.ended == []
+        assert daemon.metric("redis_proxy_draining") == 1
+        assert daemon.exit_code("SIGTERM") == 0
+    assert all(ended.clean for ended in load.ended)
+
+
+def test_idle_clients_are_parted_with_one_by_one(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """A hundred that connect again at the same moment would be a rush on whoever is left."""
+    daemon = start_proxy(small_cluster.seeds, {"drain": {"timeout": "2s"}})
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(daemon.raw()) for _ in range(100)]
+        for client in clients:
+            assert client.command("PING") == b"+PONG\r\n"
+        daemon.signal(signal.SIGTERM)
+        ends = end_times(clients)
+        assert daemon.exit_code("SIGTERM") == 0
+    assert len(ends) == 100
+    assert ends[-1] - ends[0] > 0.8
+    crowd = max(sum(start <= at < start + 0.2 for at in ends) for start in ends)
+    assert crowd < 40, f"{crowd} at once"
+
+
+def end_times(clients: list[RawClient]) -> list[float]:
+    """When each of the connections was ended by the other side, ascending; they are closed as they end."""
+    poll = select.poll()
+    waiting = {client.sock.fileno(): client for client in clients}
+    for descriptor in waiting:
+        poll.register(descriptor, select.POLLIN)
+    ends = []
+    while waiting:
+        found = poll.poll(10_000)
+        assert found, f"{len(waiting)} clients are still there"
+        for descriptor, _ in found:
+            client = waiting.pop(descriptor)
+            assert client.rest() == b""
+            ends.append(time.monotonic())
+            poll.unregister(descriptor)
+            client.close()
+    return sorted(ends)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_second_signal_ends_it_at_once(
+    number: int, small_cluster: EmbeddedCluster, start_proxy: StartProxy
+) -> None:
+    daemon = start_proxy(small_cluster.seeds, {"drain": {"delay": "30s", "timeout": "30s"}})
+    with daemon.raw() as raw:
+        assert raw.command("PING") == b"+PONG\r\n"
+        daemon.signal(signal.SIGTERM)
+        wait_for(lambda: daemon.http("/readyz")[0] == 503, 5, "draining")
+        assert raw.command("PING") == b"+PONG\r\n"
+        again_s = time.monotonic()
+        assert daemon.terminate(number) == 0
+        assert time.monotonic() - again_s < 2
+        assert raw.rest() == b""
+
+
+def test_a_client_that_does_not_read_is_waited_for_until_the_timeout(
+    small_cluster: EmbeddedCluster, start_proxy: StartProxy
+) -> None:
+    daemon = start_proxy(small_cluster.seeds, {"drain": {"timeout": "1s"}})
+    with daemon.raw(receive_buffer=4096) as stuck:
+        assert stuck.command("SET", "big", "x" * 1_000_000) == b"+OK\r\n"
+        stuck.send(encode("GET", "big") * 50)
+        wait_for(lambda: daemon.metric("redis_proxy_output_buffer_bytes") > 100_000, 5, "replies wait")
+        asked_s = time.monotonic()
+        assert daemon.terminate() == 0
+        assert 0.8 < time.monotonic() - asked_s < 3
+
+
+def test_a_client_that_reads_late_gets_everything(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """What was read is answered within drain.timeout, however much it is."""
+    daemon = start_proxy(small_cluster.seeds, {"drain": {"timeout": "10s"}})
+    with daemon.raw(receive_buffer=4096) as late:
+        assert late.command("SET", "big", "x" * 1_000_000) == b"+OK\r\n"
+        late.send(encode("GET", "big") * 10)
+        wait_for(lambda: daemon.metric("redis_proxy_output_buffer_bytes") > 100_000, 5, "replies wait")
+        daemon.signal(signal.SIGTERM)
+        wait_for(lambda: daemon.metric("redis_proxy_draining") == 1, 5, "draining")
+        received = late.rest()
+        assert daemon.exit_code("SIGTERM") == 0
+    reply = b"$1000000\r\n" + b"x" * 1_000_000 + b"\r\n"
+    assert len(received) % len(reply) == 0
+    assert received == reply * (len(received) // len(reply))
+    assert received
+
+
+def test_a_command_under_way_is_answered(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """Its node takes its time, and the proxy does, too."""
+    daemon = start_proxy(small_cluster.seeds, {"drain": {"timeout": "10s"}})
+    for node in small_cluster.nodes:
+        small_cluster.pause(node)
+    try:
+        with daemon.raw() as raw, daemon.raw() as idle:
+            raw.send(encode("SET", "a", "v") + encode("GET", "a"))
+            wait_for(lambda: daemon.metric("redis_proxy_inflight_commands") == 2, 5, "under way")
+            daemon.signal(signal.SIGTERM)
+            assert idle.rest() == b""
+            assert daemon.alive
+            for node in small_cluster.nodes:
+                small_cluster.resume(node)
+            assert raw.rest() == b"+OK\r\n$1\r\nv\r\n"
+            assert daemon.exit_code("SIGTERM") == 0
+    finally:
+        for node in small_cluster.nodes:
+            small_cluster.resume(node)
+
+
+def test_who_waits_to_be_accepted_is_served(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """Connections in the kernel's queue when the signal comes were made with us: they get an answer, not a reset."""
+    daemon = start_proxy(small_cluster.seeds, {"drain": {"timeout": "5s"}})
+    with contextlib.ExitStack() as stack:
+        daemon.signal(signal.SIGSTOP)
+        waiting = []
+        for _ in range(20):
+            sock = stack.enter_context(socket.create_connection(daemon.address, timeout=10))
+            sock.sendall(b"PING\r\n")
+            waiting.append(sock)
+        daemon.signal(signal.SIGTERM)
+        daemon.signal(signal.SIGCONT)
+        for sock in waiting:
+            assert sock.recv(64) == b"+PONG\r\n"
+            assert sock.recv(64) == b""
+    assert daemon.exit_code("SIGTERM") == 0
