@@ -21,7 +21,7 @@ import uvloop
 from proxy import log as logs
 from proxy.config import Settings
 from proxy.notify import Notifier
-from proxy.sockets import ListenError, Listening, close_unused, inherited, open_listener
+from proxy.sockets import ListenError, Listening, close_unused, inherited, open_listener, unwanted
 from proxy.supervisor import descriptors
 from proxy.supervisor.forks import Forks
 from proxy.supervisor.handover import HandoverError, Taken, take_over
@@ -47,6 +47,7 @@ def run(settings: Settings, forks: Forks, reread: Callable[[], Settings] | None 
         faulthandler.enable()
     notifier = Notifier()
     listening: list[Listening] = []
+    surplus: list[Listening] = []  # the predecessor's that this configuration does not want
     taken: Taken | None = None
     supervisor: Supervisor | None = None
     try:
@@ -65,15 +66,16 @@ def run(settings: Settings, forks: Forks, reread: Callable[[], Settings] | None 
             for listener in settings.listeners:
                 listening += open_listener(listener, given, handed)
         finally:
-            close_unused(given + handed)
-        supervisor = Supervisor(settings, listening, forks, notifier, taken=taken, reread=reread)
+            close_unused(given)
+            surplus += unwanted(handed)
+        supervisor = Supervisor(settings, listening, forks, notifier, taken=taken, surplus=surplus, reread=reread)
         return uvloop.run(supervisor.run(early))
     except (ListenError, StartError, HandoverError, OSError) as error:
         print(f"redis-proxy: {error}", file=sys.stderr)
         notifier.status(str(error))
         return EXIT_FAILED
     finally:
-        for one in listening:
+        for one in listening + surplus:
             if taken is not None and not (supervisor and supervisor.serving):
                 one.disown()  # the predecessor goes on listening at that file
             one.close()

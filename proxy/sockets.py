@@ -143,6 +143,19 @@ def close_unused(given: list[socket.socket]) -> None:
         sock.close()
 
 
+def unwanted(handed: list[socket.socket]) -> list[Listening]:
+    """What is left of a predecessor's sockets, out of the list; their close() removes the files of Unix sockets."""
+    left = []
+    while handed:
+        sock = handed.pop(0)
+        where = sock.getsockname()
+        unix = sock.family == socket.AF_UNIX and isinstance(where, str)
+        one = Listening(sock, Listener(address=f"unix:{where}") if unix else Listener())
+        one.adopt()
+        left.append(one)
+    return left
+
+
 def open_listener(
     listener: Listener, given: list[socket.socket] | None = None, handed: list[socket.socket] | None = None
 ) -> list[Listening]:

@@ -33,7 +33,7 @@ class Front:
         self._cpu_s: dict[int, float] = {}  # of processes that ended before anybody counted them
 
     async def open(self, address: Address | None, sockets: Sequence[socket.socket] = ()) -> None:
-        """Begins to answer, on the sockets if some are given; OSError with a sentence when the address cannot be had."""
+        """Begins to answer, on these sockets if there are any; OSError, a sentence, when the address cannot be had."""
         # In a thread, for the loop has the workers' start to see to.
         http, metrics, processes = await asyncio.to_thread(
             lambda: [importlib.import_module(f"proxy.admin.{name}") for name in ("http", "metrics", "processes")]

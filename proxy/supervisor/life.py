@@ -14,6 +14,7 @@ import contextlib
 import os
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -54,6 +55,7 @@ class Supervisor:
         notifier: Notifier,
         *,
         taken: Taken | None = None,
+        surplus: Sequence[Listening] = (),
         reread: Callable[[], Settings] | None = None,
     ) -> None:
         self.settings = settings
@@ -68,6 +70,7 @@ class Supervisor:
         self.doors: Doors
         self.handover: HandoverServer | None = None
         self._taken = taken
+        self._surplus = surplus
         self._reread = reread
         self._asked_to_end = 0
         self._replaced = False
@@ -101,7 +104,8 @@ class Supervisor:
             if not self._asked_to_end:
                 await self._start(tasks)
                 await self._wake.wait()
-                await self._drain()
+                if self.serving:
+                    await self._drain()
         finally:
             for task in tasks:
                 task.cancel()
@@ -117,16 +121,23 @@ class Supervisor:
     async def _start(self, tasks: list[asyncio.Task[None]]) -> None:
         workers = self.workers(self.settings)
         self.crew.begin(workers)
-        # While the workers come up.
-        admin = self._taken.of("admin") if self._taken is not None else []
-        await self.front.open(self.settings.admin.address, admin)
+        handed = self._handed_front()
+        if not handed:
+            await self.front.open(self.settings.admin.address)  # while the workers come up
         if not await self._started():
             return
         for one in self.listening:
             warn_somaxconn(one)
             self.doors.open(one)
         if self._taken is not None and (trouble := self._taken.ready()) is not None:
-            log.warning("the predecessor was not told that it may go", reason=trouble)
+            if self._taken.refused:
+                raise StartError(f"the hand-over failed: {trouble}")
+            log.warning("the predecessor went before it was told to", reason=trouble)
+        for one in self._surplus:
+            log.info("listens no more", address=one.label)
+            one.close()
+        if handed:
+            await self.front.open(self.settings.admin.address, handed)  # not before: the predecessor answers there
         self.serving = True
         if self.settings.handover:
             self.handover = self.offer(self.settings.handover, self._taken)
@@ -136,6 +147,18 @@ class Supervisor:
         if self.notifier.active:
             telling = tell(self.notifier, lambda: self.figures.live()[0], self.figures.status)
             tasks.append(asyncio.create_task(telling, name="notify"))
+
+    def _handed_front(self) -> list[socket.socket]:
+        """The predecessor's admin sockets, if ours are to be at the same address."""
+        if self._taken is None:
+            return []
+        wanted = str(self.settings.admin.address)
+        named = {sock: name for kind, name, sock in self._taken.sockets if kind == "admin"}
+        handed = self._taken.of("admin")
+        for sock in handed:
+            if named[sock] != wanted:
+                sock.close()
+        return [sock for sock in handed if named[sock] == wanted]
 
     async def _started(self) -> bool:
         """Waits for the workers; False when a signal ends the wait."""
@@ -161,6 +184,8 @@ class Supervisor:
         now = asyncio.create_task(self._now.wait())
         try:
             await asyncio.wait({last, now}, return_when=asyncio.FIRST_COMPLETED)
+            if last.done():
+                last.result()
         finally:
             for task in (last, now):
                 task.cancel()
@@ -169,12 +194,19 @@ class Supervisor:
             log.warning("ended at once", clients=self.crew.clients)
 
     async def _part(self) -> None:
+        """Ends the listeners, then the workers."""
         drain = self.settings.drain
+        if not self._replaced:
+            await asyncio.sleep(drain.delay)
         if self._replaced:
             self.doors.close_all()  # the successor takes what waits in the kernel's queues
             await self.front.release()
         else:
-            await asyncio.sleep(drain.delay)
+            if self.handover is not None:
+                if self.handover.taking:  # it will serve when we are gone, and needs the files
+                    for one in self.listening:
+                        one.disown()
+                self.handover.close()
             self.doors.drain_backlog()
         await self.crew.drain(min(SPREAD * drain.timeout, TURN_S * self.crew.clients), drain.timeout)
 
@@ -228,14 +260,14 @@ class Supervisor:
             ("listener" if one.file or not one.listener.address.path else "inherited", one.label, one.sock.fileno())
             for one in self.listening
         ]
-        return sockets + [("admin", "", sock.fileno()) for sock in self.front.sockets]
+        return sockets + [("admin", str(self.settings.admin.address), sock.fileno()) for sock in self.front.sockets]
 
     def _handed_over(self) -> None:
         log.info("a successor has taken the listening sockets over")
         self._replaced = True
         for one in self.listening:
             one.disown()
-        self.end()
+        self._wake.set()
 
     # -- figures -------------------------------------------------------------------------------------------------
 

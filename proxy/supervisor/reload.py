@@ -78,6 +78,8 @@ class Reload:
         supervisor = self._supervisor
         if self._reread is None:
             raise Refused("there is no file: the proxy was started with seeds on the command line")
+        if supervisor.handover is not None and supervisor.handover.taking:
+            raise Refused("a successor is taking the listening sockets over")
         try:
             new = self._reread()
         except ConfigFaults as faults:

@@ -207,3 +207,17 @@ def test_who_waits_to_be_accepted_is_served(small_cluster: EmbeddedCluster, star
             assert sock.recv(64) == b"+PONG\r\n"
             assert sock.recv(64) == b""
     assert daemon.exit_code("SIGTERM") == 0
+
+
+def test_who_has_just_connected_is_heard(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """A client between its connect and its first command is no idle one: it would take the end for a failure."""
+    daemon = start_proxy(small_cluster.seeds, {"drain": {"timeout": "5s"}})
+    with contextlib.ExitStack() as stack:
+        fresh = [stack.enter_context(daemon.raw()) for _ in range(30)]
+        daemon.signal(signal.SIGTERM)
+        assert daemon.log_contains("msg=draining")
+        for client in fresh:
+            client.send(encode("PING"))
+        for client in fresh:
+            assert client.rest() == b"+PONG\r\n"
+    assert daemon.exit_code("SIGTERM") == 0
