@@ -83,6 +83,9 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    # A reload of what is being read, or a new log file where there is none yet, is no reason to die.
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     from proxy.supervisor.forks import Forks
 
     forks = Forks()

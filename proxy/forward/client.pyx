@@ -1,7 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """A client's connection: bytes in, frames, commands on their way. (Replies: see Ordered.)
 
-States: open -> closing (QUIT, a protocol error, end of input: what was asked before is still answered) -> closed.
+States: open -> closing (QUIT, a protocol error, end of input: what was asked before is still answered) -> closed; or,
+when the proxy wants it to go: open -> parting (as with the end of input) -> lingering (told the end) -> closed.
 An idle client holds no buffer: input is read into the reactor's shared buffer, and only what is left of an incomplete
 frame is kept. Commands that are more than a forward go to `DataPath.desk` (proxy.serve).
 """

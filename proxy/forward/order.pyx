@@ -3,7 +3,8 @@
 
 The order queue holds one request per command; replies for its head go straight to the output, others wait in their
 request. `paused` is back-pressure: while too many commands are under way, or too many reply bytes are not taken, the
-socket is not read. `unsettled` (see Retry.unsettle) pauses the same way until everything under way is answered.
+socket is not read. `unsettled` (see Retry.unsettle, Router.renew) pauses the same way until everything under way is
+answered.
 Client adds the side that reads.
 """
 from libc.errno cimport EAGAIN, EINTR, errno

@@ -140,6 +140,18 @@ def test_the_second_signal_ends_it_at_once(
         assert raw.rest() == b""
 
 
+def test_further_signals_until_the_very_end(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """An impatient operator gets the same exit code, also in the last milliseconds."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        daemon = start_proxy(small_cluster.seeds)
+        daemon.signal(signal.SIGTERM)
+        while daemon.alive:
+            daemon.signal(number)
+            time.sleep(0.0005)  # any moment will do
+        assert daemon.exit_code("signals") == 0
+        assert "Traceback" not in daemon.log
+
+
 def test_a_client_that_does_not_read_is_waited_for_until_the_timeout(
     small_cluster: EmbeddedCluster, start_proxy: StartProxy
 ) -> None:

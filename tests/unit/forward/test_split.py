@@ -315,6 +315,7 @@ def test_a_part_that_nobody_waits_for_is_not_sent_again(play: Play, fate: str) -
     stage.turn(6)
     assert C not in stage.nodes
     assert (stage.node(A).get(), stage.retry.waiting) == (b"", 0)
+    assert sum(stage.count("retries").values()) == 0
     stage.node(B).send(array([bulk("2")]))
     stage.turn()
     assert live() == stage.live
