@@ -83,9 +83,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    # A reload of what is being read, or a new log file where there is none yet, is no reason to die.
-    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    # They wait until proxy.run has handlers for them: a reload is no reason to die while the file is still being read.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
     from proxy.supervisor.forks import Forks
 
     forks = Forks()

@@ -9,6 +9,7 @@ returns.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import faulthandler
 import signal
@@ -28,6 +29,7 @@ from proxy.supervisor.handover import HandoverError, Taken, take_over
 from proxy.supervisor.life import StartError, Supervisor
 
 EXIT_FAILED = 1
+_OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _TAKE_OVER_S = 5.0
 
 
@@ -40,8 +42,9 @@ def run(settings: Settings, forks: Forks, reread: Callable[[], Settings] | None 
     # Noted until the loop has its own handlers; asyncio's runner would turn SIGINT into a cancellation of whatever
     # the start-up is waiting for.
     early: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    for number in _OBEYED:
         signal.signal(number, lambda number, frame: early.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OBEYED)  # cli has blocked some of them
     # systemd's watchdog ends a hung daemon with SIGABRT: then the stack says where it hung. Not without a stderr.
     with contextlib.suppress(OSError, RuntimeError):
         faulthandler.enable()
@@ -69,7 +72,11 @@ def run(settings: Settings, forks: Forks, reread: Callable[[], Settings] | None 
             close_unused(given)
             surplus += unwanted(handed)
         supervisor = Supervisor(settings, listening, forks, notifier, taken=taken, surplus=surplus, reread=reread)
-        return uvloop.run(supervisor.run(early))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(supervisor.run(early))
+            # The loop takes its handlers with it: a signal that comes now would change the exit code.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _OBEYED)
+        return code
     except (ListenError, StartError, HandoverError, OSError) as error:
         print(f"redis-proxy: {error}", file=sys.stderr)
         notifier.status(str(error))

@@ -22,6 +22,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from proxy import log as logs
+
+log = logs.get("supervisor.forks")
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _MESSAGE = 4096
 # What the service manager tells the supervisor is for it alone: a child must not speak for the daemon.
@@ -142,6 +146,7 @@ class Forks:
             except OSError:
                 data, ancillary = b"", []
             if not data:
+                log.error("the fork server has ended; the workers go on", pid=self.pid)
                 self._lost()
                 self.abandon()
                 return

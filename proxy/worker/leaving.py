@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -19,6 +20,7 @@ from proxy.forward.datapath import DataPath
 from proxy.log import get
 
 LEFT_GAP_S: Final = 0.005
+NEW_S: Final = 0.25  # a client that has just connected has something to say, and would take the end for a failure
 # Turns that come due within this long are taken together: ten thousand of them need not be ten thousand timers.
 _TURN_S: Final = 0.005
 
@@ -48,17 +50,21 @@ class Leaving:
     async def drain(self, spread_s: float, timeout_s: float) -> None:
         """Gives each client its turn, evenly over spread_s and in no order; returns when all are gone.
 
-        At its turn a client is parted with: no more is read of it, what was read is answered. Whoever is left after
+        At its turn a client is parted with: no more is read of it, what was read is answered. One that came within
+        NEW_S and has said nothing yet comes last, and not before it has been there so long. Whoever is left after
         timeout_s is closed.
         """
         self.draining = True
         turns = list(self._path.clients)
         random.shuffle(turns)  # connections made together, one application's, are not to go together
-        begun_s = self._loop.time()
+        begun_s, new_s = self._loop.time(), time.time() - NEW_S
+        turns.sort(key=lambda client: client.created_s > new_s and not client.total_commands)
         try:
             async with asyncio.timeout(timeout_s):
                 for place, client in enumerate(turns):
                     wait_s = begun_s + spread_s * place / len(turns) - self._loop.time()
+                    if not client.total_commands:
+                        wait_s = max(wait_s, client.created_s + NEW_S - time.time())
                     if wait_s > 0:
                         await asyncio.sleep(max(wait_s, _TURN_S))
                     part(client)

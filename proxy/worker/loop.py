@@ -45,7 +45,7 @@ from proxy.serve.desk import Desk
 from proxy.sockets import spell
 from proxy.worker import parts
 from proxy.worker.figures import Figures
-from proxy.worker.leaving import Leaving
+from proxy.worker.leaving import NEW_S, Leaving
 
 log = logs.get("worker")
 
@@ -219,10 +219,14 @@ class Worker:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             keepalive(sock, self.settings.clients.tcp_keepalive)
         nameless = ListenAddress(path=listener.removeprefix("unix:"))  # as clients of a Unix socket usually are
-        peer, here = spell(sock.getpeername(), nameless), spell(sock.getsockname(), nameless)
+        try:
+            peer = spell(sock.getpeername(), nameless)
+        except OSError:
+            peer = "?:0"  # gone again, as Redis spells it; the data path is about to see that
+        here = spell(sock.getsockname(), nameless)
         client = accept(self.path, sock.fileno(), settings, peer, here, client_id)
         if self.leaving.draining:
-            part(client)
+            self.loop.call_later(NEW_S, part, client)
 
     def _notice(self, event: str, address: str) -> None:
         logs.warn_limited(log, event, event, client=address)

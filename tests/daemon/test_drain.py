@@ -142,7 +142,7 @@ def test_the_second_signal_ends_it_at_once(
 
 def test_further_signals_until_the_very_end(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
     """An impatient operator gets the same exit code, also in the last milliseconds."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         daemon = start_proxy(small_cluster.seeds)
         daemon.signal(signal.SIGTERM)
         while daemon.alive:

@@ -12,7 +12,7 @@ import pytest
 
 from proxy.embedded import EmbeddedCluster
 from proxy.log import FIELDS
-from proxy.worker.leaving import LEFT_GAP_S
+from proxy.worker.leaving import LEFT_GAP_S, NEW_S
 from proxy.worker.loop import Worker
 from tests.support.fake_node import SILENCE, FakeNode, Session
 from tests.unit.worker.scene import TCP, Client, Port, configured, run, until
@@ -84,6 +84,8 @@ class TestDrain:
     def test_turns_are_spread_evenly(self, node: FakeNode) -> None:
         async def scene(worker: Worker, port: Port) -> None:
             clients = many(worker, 40)
+            for client in clients:
+                await client.ask("PING")
             begun_s = time.monotonic()
             times: list[float] = []
 
@@ -98,6 +100,22 @@ class TestDrain:
                 assert 6 <= share <= 14, times
             assert times[-1] < 1.5
             assert worker.counters.snapshot()["closed"]["shutdown"] == 40
+
+        run(configured([node.address]), scene)
+
+    def test_who_has_just_come_is_heard(self, node: FakeNode) -> None:
+        async def scene(worker: Worker, port: Port) -> None:
+            old, new = many(worker, 2)
+            await old.ask("PING")
+            begun_s = time.monotonic()
+
+            async def late() -> None:
+                await old.rest()
+                assert time.monotonic() - begun_s < NEW_S
+                assert await new.ask("PING") == b"PONG"
+
+            await asyncio.gather(worker.drain(0.0, 5.0), late())
+            assert time.monotonic() - begun_s >= NEW_S / 2
 
         run(configured([node.address]), scene)
 
