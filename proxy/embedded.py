@@ -40,6 +40,7 @@ BUS_OFFSET = 10000
 PORT_ATTEMPTS = 20
 POLL_S = 0.02
 MIGRATE_TIMEOUT_MS = 5000
+FORMING_MS = 2000  # the longest cluster-node-timeout while nodes meet
 # Below the usual ephemeral range (32768 and up), bus ports included: the kernel hands none of these out by itself.
 PORT_FIRST, PORT_LAST = 11000, 21999
 PR_SET_PDEATHSIG = 1
@@ -191,6 +192,8 @@ class EmbeddedCluster:
                 self._await_node(node)
             self._form()
             self.wait_ok(timeout_s)
+            for node in self.nodes:
+                self._settle(node)
         except BaseException:
             self.stop()
             raise
@@ -234,6 +237,7 @@ class EmbeddedCluster:
         node.client.close()
         self._spawn(node, free_port(bus=True) if new_port else node.port)
         self._await_node(node, retry_ports=new_port)
+        self._settle(node)
 
     def failover(self, replica: EmbeddedNode, timeout_s: float = 30.0) -> None:
         """Manual CLUSTER FAILOVER (no write is lost), until every node sees the new primary.
@@ -333,7 +337,7 @@ class EmbeddedCluster:
             "protected-mode": "no",
             "cluster-enabled": "yes",
             "cluster-config-file": "nodes.conf",
-            "cluster-node-timeout": str(self._node_timeout_ms),
+            "cluster-node-timeout": str(min(self._node_timeout_ms, FORMING_MS)),
             "cluster-replica-validity-factor": "0",
             "repl-diskless-sync": "yes",
             "repl-diskless-sync-delay": "0",
@@ -381,6 +385,11 @@ class EmbeddedCluster:
             return int(node.info("server")["process_id"]) == node.process.pid
         except RedisError:
             return False
+
+    def _settle(self, node: EmbeddedNode) -> None:
+        """Nodes gossip once in half their timeout: a long one would make the first meeting long as well."""
+        if self._node_timeout_ms > FORMING_MS:
+            node.command("CONFIG", "SET", "cluster-node-timeout", self._node_timeout_ms)
 
     def _form(self) -> None:
         """Slots, epochs, introductions, replicas. Everyone meets everyone: gossip alone would take seconds."""

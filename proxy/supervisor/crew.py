@@ -142,6 +142,7 @@ class Crew:
         self._burials: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
         self._numbers = 0
+        self._ticked_s = 0.0
         self._ending = False
         self._timer: asyncio.TimerHandle | None = None
         forks.on_ended = self._process_ended
@@ -432,6 +433,13 @@ class Crew:
 
     def _tick(self) -> None:
         """Once a second: who has fallen silent, and what the others count, for INFO."""
+        now_s = time.monotonic()
+        if self._ticked_s and now_s - self._ticked_s > 2 * _TICK_S:
+            # It was this process that did not run (stopped, or its machine was): what they said is still to be read.
+            for member in self._everybody():
+                member.heard_s = now_s
+            self._heard_s = dict.fromkeys(self._heard_s, now_s)
+        self._ticked_s = now_s
         self._timer = self.loop.call_later(_TICK_S, self._tick)
         for member in self._everybody():
             if member.silent_s() >= SILENT_S + ABORT_S:

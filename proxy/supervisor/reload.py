@@ -85,7 +85,8 @@ class Reload:
         except ConfigFaults as faults:
             for fault in faults.faults:
                 log.error("fault in the configuration", fault=str(fault))
-            raise Refused(f"{len(faults.faults)} faults in the configuration") from None
+            count = len(faults.faults)
+            raise Refused(f"{count} fault{'s' if count > 1 else ''} in the configuration") from None
         changes = diff(supervisor.settings, new)
         for change in changes:
             log.info("changed", key=change.key, old=change.old, new=change.new)

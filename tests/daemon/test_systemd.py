@@ -159,6 +159,7 @@ def test_a_worker_that_does_not_answer_is_no_sign_of_life(
         assert worker in daemon.worker_pids()
 
 
+@pytest.mark.long
 def test_a_hung_worker_is_replaced_before_the_watchdog_bites(
     small_cluster: EmbeddedCluster, manager: ServiceManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ Pong = Callable[..., Contestant]
 
 @pytest.fixture
 def pong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pong]:
-    monkeypatch.setattr(churn, "SETTLE_S", 2.0)
+    monkeypatch.setattr(churn, "SETTLE_S", 0.7)
     started: list[Contestant] = []
 
     def start(*words: str) -> Contestant:

@@ -191,6 +191,20 @@ def test_one_that_hangs_is_ended_with_its_stack(
     play(seeds, act)
 
 
+def test_a_pause_of_its_own_is_nobody_elses_silence(seeds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew_module, "SILENT_S", 1.5)
+
+    async def act(scene: Scene) -> None:
+        before = scene.crew.pids
+        time.sleep(3.0)  # as a machine that is suspended
+        with pytest.raises(TimeoutError):
+            await scene.until(lambda: scene.crew.pids != before, 2.0)
+        assert scene.crew.restarts == 0
+        assert max(scene.crew.silences().values()) < 1.5
+
+    play(seeds, act)
+
+
 def test_more_and_fewer(seeds: list[str]) -> None:
     async def act(scene: Scene) -> None:
         scene.crew.resize(3)
