@@ -123,18 +123,19 @@ class NodeHealth:
 
     async def _watch(self, watched: _Watched) -> None:
         connection: Upstream | None = None
-        upstream = self._upstream()
+        changed, upstream = self._changed, self._upstream()
         delay = self._rng.uniform(0, min(_FIRST_SPREAD_S, self.settings.health_interval_s))
         try:
             while True:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(delay):
-                        await self._changed.wait()
+                        await changed.wait()
                 if connection is not None and upstream != self._upstream():
                     await connection.close()
                     connection = None
                 async with self._slots:
-                    upstream = self._upstream()
+                    # Before the probe: settings that come while it is under way end the next pause at once.
+                    changed, upstream = self._changed, self._upstream()
                     try:
                         if connection is None:
                             connection = await connect(watched.address, upstream)
