@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -82,6 +83,7 @@ def play(seeds: list[str], act: Callable[[Scene], Coroutine[Any, Any, None]], wo
         assert not any(running(pid) for pid in pids)
 
     uvloop.run(asyncio.sleep(0))
+    gc.collect()  # what other tests have left
     before = len(os.listdir("/proc/self/fd"))
     uvloop.run(body())
     assert len(os.listdir("/proc/self/fd")) == before
