@@ -46,8 +46,10 @@ def policy(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def reading_proxy(policy: str, cluster: EmbeddedCluster) -> Iterator[ProxyDaemon]:
     with ProxyDaemon(cluster.seeds, {"listeners": [{"reads": policy}]}) as daemon:
-        with daemon.raw() as raw:
-            replicas_in_use(raw, cluster, policy in ("replica", "prefer_replica", "any"))
+        # Two at once are at two workers, and each worker learns by itself which replicas are fit.
+        with daemon.raw() as one, daemon.raw() as other:
+            for raw in (one, other):
+                replicas_in_use(raw, cluster, policy in ("replica", "prefer_replica", "any"))
         yield daemon
 
 

@@ -15,7 +15,7 @@ from proxy.control.topology_refresh import (
     TopologyRefresher,
     resolve_address,
 )
-from proxy.embedded import HOST, EmbeddedCluster, wait_for
+from proxy.embedded import HOST, EmbeddedCluster, wait_for, wait_or_none
 from proxy.log import FIELDS
 from tests.support.cluster import Standalone
 from tests.support.fake_node import SILENCE, Cut, FakeNode, Shard, shards_reply
@@ -122,7 +122,11 @@ class TestWhen:
         open_connections: list[int] = []
 
         def slow(session: object, words: list[bytes]) -> bytes:
-            open_connections.append(sum(other.sock.fileno() != -1 for other in node.sessions))
+            def others() -> int:
+                return sum(other.sock.fileno() != -1 for other in node.sessions) - 1
+
+            wait_or_none(lambda: not others(), 1.0)  # the node may not have noticed yet that one was closed
+            open_connections.append(1 + others())
             time.sleep(0.05)
             return shards_reply([Shard(WHOLE, [(node, "master")])])
 
