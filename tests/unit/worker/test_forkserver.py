@@ -134,6 +134,8 @@ def test_a_worker_holds_nothing_of_its_siblings_or_of_the_server(served: Served)
 
 
 def test_what_is_not_understood_is_refused_and_leaks_nothing(served: Served) -> None:
+    served.sock.sendmsg([b"ready?"])
+    assert "error" in served.heard()[0]  # it has closed what it inherited
     before = len(os.listdir(f"/proc/{served.pid}/fd"))
     for said, descriptors in ((b"spoon", [0]), (b"fork", []), (b"fork!", [0])):
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
