@@ -146,6 +146,14 @@ class Backends(Section):
 
     connections: Connections = _option(1, "Shared connections per node and protocol.")
     connect_timeout: Seconds = _option("1s", "How long connecting and the handshake may take.")
+    max_window: Bytes = _option(
+        "16mb",
+        "Bytes of unanswered commands on one connection before further ones must wait; as many bytes may then wait.",
+    )
+    batch_pause: SecondsOrOff = _option(
+        "0.05ms",
+        "With many active clients: how long to wait for more of them before a batch is handled; 0 = not at all.",
+    )
     stall_timeout: Seconds = _option("10s", "A connection with commands pending that gives no byte so long is closed.")
     backoff_min: Seconds = _option("50ms", "First pause before a node is connected to again.")
     backoff_max: Seconds = _option("2s", "Longest such pause.")

@@ -162,6 +162,9 @@ def _commands(snapshot: Snapshot, bounds: tuple[str, ...]) -> Iterator[Family]:
         counters["retries"].items(),
     )
     yield _total("request_timeouts_total", "Requests not answered in time (requests.timeout).", counters["timeouts"])
+    yield _total(
+        "internal_errors_total", "Answers of the proxy's own that failed: see the log.", counters["internal_errors"]
+    )
 
 
 def _nodes(nodes: Mapping[str, NodeValues], bounds: tuple[str, ...]) -> Iterator[Family]:

@@ -34,6 +34,7 @@ class CounterValues(TypedDict):
     backend_in: int
     backend_out: int
     timeouts: int  # requests that ended at their deadline
+    internal_errors: int  # answers of the proxy's own that raised
     inflight: int  # commands not answered yet
 
 

@@ -1,5 +1,8 @@
 """A server's error line read as what it means for routing."""
 
+cdef enum:
+    HOST_MAX = 255          # bytes of a host, as a name in DNS (and in cluster-announce-hostname) may have
+
 cdef enum RedirectionKind:
     REDIR_NONE = 0          # an ordinary error: the client's
     REDIR_MOVED = 1
@@ -17,5 +20,6 @@ cdef struct Redirection:
     size_t host_len
     int port
 
-# line: the whole error frame, from '-' to CRLF. Returns the kind; a malformed MOVED/ASK is REDIR_NONE.
+# line: the whole error frame, from '-' to CRLF. Returns the kind; whatever is not to the letter what a server says
+# before it executes anything is REDIR_NONE.
 cdef int parse_redirection(const char* line, size_t n, Redirection* out) noexcept nogil

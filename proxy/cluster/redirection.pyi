@@ -1,1 +1,3 @@
+REFUSALS: tuple[tuple[str, bytes, str], ...]
+
 def parse(line: bytes | bytearray | memoryview) -> tuple[str, int, str, int] | None: ...

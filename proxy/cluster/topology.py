@@ -144,6 +144,22 @@ class Topology:
         return self.covered == SLOTS and all(owner is not None and owner.health != "fail" for owner in owners)
 
 
+def aliases(topology: Topology, address_map: Mapping[str, str]) -> dict[Address, Address]:
+    """Every way to name a node of the topology -> its address: as it is dialled, by its ip, by its hostname.
+
+    What a redirection calls a node depends on the servers' preferred endpoint, which need not be the one in use here
+    (`cluster.endpoint`).
+    """
+    found = {node.address: node.address for node in topology.nodes()}
+    for node in topology.nodes():
+        for host in (node.ip, node.hostname):
+            if host:
+                named = Address(host, node.address.port)
+                found.setdefault(named, node.address)
+                found.setdefault(map_address(named, address_map), node.address)
+    return found
+
+
 # --- which answers to believe
 
 

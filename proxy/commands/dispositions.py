@@ -42,6 +42,7 @@ class CommandFlag(IntFlag):
     NO_AUTH = 8
     KNOWN = 16
     KEYLESS = 32
+    SCRIPT = 64
 
 
 _ANY, _FORWARD, _LOCAL = CommandClass.ANY, CommandClass.FORWARD, CommandClass.LOCAL
@@ -212,6 +213,8 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
 }
 # fmt: on
 
+# They run code that a client wrote and say what it returns, error lines included.
+_SCRIPTS: Final = frozenset({"eval", "evalsha", "eval_ro", "evalsha_ro", "fcall", "fcall_ro"})
 # Containers that old servers list without subcommands and that hold refused ones: unless the subcommands are known
 # one by one (the built-in table knows them), the whole is refused.
 _REFUSED_UNDIVIDED: Final = frozenset({"acl", "module"})
@@ -285,4 +288,6 @@ def command_flags(row: Row) -> CommandFlag:
         flags |= CommandFlag.NO_AUTH
     if not row.keyed:
         flags |= CommandFlag.KEYLESS
+    if row.name in _SCRIPTS:
+        flags |= CommandFlag.SCRIPT
     return flags

@@ -17,3 +17,6 @@ cdef enum:
 # Fills out (replacing its content) with the indexes of the key arguments.
 cdef int find_keys(const Command* c, const char* frame, const Arg* args, size_t argc, KeyList* out) noexcept nogil
 cdef void keys_free(KeyList* k) noexcept nogil
+
+# args: of an XREAD or XREADGROUP. Whether it has the option BLOCK, or might have it where servers see a syntax error.
+cdef bint asks_to_block(const char* frame, const Arg* args, size_t argc) noexcept nogil

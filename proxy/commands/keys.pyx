@@ -5,8 +5,10 @@ Why: the slot of a command's keys is where it must go, so the proxy has to find 
 check them. Called by the router for commands with more than one possible key (`Command.only_key` < 0) and by the
 splitter. Transcribed in meaning from getKeysUsingKeySpecs of Redis and Valkey (src/db.c), with two differences:
 key specs flagged `not_key` count (SPUBLISH is routed by its channel), and specs that cannot be told are left out of
-the table. Where key specs cannot say it, the servers' own functions (sortGetKeys, georadiusGetKeys, migrateGetKeys)
-are followed; a command with no spec at all is taken to have its first argument as key.
+the table. Where key specs cannot say it, the servers' own functions (sortGetKeys, georadiusGetKeys, migrateGetKeys,
+xreadGetKeys) are followed; a command with no spec at all is taken to have its first argument as key.
+
+asks_to_block stands here because it reads the same options as xreadGetKeys.
 
 Invariants: an index found is always in [1, argc); each loop is bounded by argc; nothing is allocated but the list,
 which keeps its room from call to call.
@@ -20,6 +22,7 @@ from proxy.commands.lookup cimport (
     SCAN_GEORADIUS,
     SCAN_MIGRATE,
     SCAN_SORT,
+    SCAN_XREAD,
     Command,
     KeySpec,
 )
@@ -49,6 +52,10 @@ cdef int find_keys(const Command* c, const char* frame, const Arg* args, size_t 
         return georadius_keys(frame, args, argc, out)
     if c.store_scan == SCAN_MIGRATE:
         return migrate_keys(frame, args, argc, out)
+    if c.store_scan == SCAN_XREAD:
+        i = streams_at(frame, args, argc)
+        if i:
+            return half_keys(i, argc, out)
     if c.nspecs == 0:
         return add(out, 1) if argc > 1 else KEYS_OK
     for i in range(c.nspecs):
@@ -147,11 +154,11 @@ cdef int64_t count_of(const char* p, size_t n) noexcept nogil:
 
 
 cdef inline bint is_word(const char* frame, const Arg* arg, const char* upper, size_t n) noexcept nogil:
-    # Case-insensitive; `upper` is upper case already.
+    # strcasecmp of the servers, which ends at a NUL: BLOCK\0 and what follows is BLOCK to them. `upper` is upper case.
     cdef const char* p = frame + arg.off
     cdef size_t i
     cdef char c
-    if arg.len != n:
+    if arg.len < n or (arg.len > n and p[n] != 0):
         return False
     for i in range(n):
         c = p[i]
@@ -218,3 +225,59 @@ cdef int migrate_keys(const char* frame, const Arg* args, size_t argc, KeyList* 
             i += 2
         i += 1
     return add(out, 3)
+
+
+cdef inline size_t option_size(const char* frame, const Arg* arg, bint group) noexcept nogil:
+    # The arguments an option of XREAD takes, itself included; 0 for STREAMS and for no option. CLAIM: Redis from 8.4.
+    if is_word(frame, arg, b"BLOCK", 5) or is_word(frame, arg, b"COUNT", 5):
+        return 2
+    if group:
+        if is_word(frame, arg, b"GROUP", 5):
+            return 3
+        if is_word(frame, arg, b"CLAIM", 5):
+            return 2
+        if is_word(frame, arg, b"NOACK", 5):
+            return 1
+    return 0
+
+
+cdef size_t streams_at(const char* frame, const Arg* args, size_t argc) noexcept nogil:
+    # Where STREAMS stands (xreadGetKeys, which takes GROUP and NOACK in XREAD too). 0 for what ends in an error: there
+    # the key specs may find what they can, for the sake of options that servers learn one day.
+    cdef size_t i = 1, size
+    while i + 1 < argc:
+        size = option_size(frame, &args[i], True)
+        if size == 0:
+            return i if is_word(frame, &args[i], b"STREAMS", 7) and (argc - i) % 2 == 1 else 0
+        i += size
+    return 0
+
+
+cdef int half_keys(size_t streams, size_t argc, KeyList* out) noexcept nogil:
+    # Keys, then as many ids.
+    cdef size_t i
+    for i in range(streams + 1, streams + 1 + (argc - streams - 1) // 2):
+        if add(out, i) != KEYS_OK:
+            return KEYS_NO_MEMORY
+    return KEYS_OK
+
+
+cdef bint asks_to_block(const char* frame, const Arg* args, size_t argc) noexcept nogil:
+    # xreadCommand of t_stream.c, which tells the two commands apart by their length as well. What it answers a syntax
+    # error to must not block a connection that others share if another version knows the word.
+    cdef bint group = args[0].len == 10
+    cdef size_t i = 1, size
+    while i < argc:
+        if is_word(frame, &args[i], b"BLOCK", 5):
+            return True
+        size = option_size(frame, &args[i], group)
+        if size == 0:
+            if is_word(frame, &args[i], b"STREAMS", 7):
+                return False
+            break
+        i += size
+    while i < argc:
+        if is_word(frame, &args[i], b"BLOCK", 5):
+            return True
+        i += 1
+    return False

@@ -21,6 +21,7 @@ cdef enum:
     CMD_NO_AUTH = 8         # allowed before AUTH
     CMD_KNOWN = 16          # false only for the row that stands for all unknown commands
     CMD_KEYLESS = 32        # has no key specs at all
+    CMD_SCRIPT = 64         # runs code of a client's own, whose error lines may be anything
 
 cdef enum BeginSearch:
     BEGIN_UNKNOWN = 0
@@ -37,6 +38,7 @@ cdef enum KeyScan:          # commands whose keys the servers find by code, not 
     SCAN_SORT = 1           # key 1 and the last STORE
     SCAN_GEORADIUS = 2      # key 1 and the last STORE or STOREDIST
     SCAN_MIGRATE = 3        # key 3, or all after KEYS
+    SCAN_XREAD = 4          # the first half of what follows the option STREAMS, which may be a group's name before
 
 cdef struct KeySpec:
     uint8_t begin_kind

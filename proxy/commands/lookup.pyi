@@ -44,4 +44,8 @@ class CommandTable:
     def keys(self, *args: bytes) -> list[int] | None:
         """The indexes of the arguments that are keys; None when the arguments do not fit the command."""
 
+    @staticmethod
+    def asks_to_block(*args: bytes) -> bool:
+        """Whether this XREAD or XREADGROUP may block (has the option BLOCK)."""
+
 def _bench(table: CommandTable, command: tuple[bytes, ...], times: int) -> float: ...

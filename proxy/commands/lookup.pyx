@@ -19,7 +19,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
-from proxy.commands.keys cimport KEYS_NO_MEMORY, KEYS_OK, KeyList, find_keys, keys_free
+from proxy.commands.keys cimport KEYS_NO_MEMORY, KEYS_OK, KeyList, asks_to_block, find_keys, keys_free
 from proxy.resp.scanner cimport Arg
 
 from proxy.commands import dispositions
@@ -40,6 +40,8 @@ _KEY_SCANS = {
     "georadius": SCAN_GEORADIUS,
     "georadiusbymember": SCAN_GEORADIUS,
     "migrate": SCAN_MIGRATE,
+    "xread": SCAN_XREAD,
+    "xreadgroup": SCAN_XREAD,
 }
 
 # The C numbers, for the test that holds the Python enums of `dispositions` to them.
@@ -50,7 +52,7 @@ _C_CLASSES = {
 }
 _C_FLAGS = {
     "WRITE": CMD_WRITE, "READONLY": CMD_READONLY, "BLOCKING": CMD_BLOCKING, "NO_AUTH": CMD_NO_AUTH,
-    "KNOWN": CMD_KNOWN, "KEYLESS": CMD_KEYLESS,
+    "KNOWN": CMD_KNOWN, "KEYLESS": CMD_KEYLESS, "SCRIPT": CMD_SCRIPT,
 }
 
 
@@ -231,6 +233,11 @@ cdef class CommandTable:
             return [found.v[i] for i in range(<Py_ssize_t>found.n)] if outcome == KEYS_OK else None
         finally:
             keys_free(&found)
+
+    @staticmethod
+    def asks_to_block(*args):
+        cdef Arguments given = Arguments(args)
+        return bool(asks_to_block(given.frame, given.args, given.n))
 
 
 cdef class Arguments:

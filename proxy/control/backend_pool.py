@@ -15,15 +15,15 @@ import contextlib
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from proxy.cluster.topology import Address
 from proxy.control.tasks import background
 from proxy.forward.backend import Backend, BackendState
 from proxy.log import get, warn_limited
 from proxy.resp.decode import Decoder, ReplyError
 from proxy.resp.encode import encode_command
-from proxy.resp.errors import ProtocolFault
 
 log = get(__name__)
 
@@ -42,6 +42,25 @@ class PoolSettings:
     client_name: str = ""
     username: str = ""
     password: str = field(default="", repr=False)
+
+
+# What a node takes at most of one client: more ends the connection, which many clients share.
+_LIMITS: list[tuple[str, ...]] = [
+    ("CONFIG", "GET", "proto-max-bulk-len"),
+    ("CONFIG", "GET", "client-query-buffer-limit"),
+]
+
+
+def _number(reply: object) -> int:
+    """The value in a reply to CONFIG GET of one option; 0 = not told."""
+    if isinstance(reply, dict):
+        reply = [word for pair in reply.items() for word in pair]
+    if not isinstance(reply, list) or len(reply) != 2:
+        return 0
+    try:
+        return max(0, int(reply[1]))
+    except (TypeError, ValueError):
+        return 0
 
 
 class HandshakeError(Exception):
@@ -66,6 +85,16 @@ class BackendPool:
         self._tasks: dict[Backend, asyncio.Task[None]] = {}
         self._up_since: dict[Backend, float] = {}
         self._failures: dict[Backend, int] = {}
+        self._limits: dict[Address, tuple[int, int]] = {}
+
+    def limits(self, nodes: Collection[Address]) -> tuple[int, int]:
+        """(proto-max-bulk-len, client-query-buffer-limit) that every one of these nodes takes, in bytes; 0 = unknown.
+
+        What another node told is forgotten.
+        """
+        self._limits = {address: told for address, told in self._limits.items() if address in nodes}
+        bulks, queries = zip(*self._limits.values(), strict=True) if self._limits else ((), ())
+        return min(filter(None, bulks), default=0), min(filter(None, queries), default=0)
 
     def reconfigure(self, settings: PoolSettings) -> None:
         """New settings; what is being connected, or waits to be, begins anew with them.
@@ -145,7 +174,7 @@ class BackendPool:
                         sock.close()
                         raise
                     sock.detach()
-                except (OSError, TimeoutError, HandshakeError, ProtocolFault) as error:
+                except Exception as error:  # whatever a resolver, a node or a library makes of it, it is no connection
                     if backend.state == BackendState.CLOSED:  # while it was being connected
                         return
                     reason = str(error) or "no answer in time"
@@ -185,8 +214,14 @@ class BackendPool:
         raise error or OSError(f"{host} has no address")
 
     async def _handshake(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, backend: Backend) -> None:
-        """HELLO or AUTH, CLIENT SETNAME, READONLY, in one round trip; HandshakeError with the first refusal."""
+        """HELLO or AUTH, CLIENT SETNAME, READONLY, in one round trip; HandshakeError with the first refusal.
+
+        The node's limits are asked for by the way: it may refuse to tell them.
+        """
         commands = self.commands(backend)
+        needed = len(commands)
+        commands += _LIMITS
+        limits = []
         await loop.sock_sendall(sock, b"".join(encode_command(*command) for command in commands))
         decoder = Decoder()
         answered = 0
@@ -195,9 +230,12 @@ class BackendPool:
             if not data:
                 raise OSError("closed by the node during the handshake")
             for value in decoder.feed(data):
-                if isinstance(value, ReplyError):
+                if answered >= needed:
+                    limits.append(_number(value))
+                elif isinstance(value, ReplyError):
                     raise HandshakeError(f"{commands[min(answered, len(commands) - 1)][0]}: {value}")
                 answered += 1
+        self._limits[backend.node.address] = limits[0], limits[1]
 
     def commands(self, backend: Backend) -> list[tuple[str, ...]]:
         """The handshake of a backend, by protocol and role; at least one command, so that the node has answered."""

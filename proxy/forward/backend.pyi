@@ -1,11 +1,10 @@
-from typing import Any, Protocol
+from typing import Protocol
 
-from proxy.cluster.topology import Address
 from proxy.forward.counters import Counters
-from proxy.forward.ports import Recovery
-from proxy.forward.reactor import Peer, Reactor
-
-STATE_NAMES: tuple[str, ...]
+from proxy.forward.node import Node, Pool
+from proxy.forward.pipeline import BackendSettings, Pipeline
+from proxy.forward.ports import PushPort, Recovery
+from proxy.forward.reactor import Reactor
 
 class BackendState:
     """The states of a Backend by name."""
@@ -24,50 +23,21 @@ class BackendPort(Protocol):
     def backend_lost(self, backend: Backend, reason: str) -> None:
         """Its connection is gone; it is CONNECTING again, or CLOSED."""
 
-class BackendSettings:
-    """Limits of connections: stall_ns, after which a connection on which nothing moves is given up."""
-
-    stall_ns: int
-    def __init__(self, *, stall_ns: int) -> None: ...
-
-class Node:
-    """A server of the cluster as the data path knows it: its connections and its figures."""
-
-    replica: bool
-    usable: bool  # a replica fit for reads
-    connect_failures: int
-    def __init__(self, address: Address, replica: bool) -> None: ...
-    @property
-    def address(self) -> Address: ...
-    @property
-    def label(self) -> str: ...
-    @property
-    def gone(self) -> bool:
-        """No longer in the topology."""
-    @property
-    def up(self) -> bool:
-        """Whether any connection to it is established."""
-    @property
-    def down(self) -> bool:
-        """Whether the last attempt to connect failed."""
-    def backends(self) -> list[Backend]:
-        """All its connections, those still draining included."""
-    def figures(self) -> Any:
-        """{role, up, usable, pending, connections: {state: n}, connect_failures, buckets, sum_s}."""
-
-class Backend(Peer):
-    """One connection to a node, shared by all clients of a worker."""
+class Backend(Pipeline):
+    """One connection to a node: shared by all clients of a worker, or leased to one (pool None)."""
 
     state: int  # BackendState
     def __init__(
         self,
         reactor: Reactor,
         node: Node,
+        pool: Pool | None,
         proto: int,
         recovery: Recovery,
         port: BackendPort,
         counters: Counters,
         settings: BackendSettings,
+        pushes: PushPort | None,
     ) -> None: ...
     @property
     def node(self) -> Node: ...
@@ -77,8 +47,11 @@ class Backend(Peer):
     def readonly(self) -> bool:
         """READONLY belongs to its handshake."""
     @property
-    def pending(self) -> int:
-        """Requests that wait for a reply."""
+    def leased(self) -> bool:
+        """Owned by one client; never made again once it is lost."""
+    @property
+    def draining(self) -> bool:
+        """Closed once nothing is pending."""
     def attach(self, fd: int) -> None:
         """Begins to use a connected descriptor whose handshake is done, and owns it from now on.
 

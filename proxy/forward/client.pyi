@@ -1,6 +1,7 @@
-from proxy.forward.ports import Origin
+from proxy.forward.backend import Backend
+from proxy.forward.ports import Outlet
 
-class Client(Origin):
+class Client(Outlet):
     """One client; see proxy.serve.context.ClientLike for what its attributes mean."""
 
     address: str
@@ -11,11 +12,15 @@ class Client(Origin):
     lib_ver: bytes
     db: int
     authenticated: bool
+    lease: Backend | None  # a connection of its own, closed with it
     @property
     def id(self) -> int: ...
     @property
-    def parting(self) -> bool:
-        """Nothing more is read of it: see clients.part."""
+    def draining(self) -> bool:
+        """Nothing more is read of it: see clients.drain."""
+    @property
+    def half_closed(self) -> bool:
+        """It said that it will send nothing more; what it sent before may not be read yet."""
     @property
     def proto(self) -> int: ...
     @property
@@ -38,6 +43,8 @@ class Client(Origin):
     def listener_reads(self) -> str: ...
     def set_reads(self, name: str, /) -> None: ...
     def set_proto(self, proto: int, /) -> None: ...
+    def push(self, frame: bytes, behind: bool = False) -> None:
+        """Sends a push, between two replies; behind: not before the replies that have come for it already."""
     def close_after_reply(self) -> None: ...
     def reset(self) -> None: ...
     def kill(self) -> None: ...

@@ -1,55 +1,55 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""A client's connection: bytes in, frames, commands on their way. (Replies: see Ordered.)
+"""A client's connection: bytes in, frames, calls for the dispatcher; the end of a connection. (Replies: ReplyQueue.)
 
 States: open -> closing (QUIT, a protocol error, end of input: what was asked before is still answered) -> closed; or,
-when the proxy wants it to go: open -> parting (as with the end of input) -> lingering (told the end) -> closed.
-An idle client holds no buffer: input is read into the reactor's shared buffer, and only what is left of an incomplete
-frame is kept. Commands that are more than a forward go to `DataPath.desk` (proxy.serve).
+when the proxy wants it to go: open -> draining (as with the end of input) -> lingering (told the end) -> closed.
+An idle client holds no buffer: input is read into the reactor's shared buffer, and only what is not carried out yet is
+kept.
+
+One client has so much time per batch (`budget`, in units of a forwarded command) and then waits for its next turn,
+with what it has sent in `rest`.
 """
+cimport cython
 import time
 
-from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int16_t
+from libc.stdint cimport int64_t
 
-from proxy.cluster.slot cimport key_slot
-from proxy.commands.keys cimport KEYS_NO_MEMORY, KEYS_OK, KeyList, find_keys
-from proxy.commands.lookup cimport (
-    CLASS_ANY, CLASS_FORWARD, CLASS_PING, CLASS_REFUSED, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET, CLASS_SPLIT_SUM,
-    CLASS_UNSERVED, CMD_BLOCKING, CMD_KNOWN, CMD_NO_AUTH, CMD_READONLY,
-)
 from proxy.forward.buffer cimport BLOCK, buffer_append, buffer_len, buffer_release, buffer_reserve, buffer_shrink
+from proxy.forward.call cimport CALL_NOT_NOW, SLOT_NONE
 from proxy.forward.counters cimport (
-    CLOSE_CLIENT, CLOSE_CROSS_PROTOCOL, CLOSE_ERROR, CLOSE_KILLED, CLOSE_PROTOCOL, CLOSE_QUERY_LIMIT,
-    CLOSE_QUIT,
+    CLOSE_CLIENT, CLOSE_ERROR, CLOSE_KILLED, CLOSE_PROTOCOL, CLOSE_QUERY_LIMIT, CLOSE_QUIT, CLOSE_SHUTDOWN,
 )
-from proxy.forward.datapath cimport ClientSettings, DataPath
-from proxy.forward.reactor cimport SHARED, WANT_READ
-from proxy.forward.request cimport REQ_PART, REQ_READ, request_new
-from proxy.forward.split cimport SPLIT_MGET, SPLIT_MSET, SPLIT_SUM, Plan, split_new, split_plan
+from proxy.forward.reactor cimport (
+    BROKEN, EVENT_END, EVENT_GONE, EVENT_READ, EVENT_WRITE, SHARED, WANT_END, WANT_READ, WANT_WRITE, count_active,
+    may_postpone,
+)
+from proxy.forward.reply_queue cimport SEND_FAILED, SENT_ALL
+from proxy.forward.request cimport REQ_READ, REQ_SCRIPT, TARGET_ANY, TARGET_SLOT, request_new
+from proxy.commands.lookup cimport CMD_READONLY, CMD_SCRIPT
+from proxy.resp.inline cimport INLINE_EMPTY, INLINE_OK, INLINE_UNBALANCED, inline_command, inline_trim
 from proxy.resp.scanner cimport (
-    FAULT_UNBALANCED, SCAN_DONE, SCAN_INLINE, SCAN_MORE, args_free, command_scan_reset, scan_command,
+    FAULT_NO_MEMORY, FAULT_UNBALANCED, SCAN_DONE, SCAN_INLINE, SCAN_MORE, args_free, command_scan_reset, scan_command,
 )
 
 from proxy.forward.router import READ_POLICIES
 
-cdef extern from "strings.h" nogil:
-    int strncasecmp(const char* a, const char* b, size_t n)
+cdef extern from "sys/ioctl.h" nogil:
+    int ioctl(int fd, unsigned long request, ...)
 
-cdef extern from "sys/socket.h" nogil:
-    ssize_t recv(int fd, void* buf, size_t n, int flags)
+cdef extern from "linux/sockios.h" nogil:
+    unsigned long SIOCOUTQ
 
 cdef enum:
     READ_ROUNDS = 4         # full receive buffers before others get their turn
     ARGS_KEEP = 4096        # a shared argument vector larger than this is given back
-
-cdef const char* PONG = b"+PONG\r\n"
-cdef const char* CROSSSLOT = b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
-cdef enum:
-    PONG_LEN = 7
-    CROSSSLOT_LEN = 56
+    TURN = 512              # units of a turn: a forwarded command is one, some 0.3 us
+    COST_BYTES = 2048       # ... and so many bytes of it are another
+    COST_INLINE = 2         # ... and being written as a line another
+    POSTPONE_MAX = 4096     # output that may wait for a batch while more is due
 
 
-cdef class Client(Ordered):
+@cython.final
+cdef class Client(Outlet):
     """One client. The Python-visible attributes are what proxy.serve reads and changes."""
 
     def __cinit__(self, DataPath path, ClientSettings settings, str address, str local_address,
@@ -57,6 +57,10 @@ cdef class Client(Ordered):
         self.path = path
         self.reactor = path.reactor
         self.settings = settings
+        self.replies = ReplyQueue()
+        self.replies.outlet = <void*> self
+        self.replies.counts = path.counts
+        self.replies.limits = settings
         self.fd = -1
         self.id = client_id
         path.turn += 1
@@ -80,7 +84,7 @@ cdef class Client(Ordered):
 
     @property
     def last_active_s(self):
-        """Unix time of the last input."""
+        """Unix time of the last input or output."""
         self.reactor.tick()
         return time.time() - (self.reactor.now - self.active_ns) / 1e9
 
@@ -95,16 +99,16 @@ cdef class Client(Ordered):
     @property
     def pending(self):
         """Commands under way."""
-        return self.inflight
+        return self.replies.inflight
 
     @property
     def output_bytes(self):
         """Reply bytes not taken yet."""
-        return self.held + buffer_len(&self.out)
+        return self.replies.held + buffer_len(&self.replies.out)
 
     @property
     def query_bytes(self):
-        """Input bytes that are no whole command yet."""
+        """Input bytes that are not carried out yet."""
         return buffer_len(&self.rest)
 
     @property
@@ -124,11 +128,14 @@ cdef class Client(Ordered):
     def set_proto(self, int proto):
         """Commands from now on go to backends of this protocol (2 or 3).
 
-        They wait for what is under way: on another connection they could overtake it.
+        They could overtake what is under way on another connection: whoever calls this has waited for all of it, or
+        has nothing to lose by it.
         """
-        if proto != self.proto:
-            self.unsettled = True
         self.proto = proto
+
+    def push(self, bytes frame, bint behind=False):
+        """Sends a push, between two replies; behind: not before the replies that have come for it already."""
+        self.replies.push(frame, len(frame), behind)
 
     def close_after_reply(self):
         """Ignores further input and closes once everything asked so far is answered."""
@@ -149,18 +156,44 @@ cdef class Client(Ordered):
 
     # -- input ---------------------------------------------------------------------------------------------------
 
-    cdef void ready(self, bint readable, bint writable) noexcept:
-        if writable:
+    cdef void ready(self, uint32_t events) noexcept:
+        if events & EVENT_WRITE:
             self.flush()
-        if readable and self.fd >= 0:
-            if self.eof or self.paused or self.closing:
-                if self.lingering_ns:
-                    self.ignore()
-                else:
-                    # None of them is read: this is an error or a hang-up, and nobody is left to take replies.
-                    self.close(CLOSE_CLIENT)
-            else:
+        if self.fd < 0:
+            return
+        if events & EVENT_END:
+            self.half_closed = True
+            self.want(self.interest & ~WANT_END)        # it would be reported for ever
+        if events & EVENT_READ and self.interest & WANT_READ:
+            if self.lingering_ns:
+                self.ignore()
+            elif not self.queued:                       # else it has not done yet what it was told before
                 self.read()
+        elif events & EVENT_GONE:
+            self.close(self.close_reason if self.lingering_ns else CLOSE_CLIENT)    # nobody is left to take replies
+
+    cdef bint takes(self) noexcept:
+        """Whether it has taken output out of the kernel's buffer since it was last asked: slowly, but it does."""
+        cdef int before = self.untaken
+        if ioctl(self.fd, SIOCOUTQ, &self.untaken) != 0 or self.untaken == before:
+            return False
+        self.active_ns = self.reactor.now
+        return True
+
+    cdef void begin_turn(self) noexcept:
+        """A new budget in a new batch."""
+        if self.turn_in != self.reactor.batches:
+            self.turn_in = self.reactor.batches
+            self.budget = TURN
+
+    cdef void go_on(self) noexcept:
+        """Its next turn: what it has sent already; the reactor tells of what else has come."""
+        if self.paused or self.closing:
+            return
+        self.begin_turn()
+        self.parse_rest()
+        if self.eof and self.fd >= 0:
+            self.reactor.touch(self)            # what came before the end of input is under way: close after it
 
     cdef void read(self) noexcept:
         cdef char* buf
@@ -168,8 +201,12 @@ cdef class Client(Ordered):
         cdef ssize_t n
         cdef int _
         cdef bint own
+        count_active(self.reactor, self)
+        self.begin_turn()
+        if self.replies.head == NULL and self.rest.end == self.rest.start:
+            self.replies.begin_burst()
         for _ in range(READ_ROUNDS):
-            if self.fd < 0 or self.paused or self.closing:
+            if self.fd < 0 or self.paused or self.closing or self.queued:
                 return
             own = self.rest.end > self.rest.start
             if own:
@@ -189,11 +226,9 @@ cdef class Client(Ordered):
             else:
                 buf = self.reactor.shared
                 room = SHARED
-            n = recv(self.fd, buf, room, 0)
+            n = self.receive(buf, room)
             if n < 0:
-                if errno == EINTR:
-                    continue
-                if errno != EAGAIN:
+                if n == BROKEN:
                     self.close(CLOSE_CLIENT)
                 return
             if n == 0:
@@ -216,7 +251,7 @@ cdef class Client(Ordered):
                         self.close(CLOSE_ERROR)
                         return
                     buffer_append(&self.rest, buf + used, n - used)
-            if not self.paused and buffer_len(&self.rest) > self.settings.max_query:
+            if not self.paused and not self.queued and buffer_len(&self.rest) > self.settings.max_query:
                 self.close(CLOSE_QUERY_LIMIT)
             if <size_t> n < room:
                 return
@@ -226,13 +261,17 @@ cdef class Client(Ordered):
         cdef ssize_t n
         cdef int _
         for _ in range(READ_ROUNDS):
-            n = recv(self.fd, self.reactor.shared, SHARED, 0)
-            if n < 0 and errno == EINTR:
-                continue
-            if n == 0 or (n < 0 and errno != EAGAIN):
+            n = self.receive(self.reactor.shared, SHARED)
+            if n == 0 or n == BROKEN:
                 self.close(self.close_reason)
             if n < <ssize_t> SHARED:
                 return
+
+    cdef void pause(self) noexcept:
+        """Nothing more is read, nor carried out of what was, until flush() finds room."""
+        self.paused = True
+        self.want(self.interest & ~WANT_READ)
+        self.reactor.touch(self)
 
     cdef void parse_rest(self) noexcept:
         """Goes on with the client's own buffer."""
@@ -246,235 +285,158 @@ cdef class Client(Ordered):
             buffer_shrink(&self.rest)
 
     cdef size_t parse(self, const char* buf, size_t n) noexcept:
-        """Carries out every whole command in buf[0:n]; returns the bytes done with."""
+        """Carries out every whole command in buf[0:n] there is room and time for; returns the bytes done with."""
         cdef size_t done = 0, size
-        cdef int rc
+        cdef int rc, result
         cdef ArgVec* args
         while done < n and self.fd >= 0 and not self.closing:
-            if self.overloaded():
-                self.paused = True
-                self.want(self.interest & ~WANT_READ)
-                self.reactor.touch(self)
+            if self.replies.overloaded():
+                self.pause()
+                break
+            if self.budget <= 0:
+                self.reactor.more(self)
                 break
             args = &self.args if self.scan.want >= 0 else &self.path.args   # in the middle of a frame: its own
             rc = scan_command(&self.scan, args, buf + done, n - done, &self.settings.limits, self.authenticated)
-            if rc == SCAN_DONE:
+            if rc == SCAN_DONE or rc == SCAN_INLINE:
                 size = self.scan.pos
-                command_scan_reset(&self.scan)
-                if args.n:
-                    self.dispatch(buf + done, size, args.v, args.n)
+                self.budget -= 1 + <int> (size / COST_BYTES)
+                if rc == SCAN_DONE:
+                    command_scan_reset(&self.scan)
+                    result = self.run(buf + done, size, args) if args.n else 0
+                    if args == &self.args or args.cap > ARGS_KEEP:
+                        args_free(args)
+                else:
+                    rc = <int> self.scan.line
+                    command_scan_reset(&self.scan)
+                    result = self.parse_inline(buf + done, rc)
+                if result == CALL_NOT_NOW:
+                    self.replies.unsettled = True
+                    self.pause()
+                    break
                 done += size
-                if args == &self.args or args.cap > ARGS_KEEP:
-                    args_free(args)
             elif rc == SCAN_MORE:
                 if self.scan.want >= 0 and args == &self.path.args:
                     self.args = args[0]         # the next client needs the shared one
                     args.v = NULL
                     args.n = args.cap = 0
                 break
-            elif rc == SCAN_INLINE:
-                size = self.scan.pos
-                rc = <int> self.scan.line
-                command_scan_reset(&self.scan)
-                self.inline_command(buf + done, rc)
-                done += size
             else:
                 self.fault(self.scan.error)
                 break
         return done
 
-    cdef void inline_command(self, const char* line, size_t n) noexcept:
+    cdef int parse_inline(self, const char* line, size_t n) noexcept:
         """A command in plain text: written as a frame, then carried out like any other."""
-        cdef bytes frame
-        cdef ArgVec args
-        cdef CommandScan scan
-        frame = self.path.desk.inline_frame(line[:n])
-        if frame is None:
-            self.fault(FAULT_UNBALANCED)
-            return
-        if not frame:
-            return
-        args.v = NULL
-        args.n = args.cap = 0
-        command_scan_reset(&scan)
-        if scan_command(&scan, &args, frame, len(frame), &self.settings.limits, self.authenticated) == SCAN_DONE:
-            self.dispatch(frame, len(frame), args.v, args.n)
-        args_free(&args)
+        cdef int result = inline_command(line, n, &self.path.inline_frame)
+        self.budget -= COST_INLINE
+        if result == INLINE_OK:
+            result = self.run(self.path.inline_frame.frame, self.path.inline_frame.len, &self.path.inline_frame.args)
+            inline_trim(&self.path.inline_frame)
+            return result
+        if result != INLINE_EMPTY:
+            self.fault(FAULT_UNBALANCED if result == INLINE_UNBALANCED else FAULT_NO_MEMORY)
+        return 0
+
+    cdef int run(self, const char* frame, size_t n, const ArgVec* args) noexcept:
+        """Has a whole command carried out: a CallResult."""
+        cdef Call call
+        cdef int result
+        call.frame = frame
+        call.n = n
+        call.args = args.v
+        call.argc = args.n
+        call.keys = &self.path.keys
+        call.slot = SLOT_NONE
+        call.row = self.path.table.find(frame, call.args, call.argc)
+        result = self.path.dispatcher.dispatch(self, &call)
+        if result != CALL_NOT_NOW:
+            self.total_commands += 1
+            self.last_metric = call.row.metric
+        return result
 
     cdef void fault(self, int code) noexcept:
         """Malformed input: says so as Redis does, and closes after what was asked before is answered."""
-        self.say_bytes(0, self.path.desk.fault(code, <unsigned char> self.scan.got, self.address))
+        try:
+            self.say_bytes(0, self.path.desk.fault(code, <unsigned char> self.scan.got, self.address))
+        except Exception as error:
+            self.path.counts.internal_errors += 1
+            self.path.desk.raised("protocol error", error)
         self.end(CLOSE_PROTOCOL)
 
     # -- commands ------------------------------------------------------------------------------------------------
 
-    cdef void dispatch(self, const char* frame, size_t n, const Arg* args, size_t argc) noexcept:
-        cdef const Command* c = self.path.table.find(frame, args, argc)
-        cdef int klass = c.klass
-        self.total_commands += 1
-        self.last_metric = c.metric
-        if not self.authenticated and not c.flags & CMD_NO_AUTH:
-            self.refuse(c, frame, args, argc, "noauth")
-        elif c.flags & CMD_KNOWN and (
-            argc != <size_t> c.arity if c.arity > 0 else argc < <size_t> -c.arity
-        ):
-            self.refuse(c, frame, args, argc, "arity")
-        elif klass == CLASS_FORWARD:
-            if not c.flags & CMD_KNOWN and self.path.desk.cross_protocol(frame[args[0].off:args[0].off + args[0].len]):
-                self.path.desk.attacked(self.address)
-                self.close(CLOSE_CROSS_PROTOCOL)
-                return
-            self.forward(c, frame, n, args, argc)
-        elif klass == CLASS_PING:
-            if argc == 1:
-                self.say(c.metric, PONG, PONG_LEN)
-            elif argc == 2:
-                self.say_bytes(c.metric, b"$%d\r\n%b\r\n" % (
-                    args[1].len, frame[args[1].off:args[1].off + args[1].len]))
-            else:
-                self.refuse(c, frame, args, argc, "arity")
-        elif klass == CLASS_SPLIT_MGET or klass == CLASS_SPLIT_MSET or klass == CLASS_SPLIT_SUM:
-            self.split(c, frame, n, args, argc)
-        elif klass == CLASS_ANY:
-            self.send_on(c, frame, n, -1)
-        elif klass == CLASS_REFUSED:
-            self.refuse(c, frame, args, argc, "refused")
-        elif klass == CLASS_UNSERVED:
-            self.refuse(c, frame, args, argc, "unserved")
-        else:
-            self.local(c, frame, args, argc)
-
-    cdef void forward(self, const Command* c, const char* frame, size_t n, const Arg* args, size_t argc) noexcept:
-        """By the slot of its keys; any primary when this call has none."""
-        cdef int slot = -1, rc
-        cdef size_t i
-        cdef KeyList* keys
-        cdef const Arg* key
-        if c.only_key > 0:
-            if <size_t> c.only_key < argc:
-                key = &args[c.only_key]
-                slot = key_slot(frame + key.off, key.len)
-        elif c.only_key < 0:
-            keys = &self.path.keys
-            rc = find_keys(c, frame, args, argc, keys)
-            if rc == KEYS_NO_MEMORY:
-                self.close(CLOSE_ERROR)
-                return
-            if rc == KEYS_OK:
-                for i in range(keys.n):
-                    key = &args[keys.v[i]]
-                    rc = key_slot(frame + key.off, key.len)
-                    if slot < 0:
-                        slot = rc
-                    elif slot != rc:
-                        self.say(c.metric, CROSSSLOT, CROSSSLOT_LEN)
-                        return
-            if c.flags & CMD_BLOCKING and self.blocks(frame, args, argc):
-                self.refuse(c, frame, args, argc, "unserved")
-                return
-        self.send_on(c, frame, n, slot)
-
-    cdef bint blocks(self, const char* frame, const Arg* args, size_t argc) noexcept:
-        """Whether XREAD or XREADGROUP is given BLOCK, which only counts before STREAMS."""
-        cdef size_t i
-        for i in range(1, argc):
-            if args[i].len == 5 and strncasecmp(frame + args[i].off, b"BLOCK", 5) == 0:
-                return True
-            if args[i].len == 7 and strncasecmp(frame + args[i].off, b"STREAMS", 7) == 0:
-                return False
-        return False
-
-    cdef void send_on(self, const Command* c, const char* frame, size_t n, int slot) noexcept:
-        cdef Request* r = self.request(c, n)
-        if r == NULL:
-            return
-        r.slot = <int16_t> slot
-        self.path.retry.submit(r, frame, n)
-
-    cdef void split(self, const Command* c, const char* frame, size_t n, const Arg* args, size_t argc) noexcept:
-        """One sub-command per slot; a command whose keys share one slot stays what it is: atomic."""
-        cdef KeyList* keys = &self.path.keys
-        cdef Plan* plan = &self.path.plan
-        cdef int kind = SPLIT_SUM
-        cdef Request* parent
-        cdef Request* r
-        cdef uint32_t i
-        if c.klass == CLASS_SPLIT_MGET:
-            kind = SPLIT_MGET
-        elif c.klass == CLASS_SPLIT_MSET:
-            kind = SPLIT_MSET
-            if argc % 2 == 0:
-                self.refuse(c, frame, args, argc, "arity")
-                return
-        if find_keys(c, frame, args, argc, keys) != KEYS_OK or not split_plan(plan, kind, frame, args, keys):
-            self.close(CLOSE_ERROR)
-            return
-        if plan.nparts == 1:
-            self.send_on(c, frame, n, plan.parts[0].slot)
-            return
-        parent = self.request(c, n)
-        if parent == NULL:
-            return
-        parent.split = split_new(plan, kind, keys)
-        if parent.split == NULL:
-            self.close(CLOSE_ERROR)
-            return
-        self.path.counts.splits[c.metric] += 1
-        for i in range(plan.nparts):
-            r = request_new()
-            if r == NULL:
-                self.close(CLOSE_ERROR)         # parts under way keep the parent alive; see close()
-                parent.split.left -= plan.nparts - i
-                return
-            r.flags = REQ_PART | (parent.flags & REQ_READ)
-            r.parent = parent
-            r.start_ns = parent.start_ns
-            r.deadline_ns = parent.deadline_ns
-            r.affinity = parent.affinity
-            r.command = parent.command
-            r.policy = parent.policy
-            r.proto = parent.proto
-            r.slot = plan.parts[i].slot
-            parent.split.parts[i] = r
-        for i in range(plan.nparts):            # a failing last part may finish, and free, the parent
-            self.path.retry.submit(
-                parent.split.parts[i], plan.bytes.data + plan.parts[i].off, plan.parts[i].len)
-
-    cdef Request* request(self, const Command* c, size_t n) noexcept:
-        """A new request of n bytes at the end of the order; NULL (and the client closed) when there is no memory."""
+    cdef Request* request(self, const Call* call) noexcept:
+        """A new request for a call at the end of the order; NULL (and the client closed) when there is no memory."""
         cdef Request* r = request_new()
         if r == NULL:
             self.close(CLOSE_ERROR)
             return NULL
-        r.client = <void*> self
+        r.sink = <void*> self.replies
         r.start_ns = self.reactor.now
         r.deadline_ns = r.start_ns + self.settings.timeout_ns
         r.affinity = self.affinity
-        r.command = c.metric
-        r.flags = REQ_READ if c.flags & CMD_READONLY else 0
+        r.command = call.row.metric
+        r.flags = (REQ_READ if call.row.flags & CMD_READONLY else 0) | (
+            REQ_SCRIPT if call.row.flags & CMD_SCRIPT else 0)
         r.policy = self.policy
         r.proto = self.proto
-        r.len = n
-        self.append(r)
+        r.len = call.n
+        r.slot = <short> call.slot
+        r.target = TARGET_SLOT if call.slot >= 0 else TARGET_ANY
+        self.replies.append(r)
         return r
 
-    cdef void local(self, const Command* c, const char* frame, const Arg* args, size_t argc) noexcept:
-        """Answered by proxy.serve."""
-        cdef size_t i
-        cdef list words = []
-        cdef int metric = c.metric
-        for i in range(argc):
-            words.append(frame[args[i].off:args[i].off + args[i].len])
-        self.say_bytes(metric, self.path.desk.answer(self, words))
+    cdef void say(self, int metric, const char* p, size_t n) noexcept:
+        """An answer of our own, in its turn."""
+        self.replies.say(metric, p, n)
 
-    cdef void refuse(self, const Command* c, const char* frame, const Arg* args, size_t argc, str why) noexcept:
-        """Answered with an error that proxy.serve words."""
-        cdef int metric = c.metric
-        name = frame[args[0].off:args[0].off + args[0].len]
-        sub = frame[args[1].off:args[1].off + args[1].len] if c.container and argc > 1 else None
-        self.say_bytes(metric, self.path.desk.refuse(why, c.name[:c.name_len], name, sub))
+    cdef void say_bytes(self, int metric, bytes text) noexcept:
+        if text is not None:
+            self.replies.say(metric, text, len(text))
+
+    # -- output --------------------------------------------------------------------------------------------------
+
+    cdef void flush(self) noexcept:
+        """End of a batch: one send(2); then whatever waited for room or for the last answer."""
+        cdef ReplyQueue replies = self.replies
+        cdef size_t unsent
+        cdef int result
+        if self.fd < 0:
+            return
+        unsent = replies.out.end - replies.out.start
+        if unsent:
+            if (
+                replies.head != NULL and unsent <= POSTPONE_MAX and not self.postponed and may_postpone(self.reactor)
+                and not self.interest & WANT_WRITE
+            ):
+                self.reactor.postpone(self)
+            else:
+                self.postponed = False
+                result = replies.send_out()
+                if result == SEND_FAILED:
+                    self.close(CLOSE_CLIENT)
+                    return
+                if replies.out.end - replies.out.start < unsent:
+                    self.active_ns = self.reactor.now
+                if result == SENT_ALL:
+                    self.want(self.interest & ~WANT_WRITE)
+                else:
+                    self.want(self.interest | WANT_WRITE)
+        if replies.head == NULL:
+            replies.unsettled = False
+            if replies.out.end == replies.out.start and (
+                self.closing or (self.eof and not self.paused and not self.queued)
+            ):
+                self.depart()
+                return
+        if self.paused and replies.relieved():
+            self.paused = False
+            self.resume()
 
     cdef void resume(self) noexcept:
+        """There is room again."""
+        self.begin_turn()
         self.parse_rest()
         if self.fd < 0 or self.paused or self.closing:
             return
@@ -483,6 +445,67 @@ cdef class Client(Ordered):
         else:
             self.want(self.interest | WANT_READ)
 
-    cdef void left(self) noexcept:
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    cdef void end(self, int reason) noexcept:
+        """Nothing more is read; it is closed by the flush that finds everything answered and taken."""
+        self.closing = True
+        self.close_reason = reason
+        self.want(self.interest & ~WANT_READ)
+        self.reactor.touch(self)
+
+    cdef void drain(self) noexcept:
+        """Graceful end, wanted by the proxy: as if the client had ended its input, only that it may go on sending.
+
+        Whole commands that were read are carried out, when they had to wait too. Then depart() lingers.
+        """
+        if self.fd < 0 or self.draining:
+            return
+        self.draining = True
+        if not self.eof and not self.closing:
+            self.close_reason = CLOSE_SHUTDOWN
+            self.eof = True
+        self.want(self.interest & ~WANT_READ)
+        self.reactor.touch(self)
+
+    cdef void depart(self) noexcept:
+        """Everything is answered and taken. A draining client is told the end and may send until it closes, too: bytes
+        that come to a closed socket, or lie in it unread, make a reset, which can overtake the replies."""
+        if not self.draining:
+            self.close(self.close_reason if self.closing else CLOSE_CLIENT)
+        elif not self.lingering_ns:
+            self.end_of_output()
+            self.lingering_ns = self.reactor.now
+            self.path.lingering.add(self)
+            self.release_input()
+            self.want(self.interest | WANT_READ)
+
+    cdef void shut(self, int reason) noexcept:
+        self.close(reason)
+
+    cdef void close(self, int reason) noexcept:
+        """Closes it at once. What is under way goes on without a client; its replies are dropped."""
+        if self.fd < 0:
+            return
+        self.close_fd()
+        self.path.counts.closed[reason] += 1
+        self.replies.forsake()
+        self.release_input()
+        self.path.clients.discard(self)
+        if self.lingering_ns:
+            self.path.lingering.discard(self)
+        self.path.closed += 1
+        if self.lease is not None:
+            self.lease.close()
+            self.lease = None
+        try:
+            self.path.desk.closed(self, reason)
+        except Exception as error:
+            self.path.counts.internal_errors += 1
+            self.path.desk.raised("close", error)
+        if self.path.on_close is not None:
+            self.path.on_close()
+
+    cdef void release_input(self) noexcept:
         buffer_release(&self.rest)
         args_free(&self.args)

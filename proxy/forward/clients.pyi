@@ -19,21 +19,21 @@ def follow_reads(path: DataPath, settings: ClientSettings, old_policy: str) -> N
     old_policy: one of proxy.forward.router.READ_POLICIES, else ValueError.
     """
 
-def part(client: Client) -> None:
+def drain(client: Client) -> None:
     """Ends it gracefully: nothing more is read, what was read is answered and sent, then it is closed.
 
     Whole commands that were read already are carried out, a partial one is dropped. After the last reply the client is
     told the end (shutdown), and its further input is read and discarded until it closes, or close_lingering() does: a
     close at once would answer that input with a reset, which can destroy replies the client has not read yet. A client
     that does not take its replies stays until it is closed. Counted as closed for `shutdown`, or `quit` and its like
-    when that came first. Parting twice, or with a client that is closed, does nothing.
+    when that came first. Draining twice, or a client that is closed, does nothing.
     """
 
 def close_lingering(path: DataPath, older_than_s: float = 1.0) -> None:
     """Closes clients that were told the end so many seconds ago and have not closed; to be called regularly."""
 
 def close_idle(path: DataPath, idle_s: float) -> None:
-    """Closes clients that have sent nothing for idle_s seconds and wait for nothing."""
+    """Closes clients that have sent and taken nothing for idle_s seconds and have no command under way."""
 
 def close_all(path: DataPath) -> None:
     """Closes every client at once."""

@@ -7,6 +7,7 @@ from proxy.forward.buffer cimport buffer_len
 from proxy.forward.client cimport Client
 from proxy.forward.counters cimport CLOSE_IDLE, CLOSE_SHUTDOWN
 from proxy.forward.datapath cimport ClientSettings, DataPath
+from proxy.forward.dispatch cimport Dispatch
 
 from proxy.forward.router import READ_POLICIES
 
@@ -18,9 +19,9 @@ def accept(DataPath path, int fd, ClientSettings settings, str address, str loca
     then still the caller's; ValueError when the settings belong to another data path.
     """
     cdef Client client
-    if settings.path is not None and settings.path is not path:
-        raise ValueError("these settings belong to another data path")
-    settings.path = path
+    path.adopt(settings)
+    if path.dispatcher is None:
+        path.dispatcher = Dispatch()
     client = Client(path, settings, address, local_address, client_id)
     if not client.open_fd(fd):
         raise OSError(errno, "cannot watch the connection")
@@ -34,7 +35,7 @@ def output_bytes(DataPath path):
     cdef Client c
     cdef size_t total = 0
     for c in path.clients:
-        total += c.held + buffer_len(&c.out)
+        total += c.replies.held + buffer_len(&c.replies.out)
     return total
 
 
@@ -50,12 +51,12 @@ def follow_reads(DataPath path, ClientSettings settings, str old_policy):
             c.policy = settings.reads
 
 
-def part(Client client):
+def drain(Client client):
     """Ends it gracefully: nothing more is read, what was read is answered and sent, then it is closed.
 
-    See Ordered.part. It is counted as closed for `shutdown`, or for `quit` and its like when that came first.
+    See Client.drain. It is counted as closed for `shutdown`, or for `quit` and its like when that came first.
     """
-    client.part()
+    client.drain()
 
 
 def close_lingering(DataPath path, double older_than_s=1.0):
@@ -69,12 +70,12 @@ def close_lingering(DataPath path, double older_than_s=1.0):
 
 
 def close_idle(DataPath path, double idle_s):
-    """Closes clients that have sent nothing for idle_s seconds and wait for nothing."""
+    """Closes clients that have sent and taken nothing for idle_s seconds and have no command under way."""
     cdef Client c
     path.reactor.tick()
     limit = path.reactor.now - <int64_t> (idle_s * 1e9)
     for c in list(path.clients):
-        if c.active_ns < limit and c.head == NULL and not c.parting:
+        if c.active_ns < limit and c.replies.head == NULL and not c.draining and not c.takes():
             c.close(CLOSE_IDLE)
 
 

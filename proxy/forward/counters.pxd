@@ -32,7 +32,8 @@ cdef enum:               # RetryReason
     RETRY_READONLY = 5
     RETRY_MASTERDOWN = 6
     RETRY_MOVED = 7
-    RETRY_REASONS = 8
+    RETRY_FULL = 8              # too many unanswered bytes on the connection to its node
+    RETRY_REASONS = 9
 
 cdef enum:               # RetryOutcome
     OUTCOME_RETRIED = 0
@@ -58,6 +59,7 @@ cdef struct CounterBlock:           # 64-bit integers and nothing else: read one
     uint64_t backend_in
     uint64_t backend_out
     uint64_t timeouts
+    uint64_t internal_errors        # answers of the proxy's own that raised
     int64_t inflight
 
 cdef class Counters:

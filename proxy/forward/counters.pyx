@@ -34,6 +34,7 @@ CLOSE_REASON_NAMES = (
 REDIRECTION_NAMES = (None, "moved", "ask", "tryagain", "clusterdown", "loading", "readonly", "masterdown")
 RETRY_REASON_NAMES = (
     "connection_lost", "node_down", "tryagain", "clusterdown", "loading", "readonly", "masterdown", "moved",
+    "node_busy",
 )
 RETRY_OUTCOME_NAMES = ("retried", "gave_up", "unsafe")
 COUNTERS_SIZE = sizeof(CounterBlock)
@@ -120,6 +121,7 @@ cdef class Counters:
             "backend_in": block.backend_in,
             "backend_out": block.backend_out,
             "timeouts": block.timeouts,
+            "internal_errors": block.internal_errors,
             "inflight": block.inflight,
         }
 

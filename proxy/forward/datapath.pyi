@@ -4,8 +4,8 @@ from typing import Any
 from proxy.commands.lookup import CommandTable
 from proxy.forward.client import Client
 from proxy.forward.counters import Counters
+from proxy.forward.exchange import Exchange
 from proxy.forward.reactor import Reactor
-from proxy.forward.retry import Retry
 
 class ClientSettings:
     """What holds for all clients of a listener; sizes in bytes. To be changed with update()."""
@@ -15,8 +15,10 @@ class ClientSettings:
     max_pending_bytes: int
     soft_output: int
     hard_output: int
-    max_query: int
     timeout_ns: int
+    @property
+    def max_query(self) -> int:
+        """In force: no more than every node takes."""
     def __init__(
         self,
         *,
@@ -56,16 +58,20 @@ class DataPath:
 
     table: CommandTable
     desk: Any  # proxy.serve.desk.Desk, which this layer must not name
-    on_left: Callable[[], object] | None  # called when a client is closed; must not raise
-    def __init__(self, reactor: Reactor, retry: Retry, counters: Counters, table: CommandTable, desk: Any) -> None: ...
+    on_close: Callable[[], object] | None  # called when a client is closed; must not raise
+    def __init__(
+        self, reactor: Reactor, exchange: Exchange, counters: Counters, table: CommandTable, desk: Any
+    ) -> None: ...
     @property
     def clients(self) -> set[Client]:
-        """Clients not closed yet, those that part included."""
+        """Clients not closed yet, draining ones included."""
     @property
     def lingering(self) -> set[Client]:
         """Clients that were told the end and have not closed."""
     @property
-    def left(self) -> int:
+    def closed(self) -> int:
         """Clients closed so far."""
+    def limit(self, max_bulk: int, max_query: int) -> None:
+        """What the nodes take: the smallest proto-max-bulk-len and client-query-buffer-limit; 0 = unknown."""
     def reject(self) -> None:
         """Counts a connection that was turned away."""

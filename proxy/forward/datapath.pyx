@@ -1,20 +1,22 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """What all clients of a worker share (`DataPath`), and what holds for all clients of a listener (`ClientSettings`)."""
-from libc.stdlib cimport free
+cimport cython
 
 from proxy.commands.keys cimport keys_free
-from proxy.forward.buffer cimport buffer_release
 from proxy.forward.reactor cimport Peer
+from proxy.forward.split cimport plan_free
+from proxy.resp.inline cimport inline_free
 from proxy.resp.scanner cimport args_free
 
 from proxy.forward.router import READ_POLICIES
 
 
-cdef class ClientSettings:
+@cython.final
+cdef class ClientSettings(OutputLimits):
     """What holds for all clients of a listener; sizes in bytes, see the .pxd.
 
     One object per listener for the life of a worker: a reload changes it in place (`update`), so that its clients
-    follow. It belongs to the data path of its first client.
+    follow. It belongs to the data path of its first client, whose nodes may take less than it allows (`clamp`).
     """
 
     def __cinit__(self, *, reads="primary", bint password=False, max_pending=1024,
@@ -39,22 +41,21 @@ cdef class ClientSettings:
         cdef size_t own_pending_bytes = self.max_pending_bytes if max_pending_bytes is None else max_pending_bytes
         cdef size_t own_soft = self.soft_output if soft_output is None else soft_output
         cdef size_t own_hard = self.hard_output if hard_output is None else hard_output
-        cdef size_t own_query = self.max_query if max_query is None else max_query
-        cdef ScanLimits own_limits = self.limits
+        cdef size_t own_query = self.own_max_query if max_query is None else max_query
+        cdef int64_t own_bulk = self.own_max_bulk if max_bulk is None else max_bulk
+        cdef int64_t own_arguments = self.limits.max_args if max_arguments is None else max_arguments
         cdef int64_t own_timeout_ns = self.timeout_ns if timeout_ns is None else timeout_ns
-        if max_bulk is not None:
-            own_limits.max_bulk = max_bulk
-        if max_arguments is not None:
-            own_limits.max_args = max_arguments
         self.reads = own_reads
         self.password = own_password
         self.max_pending = own_pending
         self.max_pending_bytes = own_pending_bytes
         self.soft_output = own_soft
         self.hard_output = own_hard
-        self.max_query = own_query
-        self.limits = own_limits
+        self.own_max_query = own_query
+        self.own_max_bulk = own_bulk
+        self.limits.max_args = own_arguments
         self.timeout_ns = own_timeout_ns
+        self.clamp()
         if self.path is None:
             return
         for client in self.path.clients:
@@ -63,26 +64,56 @@ cdef class ClientSettings:
                     client.authenticated = True
                 self.path.reactor.touch(<Peer> client)      # its flush goes on where there is room now
 
+    cdef void clamp(self) noexcept:
+        """No more than every node takes: a node closes the connection, which others share, on what is too much."""
+        self.limits.max_bulk = self.own_max_bulk
+        self.max_query = self.own_max_query
+        if self.path is None:
+            return
+        if 0 < self.path.node_max_bulk < self.own_max_bulk:
+            self.limits.max_bulk = self.path.node_max_bulk
+        if 0 < self.path.node_max_query < self.own_max_query:
+            self.max_query = self.path.node_max_query
 
+
+@cython.final
 cdef class DataPath:
     """What all clients of a worker share. desk: proxy.serve.desk.Desk, for whatever is not a plain forward."""
 
-    def __cinit__(self, Reactor reactor, Retry retry, Counters counters, CommandTable table, desk):
+    def __cinit__(self, Reactor reactor, Exchange exchange, Counters counters, CommandTable table, desk):
         self.reactor = reactor
-        self.retry = retry
+        self.exchange = exchange
         self.counters = counters
         self.counts = counters.block
         self.table = table
         self.desk = desk
         self.clients = set()
+        self.settings = []
         self.lingering = set()
 
     def __dealloc__(self):
         args_free(&self.args)
+        inline_free(&self.inline_frame)
         keys_free(&self.keys)
-        free(self.plan.parts)
-        free(self.plan.part_of)
-        buffer_release(&self.plan.bytes)
+        plan_free(&self.plan)
+
+    cdef void adopt(self, ClientSettings settings):
+        """Takes the settings of a listener as its own. ValueError when they belong to another data path."""
+        if settings.path is self:
+            return
+        if settings.path is not None:
+            raise ValueError("these settings belong to another data path")
+        settings.path = self
+        self.settings.append(settings)
+        settings.clamp()
+
+    def limit(self, max_bulk, max_query):
+        """What the nodes take: the smallest proto-max-bulk-len and client-query-buffer-limit, in bytes; 0 = unknown."""
+        cdef ClientSettings settings
+        self.node_max_bulk = max_bulk
+        self.node_max_query = max_query
+        for settings in self.settings:
+            settings.clamp()
 
     def reject(self):
         """Counts a connection that was turned away."""

@@ -1,26 +1,47 @@
-"""The seams inside the data path: what a backend knows of those it answers to."""
-from libc.stdint cimport int64_t
-
+"""The seams inside the data path: what its modules know of those that come after them."""
 from proxy.forward.reactor cimport Peer
 from proxy.forward.request cimport Request
 
-cdef class Origin(Peer):
-    cdef bint unsettled     # a command of this client was redirected or parked: see Retry.unsettle
-    # A piece of the reply (final: the last one) of a request in this client's order; n may be 0.
+cdef class Sink:
+    cdef bint unsettled     # its client reads nothing new until all it has under way is answered
+    # A piece of a reply (final: the last one; n may be 0). With the last the request is the sink's, which frees it.
     cdef void deliver(self, Request* r, const char* p, size_t n, bint final, bint error) noexcept
     # What was delivered of it has not reached the client and is of no use any more.
     cdef void withdraw(self, Request* r) noexcept
-    # Bytes held for this client in the parts of a split command (negative: no longer held).
+    # Bytes held for the client elsewhere than in its own queue (negative: no longer held).
     cdef void weigh(self, ssize_t n) noexcept
+    # Whether anybody still waits for the reply.
+    cdef bint alive(self) noexcept
+    # A command of the client was redirected or parked, or the place it went to is no longer where the next would go.
+    cdef void unsettle(self) noexcept
     # The node was lost in the middle of a reply that had begun to reach the client.
-    cdef void cut(self, Request* r) noexcept
+    cdef void cut(self) noexcept
+    # Of a gather: its client has left.
+    cdef void forsake(self) noexcept
+
+cdef enum Sent:
+    SENT_NOTHING = 0
+    SENT_PARTLY = 1
+    SENT_WHOLLY = 2
+
+cdef class Outlet(Peer):
+    # Closes it for a CloseReason.
+    cdef void shut(self, int reason) noexcept
 
 cdef class Recovery:
     # An error reply: true when it was taken over (redirected, parked); then the request is no longer the backend's.
     cdef bint error(self, Peer backend, Request* r, const char* bytes, const char* p, size_t n) noexcept
-    # The connection is gone; bytes are the command's, sent tells whether the node may have seen all of it.
-    cdef void lost(self, Peer backend, Request* r, const char* bytes, bint sent) noexcept
+    # The connection is gone; bytes are the command's, sent tells how much of it the node may have seen.
+    cdef void lost(self, Peer backend, Request* r, const char* bytes, int sent) noexcept
     # The deadline has passed; sent: the node may have seen all of it.
     cdef void timed_out(self, Request* r, bint sent) noexcept
-    # Gives the whole reply to whoever waits for it.
-    cdef void answer(self, Request* r, const char* p, size_t n, bint error) noexcept
+    # There is room in a window that was full.
+    cdef void room(self) noexcept
+    # A parked request's time has come (its bytes are in `own`), or its deadline has passed.
+    cdef void resubmit(self, Request* r) noexcept
+    cdef void expired(self, Request* r, int reason) noexcept
+
+cdef class PushPort:
+    cdef object call
+    # A whole push frame of a node.
+    cdef void pushed(self, Peer backend, const char* p, size_t n) noexcept

@@ -1,7 +1,18 @@
+from collections.abc import Callable
+
+from proxy.forward.backend import Backend
 from proxy.forward.reactor import Peer
 
-class Origin(Peer):
-    """Where replies go: a client."""
+class Sink:
+    """Whoever takes a reply."""
+
+class Outlet(Peer):
+    """The peer a reply queue writes to: a client."""
 
 class Recovery:
-    """What becomes of a request that a backend cannot simply answer: Retry."""
+    """What becomes of a request that a backend cannot simply answer: Exchange."""
+
+class PushPort:
+    """Where pushes of nodes go: call(backend, whole frame)."""
+
+    def __init__(self, call: Callable[[Backend, bytes], object] | None = None) -> None: ...

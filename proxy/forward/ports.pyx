@@ -1,13 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The seams inside the data path.
 
-Modules of proxy.forward import one way (buffer < request < reactor < backend < router < retry < split < client), yet
-a backend must give replies to clients and losses to retry: it knows them as these two abstract classes.
+Modules of proxy.forward import one way (see the package), yet a backend must give replies to clients and losses to the
+exchange, and parked requests go back to where they came from: they know each other as these abstract classes.
 """
 
 
-cdef class Origin(Peer):
-    """Where replies go: a client."""
+cdef class Sink:
+    """Whoever takes a reply: a client's reply queue, or a gather that makes one reply of many."""
 
     cdef void deliver(self, Request* r, const char* p, size_t n, bint final, bint error) noexcept:
         pass
@@ -18,21 +18,54 @@ cdef class Origin(Peer):
     cdef void weigh(self, ssize_t n) noexcept:
         pass
 
-    cdef void cut(self, Request* r) noexcept:
+    cdef bint alive(self) noexcept:
+        return False
+
+    cdef void unsettle(self) noexcept:
+        self.unsettled = True
+
+    cdef void cut(self) noexcept:
+        pass
+
+    cdef void forsake(self) noexcept:
+        pass
+
+
+cdef class Outlet(Peer):
+    """The peer a reply queue writes to: a client."""
+
+    cdef void shut(self, int reason) noexcept:
         pass
 
 
 cdef class Recovery:
-    """What becomes of a request that a backend cannot simply answer: Retry."""
+    """What becomes of a request that a backend cannot simply answer: Exchange."""
 
     cdef bint error(self, Peer backend, Request* r, const char* bytes, const char* p, size_t n) noexcept:
         return False
 
-    cdef void lost(self, Peer backend, Request* r, const char* bytes, bint sent) noexcept:
+    cdef void lost(self, Peer backend, Request* r, const char* bytes, int sent) noexcept:
         pass
 
     cdef void timed_out(self, Request* r, bint sent) noexcept:
         pass
 
-    cdef void answer(self, Request* r, const char* p, size_t n, bint error) noexcept:
+    cdef void room(self) noexcept:
         pass
+
+    cdef void resubmit(self, Request* r) noexcept:
+        pass
+
+    cdef void expired(self, Request* r, int reason) noexcept:
+        pass
+
+
+cdef class PushPort:
+    """Where pushes of nodes go. call(backend, frame bytes); a compiled hub overrides `pushed`."""
+
+    def __cinit__(self, call=None):
+        self.call = call
+
+    cdef void pushed(self, Peer backend, const char* p, size_t n) noexcept:
+        if self.call is not None:
+            self.call(backend, p[:n])

@@ -10,13 +10,17 @@ class Peer:
 class Reactor:
     """One per event loop. Raises OSError without epoll, MemoryError."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None: ...
+    pause_ns: int  # how long a batch waits for more events when many clients are active
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, pause_ns: int = 50_000) -> None: ...
     @property
     def batches(self) -> int:
         """Batches of events so far."""
     @property
     def events(self) -> int:
         """Events so far."""
+    @property
+    def active_clients(self) -> int:
+        """Distinct clients that were heard in the last few milliseconds."""
     @property
     def open_peers(self) -> int:
         """Number of open sockets, clients and backends."""

@@ -1,18 +1,25 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """One command on its way.
 
-States and who owns the struct:
-  queued    in a backend's pairing queue (and its client's order, unless internal or a part)
-  parked    in Retry's list, its bytes in `own`
-  done      only in its client's order, its reply in `hold`
-It is freed by whoever takes it out of the last of these. A client that leaves sets `client` to NULL and frees only
-what is done; the rest is freed when its reply or its loss arrives.
+A request has one owner at a time; `state` says which, and only `request_move` changes it:
+
+    NEW -> QUEUED       sent (or to be sent) by a backend        QUEUED -> PAIRING     its reply, loss or timeout came
+    NEW -> PARKED       waits for a better moment                PAIRING -> PARKED, QUEUED, ANSWERED
+    NEW -> GATHERING    its parts are on their way               PARKED -> NEW         its time has come
+    NEW -> ANSWERED     refused before it was sent               GATHERING -> ANSWERED
+    NEW -> GHOST        stands in for a timed-out one that was sent
+    NEW -> CANCELLED    ... of which nothing was sent            all but QUEUED -> FREE
+
+A request whose client has left is not looked for: its `sink` is NULL (or says that it is not alive), and whoever owns it
+frees it when its reply, its loss or its time comes. Besides its owner it may stand in its client's order of replies,
+which ends (`sink` NULL) or answers it, and never frees what another one owns.
 """
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport abort, free, malloc, realloc
+from libc.stdio cimport fprintf, stderr
 from libc.string cimport memcpy, memset
 
 cdef enum:
-    SPARE_MAX = 4096        # freed structs kept for reuse
+    SPARE_MAX = 8192        # freed structs kept for reuse
 
 cdef Request* spare = NULL
 cdef int spares = 0
@@ -22,6 +29,13 @@ cdef Py_ssize_t allocated = 0
 def live():
     """Requests in use, of all data paths of the process: for tests, which see by it that each is given back."""
     return allocated - spares
+
+
+cdef void request_init(Request* r) noexcept nogil:
+    """Clears it: new, without a target, a sink or bytes."""
+    memset(r, 0, sizeof(Request) - SMALL)
+    r.hold = r.small
+    r.hold_cap = SMALL
 
 
 cdef Request* request_new() noexcept nogil:
@@ -36,20 +50,53 @@ cdef Request* request_new() noexcept nogil:
         if r == NULL:
             return NULL
         allocated += 1
-    memset(r, 0, sizeof(Request) - SMALL)
-    r.hold = r.small
-    r.hold_cap = SMALL
+    request_init(r)
     return r
 
 
-cdef void request_free(Request* r) noexcept nogil:
-    global spare, spares, allocated
+cdef Request* request_block(uint32_t n, size_t extra) noexcept nogil:
+    """n cleared requests in one allocation, and `extra` bytes behind them; NULL when there is no memory."""
+    global allocated
+    cdef Request* block = <Request*> malloc(n * sizeof(Request) + extra)
+    cdef uint32_t i
+    if block == NULL:
+        return NULL
+    for i in range(n):
+        request_init(&block[i])
+        block[i].flags = REQ_EMBEDDED
+    allocated += n
+    return block
+
+
+cdef void request_block_free(Request* block, uint32_t n) noexcept nogil:
+    """Ends a block, each request of which has been freed."""
+    global allocated
+    free(block)
+    allocated -= n
+
+
+cdef void request_dispose(Request* r) noexcept nogil:
+    """Gives back what it owns, not itself."""
     if r.own != NULL:
         free(r.own)
+        r.own = NULL
     if r.fault != NULL:
         free(r.fault)
+        r.fault = NULL
     if r.hold != r.small:
         free(r.hold)
+        r.hold = r.small
+        r.hold_cap = SMALL
+    r.hold_len = 0
+
+
+cdef void request_free(Request* r) noexcept nogil:
+    """Ends it; one of a gather's block only gives back what it owns."""
+    global spare, spares, allocated
+    request_dispose(r)
+    request_move(r, STATE_FREE)
+    if r.flags & REQ_EMBEDDED:
+        return
     if spares < SPARE_MAX:
         r.bnext = spare
         spare = r
@@ -99,3 +146,42 @@ cdef bint request_keep(Request* r, const char* p, size_t n) noexcept nogil:
     memcpy(r.own, p, n)
     r.len = n
     return True
+
+
+cdef void request_forget(Request* r) noexcept nogil:
+    """A window holds the command's bytes now: its own copy is not needed any more."""
+    if r.own != NULL:
+        free(r.own)
+        r.own = NULL
+
+
+cdef void request_fault(Request* r, const char* p, size_t n) noexcept nogil:
+    """Keeps an error line a server gave for it, in the place of an earlier one; none when there is no memory."""
+    if r.fault != NULL:
+        free(r.fault)
+    r.fault_len = 0
+    r.fault = <char*> malloc(n)
+    if r.fault != NULL:
+        memcpy(r.fault, p, n)
+        r.fault_len = n
+
+
+# -- sanitizer builds ------------------------------------------------------------------------------------------------
+
+cdef uint16_t[STATES] MOVES
+MOVES[<int> STATE_NEW] = (1 << STATE_QUEUED | 1 << STATE_PARKED | 1 << STATE_GATHERING | 1 << STATE_ANSWERED
+                    | 1 << STATE_GHOST | 1 << STATE_CANCELLED | 1 << STATE_FREE)
+MOVES[<int> STATE_QUEUED] = 1 << STATE_PAIRING
+MOVES[<int> STATE_PAIRING] = 1 << STATE_QUEUED | 1 << STATE_PARKED | 1 << STATE_ANSWERED | 1 << STATE_FREE
+MOVES[<int> STATE_PARKED] = 1 << STATE_NEW | 1 << STATE_FREE
+MOVES[<int> STATE_GATHERING] = 1 << STATE_ANSWERED | 1 << STATE_FREE
+MOVES[<int> STATE_ANSWERED] = 1 << STATE_FREE
+MOVES[<int> STATE_GHOST] = 1 << STATE_FREE
+MOVES[<int> STATE_CANCELLED] = 1 << STATE_FREE
+MOVES[<int> STATE_FREE] = 0
+
+
+cdef void request_check(Request* r, int to) noexcept nogil:
+    if not MOVES[r.state] >> to & 1:
+        fprintf(stderr, b"request %p: state %d must not become %d\n", <void*> r, <int> r.state, to)
+        abort()

@@ -1,10 +1,12 @@
-"""Which backend serves a slot: the slot table joined with the nodes' connections."""
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+"""Which backend serves a request: the slot table joined with the nodes' connections."""
+from libc.stdint cimport int64_t, uint32_t
 
 from proxy.cluster.slot_table cimport SlotTable
-from proxy.forward.backend cimport Backend, BackendSettings, Node
+from proxy.forward.backend cimport Backend
 from proxy.forward.counters cimport Counters
-from proxy.forward.ports cimport Recovery
+from proxy.forward.node cimport Node
+from proxy.forward.pipeline cimport BackendSettings
+from proxy.forward.ports cimport PushPort, Recovery
 from proxy.forward.reactor cimport Reactor
 from proxy.forward.request cimport Request
 
@@ -21,6 +23,7 @@ cdef enum Choice:
     UNKNOWN = 2             # no topology yet
     WAIT = 3                # its node is down, or no replica is fit: try again a little later
     HOPELESS = 4            # its node has been down for longer than the failover deadline
+    LOST = 5                # the one node or connection it may go to is gone
 
 cdef class Shard:
     cdef readonly Node primary      # may be None
@@ -33,21 +36,26 @@ cdef class Router:
     cdef readonly SlotTable slots
     cdef readonly list shards       # slots.owner indexes it
     cdef readonly dict nodes        # Address -> Node
-    cdef readonly list primaries    # Nodes
+    cdef dict numbered              # Node.number -> Node
+    cdef readonly list primaries    # Nodes that own slots
     cdef list retired               # Nodes that left the topology, their connections draining
     cdef readonly bint known        # a topology has been published
     cdef public int connections     # per node and protocol, of pools made from now on
     cdef public int64_t failover_ns
     cdef public object port
+    cdef public PushPort pushes     # where pushes of nodes go; connections made before keep theirs
     cdef Recovery recovery
+    cdef uint32_t served_by         # Node.number of the primary that anywhere() took last
     cdef Backend chosen             # by the last choose() that returned CHOSEN
     cdef int choose(self, Request* r) noexcept
     cdef int at(self, Node node, Request* r) noexcept
+    cdef int anywhere(self, Request* r) noexcept
     cdef Node pick(self, Shard shard, Request* r)
     cdef Node least(self, Shard shard, Request* r, bint with_primary)
-    cdef list pool(self, Node node, int proto)
-    cdef Node learn(self, int slot, object address)
-    cdef Node node_for(self, object address, bint replica)
+    cdef list fill(self, Node node, int proto)
+    cdef void learn(self, int slot, Node node) noexcept
+    cdef bint astray(self, Node node, Request* r) noexcept
+    cdef void unsettle(self, list nodes, bint everything, int slot) noexcept
     cdef Node adopt(self, dict old, address, bint replica)
     cdef void change_role(self, Node node, bint replica) noexcept
     cdef list replace(self, Node node)

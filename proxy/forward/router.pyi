@@ -3,8 +3,11 @@ from typing import Protocol
 
 from proxy.cluster.slot_table import SlotTable
 from proxy.cluster.topology import Address
-from proxy.forward.backend import Backend, BackendPort, BackendSettings, Node
+from proxy.forward.backend import Backend, BackendPort
 from proxy.forward.counters import Counters
+from proxy.forward.node import Node
+from proxy.forward.pipeline import BackendSettings
+from proxy.forward.ports import PushPort
 from proxy.forward.reactor import Reactor
 
 READ_POLICIES: tuple[str, ...]
@@ -33,6 +36,7 @@ class Router:
     connections: int
     failover_ns: int
     port: RouterPort
+    pushes: PushPort | None  # where pushes of nodes go; connections made before keep theirs
     def __init__(
         self,
         reactor: Reactor,
@@ -61,6 +65,8 @@ class Router:
         Nothing that is under way is lost or overtaken: its clients send nothing new until it is answered. What was
         known of nodes that are down is forgotten with their connections.
         """
+    def lease(self, node: Node, proto: int) -> Backend:
+        """A connection of its own for one client, connected when it is first used; whoever leases it closes it."""
     def warm(self, proto: int) -> None:
         """Connects to every primary that is not connected yet."""
     def sweep(self) -> None:

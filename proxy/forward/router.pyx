@@ -2,20 +2,26 @@
 """Which backend serves a request.
 
 Control publishes a topology (`publish`); the data path reads slot -> shard -> node -> connection. Between two
-topologies single slots are re-pointed by MOVED (`learn`). A node that changes its role gets new connections, because a
-connection keeps READONLY for its life; all nodes get new ones when control says so (`renew`: other credentials, another
-number of them); a node that left the topology is drained, then forgotten.
+topologies single slots are re-pointed by MOVED (`learn`), to nodes of the topology and no others. A node that changes
+its role gets new connections, because a connection keeps READONLY for its life; all nodes get new ones when control
+says so (`renew`: other credentials, another number of them); a node that left the topology is drained, then forgotten.
+
+Invariant: before the next command for a slot (or for any primary) can go elsewhere than one that is under way, the
+client of that one is unsettled, so that it sends nothing that could overtake.
 """
+cimport cython
 from libc.stdint cimport int64_t
 
 from proxy.cluster.slot_table cimport NO_SHARD
 from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CLOSED, BACKEND_UP
-from proxy.forward.ports cimport Origin
-from proxy.forward.request cimport REQ_PART, REQ_READ
+from proxy.forward.node cimport Pool
+from proxy.forward.ports cimport Sink
+from proxy.forward.request cimport REQ_READ, TARGET_ANY, TARGET_NODE, TARGET_SLOT
 
 READ_POLICIES = ("primary", "prefer_primary", "replica", "prefer_replica", "any")
 
 
+@cython.final
 cdef class Shard:
     """A primary (or None) and its replicas."""
 
@@ -24,6 +30,7 @@ cdef class Shard:
         self.replicas = replicas
 
 
+@cython.final
 cdef class Router:
     """One per worker. connections: per node and protocol; failover_ns: how long a node known to be down is waited for.
 
@@ -40,6 +47,7 @@ cdef class Router:
         self.slots = SlotTable()
         self.shards = []
         self.nodes = {}
+        self.numbered = {}
         self.primaries = []
         self.retired = []
 
@@ -71,6 +79,8 @@ cdef class Router:
                     table.set(slot, index)
         self.slots = table
         self.known = True
+        self.numbered = {node.number: node for node in self.nodes.values()}
+        self.unsettle(list(old.values()), False, -1)
         for address, node in old.items():
             if address not in self.nodes:
                 self.drop(node)
@@ -99,10 +109,11 @@ cdef class Router:
         that nobody would have the new connections made.
         """
         cdef Backend b
-        cdef list old = node.resp2 + node.resp3
-        node.resp2 = []
-        node.resp3 = []
-        node.down_since_ns = 0
+        cdef list old = node.resp2.backends + node.resp3.backends
+        self.unsettle([node], True, -1)
+        node.resp2.backends = []
+        node.resp3.backends = []
+        node.resp2.down_since_ns = node.resp3.down_since_ns = 0
         for b in old:
             b.retire()
         node.retired = [b for b in node.retired + old if b.state != BACKEND_CLOSED]
@@ -112,64 +123,95 @@ cdef class Router:
         """The node left the cluster: nothing new goes there; what is pending may still be answered."""
         node.gone = True
         self.change_role(node, node.replica)
-        if node.retired:
+        if node.retired or node.leases:
             self.retired.append(node)
         self.port.node_gone(node)
 
-    cdef Node node_for(self, address, bint replica):
-        cdef Node node = self.nodes.get(address)
-        if node is None:
-            node = Node(address, replica)
-            self.nodes[address] = node
-        return node
-
-    cdef Node learn(self, int slot, address):
-        """A MOVED said that address is the primary of slot; the node may have been unknown before."""
-        cdef Node node = self.node_for(address, False)
+    cdef void learn(self, int slot, Node node) noexcept:
+        """A MOVED said that this node of the topology is the primary of slot."""
         cdef Shard shard
-        cdef int index
+        cdef int index, owner = self.slots.owner[slot]
+        cdef Node before = None
         if node.replica:
             self.change_role(node, False)
+        if owner != NO_SHARD:
+            before = (<Shard> self.shards[owner]).primary
+            if before is node:
+                return
         for index, shard in enumerate(self.shards):
             if shard.primary is node:
-                self.slots.set(slot, index)
-                if node not in self.primaries:      # it had no slots before
-                    self.primaries.append(node)
-                return node
-        if len(self.shards) < NO_SHARD:
+                break
+        else:
+            if len(self.shards) >= NO_SHARD:
+                return
+            index = len(self.shards)
             self.shards.append(Shard(node, []))
-            self.slots.set(slot, len(self.shards) - 1)
+        self.slots.set(slot, index)
+        if node not in self.primaries:              # it had no slots before
             self.primaries.append(node)
-        return node
+        if owner != NO_SHARD:
+            self.unsettle([before, *(<Shard> self.shards[owner]).replicas], False, slot)
+
+    cdef void unsettle(self, list nodes, bint everything, int slot) noexcept:
+        """Unsettles the clients of what is under way at these nodes (None is passed over): of everything, or of what
+        would go elsewhere now. slot: only of requests for it; -1 = whatever they are for."""
+        cdef Node node
+        cdef Backend b
+        cdef Request* r
+        for node in nodes:
+            if node is None:
+                continue
+            for b in node.backends():
+                r = b.head
+                while r != NULL:
+                    if r.sink != NULL and (slot < 0 or r.slot == slot) and (everything or self.astray(node, r)):
+                        (<Sink> r.sink).unsettle()
+                    r = r.bnext
+
+    cdef bint astray(self, Node node, Request* r) noexcept:
+        """Whether a request under way at this node would be sent to another one now."""
+        cdef Shard shard
+        cdef int index
+        if r.target == TARGET_ANY:
+            return node not in self.primaries
+        if r.target != TARGET_SLOT:
+            return False
+        index = self.slots.owner[r.slot]
+        if index == NO_SHARD:
+            return True
+        shard = <Shard> self.shards[index]
+        if shard.primary is node:
+            return False
+        return r.policy == READS_PRIMARY or not r.flags & REQ_READ or node not in shard.replicas
 
     def renew(self):
         """Every node gets new connections, made on first use; the old ones, returned, drain and close.
 
-        Nothing under way is lost, nor overtaken on a new connection: its client is unsettled.
+        Nothing under way is lost, nor overtaken on a new connection: its client is unsettled. Leases stay.
         """
         cdef Node node
-        cdef Backend b
-        cdef Request* r
-        cdef void* client
         cdef list old = []
         self.reactor.tick()
         for node in self.nodes.values():
-            for b in node.backends():
-                r = b.head
-                while r != NULL:
-                    client = r.parent.client if r.flags & REQ_PART else r.client
-                    if client != NULL:
-                        (<Origin> client).unsettled = True
-                    r = r.bnext
             old += self.replace(node)
         return old
+
+    def lease(self, Node node, int proto):
+        """A connection of its own for one client, connected when it is first used.
+
+        Whoever leases it closes it; when it is lost, what is under way on it fails and it is not made again.
+        """
+        backend = Backend(self.reactor, node, None, proto, self.recovery, self.port, self.counters, self.settings,
+                          self.pushes)
+        node.leases.append(backend)
+        return backend
 
     def warm(self, int proto):
         """Connects to every primary that is not connected yet."""
         cdef Node node
         cdef Backend b
         for node in self.primaries:
-            for b in self.pool(node, proto):
+            for b in self.fill(node, proto):
                 b.demand()
 
     def sweep(self):
@@ -178,16 +220,14 @@ cdef class Router:
         cdef Backend b
         self.reactor.tick()
         for node in [*self.nodes.values(), *self.retired]:
-            for b in node.resp2:
-                b.sweep(self.reactor.now)
-            for b in node.resp3:
+            for b in node.backends():
                 b.sweep(self.reactor.now)
             if node.retired:
-                for b in node.retired:
-                    b.sweep(self.reactor.now)
-                node.retired = [b for b in node.retired if b.state != BACKEND_CLOSED]
+                node.retired = [b for b in node.retired if (<Backend> b).state != BACKEND_CLOSED]
+            if node.leases:
+                node.leases = [b for b in node.leases if (<Backend> b).state != BACKEND_CLOSED]
         if self.retired:
-            self.retired = [n for n in self.retired if (<Node> n).retired]
+            self.retired = [n for n in self.retired if (<Node> n).retired or (<Node> n).leases]
 
     def close(self):
         """Closes every connection; what is pending is handed to recovery."""
@@ -198,51 +238,70 @@ cdef class Router:
 
     # -- the data path's side ------------------------------------------------------------------------------------
 
-    cdef list pool(self, Node node, int proto):
+    cdef list fill(self, Node node, int proto):
         """The node's connections in that protocol, made on first use."""
-        cdef list pool = node.resp3 if proto == 3 else node.resp2
-        if not pool:
+        cdef Pool pool = node.pool(proto)
+        if not pool.backends:
             for _ in range(self.connections):
-                pool.append(Backend(
-                    self.reactor, node, proto, self.recovery, self.port, self.counters, self.settings
+                pool.backends.append(Backend(
+                    self.reactor, node, pool, proto, self.recovery, self.port, self.counters, self.settings, self.pushes
                 ))
-        return pool
+        return pool.backends
 
     cdef int choose(self, Request* r) noexcept:
         """Finds the backend for a request (`chosen`); says why there is none otherwise."""
         cdef int index
         cdef Node node
-        cdef Py_ssize_t n, i
         if not self.known:
             return UNKNOWN
-        if r.slot < 0:
-            n = len(self.primaries)
+        if r.target == TARGET_SLOT:
+            index = self.slots.owner[r.slot]
+            if index == NO_SHARD:
+                return UNCOVERED
+            node = self.pick(<Shard> self.shards[index], r)
+            return WAIT if node is None else self.at(node, r)
+        if r.target == TARGET_ANY:
+            return self.anywhere(r)
+        if r.target == TARGET_NODE:
+            node = <Node> self.numbered.get(r.node)
+            return LOST if node is None else self.at(node, r)
+        self.chosen = <Backend> r.lease
+        if self.chosen.state == BACKEND_CLOSED:
+            return LOST
+        self.chosen.demand()
+        return CHOSEN
+
+    cdef int anywhere(self, Request* r) noexcept:
+        """Any primary: the one its client was served by before as long as that will do, so that what one client
+        publishes stays in order while the list of primaries changes."""
+        cdef Node node = <Node> self.numbered.get(r.node) if r.node else None
+        cdef Py_ssize_t n = len(self.primaries), i
+        if n == 0:
+            return UNCOVERED
+        if node is None or node.replica or node.pool(r.proto).down_since_ns or node not in self.primaries:
             for i in range(n):
                 node = <Node> self.primaries[(r.affinity + i) % n]
-                if node.down_since_ns == 0:
-                    return self.at(node, r)
-            return UNCOVERED if n == 0 else self.at(<Node> self.primaries[r.affinity % n], r)
-        index = self.slots.owner[r.slot]
-        if index == NO_SHARD:
-            return UNCOVERED
-        node = self.pick(<Shard> self.shards[index], r)
-        if node is None:
-            return WAIT
+                if node.pool(r.proto).down_since_ns == 0:
+                    break
+            else:
+                node = <Node> self.primaries[r.affinity % n]
+        r.node = self.served_by = node.number
         return self.at(node, r)
 
     cdef int at(self, Node node, Request* r) noexcept:
         """Chooses the request's connection to this node."""
-        cdef list pool = node.resp3 if r.proto == 3 else node.resp2
+        cdef Pool pool = node.resp3 if r.proto == 3 else node.resp2
+        cdef list backends = pool.backends
         cdef Backend b
-        cdef Py_ssize_t n = len(pool)
+        cdef Py_ssize_t n = len(backends)
         if n == 0:
-            pool = self.pool(node, r.proto)
-            n = len(pool)
-        b = <Backend> pool[0 if n == 1 else <Py_ssize_t> (r.affinity % n)]
+            backends = self.fill(node, r.proto)
+            n = len(backends)
+        b = <Backend> backends[0 if n == 1 else <Py_ssize_t> (r.affinity % n)]
         if b.state == BACKEND_UP:
             self.chosen = b
             return CHOSEN
-        if node.down_since_ns and self.reactor.now - node.down_since_ns > self.failover_ns:
+        if pool.down_since_ns and self.reactor.now - pool.down_since_ns > self.failover_ns:
             return HOPELESS
         if b.state == BACKEND_BACKOFF or b.state == BACKEND_CLOSED:
             return WAIT
@@ -256,7 +315,7 @@ cdef class Router:
         if r.policy == READS_PRIMARY or not r.flags & REQ_READ:
             return node
         if r.policy == READS_PREFER_PRIMARY:
-            if node is not None and node.down_since_ns == 0:
+            if node is not None and node.pool(r.proto).down_since_ns == 0:
                 return node
             node = self.least(shard, r, False)
             return shard.primary if node is None else node
@@ -272,15 +331,15 @@ cdef class Router:
         cdef Node node, best = None
         cdef size_t pending, fewest = 0
         cdef Py_ssize_t replicas = len(shard.replicas), n, i, place
-        cdef list pool
+        cdef Pool pool
         n = replicas + (1 if with_primary and shard.primary is not None else 0)
         for i in range(n):
             place = <Py_ssize_t> (r.affinity + i) % n
             node = <Node> shard.replicas[place] if place < replicas else shard.primary
-            if node.down_since_ns or (node.replica and not node.usable):
+            pool = node.pool(r.proto)
+            if pool.down_since_ns or (node.replica and not node.usable):
                 continue
-            pool = node.resp3 if r.proto == 3 else node.resp2
-            pending = (<Backend> pool[0]).pending if pool else 0
+            pending = (<Backend> pool.backends[0]).pending if pool.backends else 0
             if best is None or pending < fewest:
                 best = node
                 fewest = pending

@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The scanner for Python: bytes in, frames out; and the cold parts of reading commands (inline words, fault texts).
+"""The scanner for Python: bytes in, frames out; inline words and fault texts with it.
 
 CommandReader plays the server's side of a connection, ReplyReader the client's: for resp.decode, control connections,
-fake nodes, tests and fuzzers. forward.client calls split_inline and fault_text, which are off the hot path.
+fake nodes, tests and fuzzers. forward.client calls fault_text, which is off the hot path.
 
 Invariants: a reader hands out every whole frame exactly once and as it came; its buffer is a heap block of exactly the
 bytes it holds, so that the address sanitizer sees a scan that reads one byte too many.
@@ -12,6 +12,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 from libc.time cimport CLOCKS_PER_SEC, clock, clock_t
 
+from proxy.resp.inline cimport INLINE_NO_MEMORY, INLINE_UNBALANCED, InlineFrame, inline_command, inline_free
 from proxy.resp.scanner cimport (
     FAULT_EXPECTED_DOLLAR,
     FAULT_NO_MEMORY,
@@ -20,6 +21,7 @@ from proxy.resp.scanner cimport (
     SCAN_ERROR,
     SCAN_INLINE,
     SCAN_MORE,
+    Arg,
     ArgVec,
     CommandScan,
     ReplyScan,
@@ -52,63 +54,21 @@ def fault_text(int code, int got=0):
     return b"-ERR Protocol error: " + text + b"\r\n"
 
 
-cdef inline int hex_digit(uint8_t c) noexcept nogil:
-    if 48 <= c <= 57:
-        return c - 48
-    c |= 32
-    return c - 87 if 97 <= c <= 102 else -1
-
-
-cdef inline bint is_space(uint8_t c) noexcept nogil:
-    return c == 32 or 9 <= c <= 13
-
-
 def split_inline(bytes line not None):
-    """An inline command's arguments, None when its quotes do not balance.
-
-    sdssplitargs of Redis's sds.c to the letter, so a NUL ends the line, and \\v and \\f part arguments only when they
-    stand before one. The line comes without its ending.
-    """
-    cdef const uint8_t* p = line                # a bytes object ends with a NUL, like an sds
-    cdef bytearray word
-    cdef uint8_t c, quote
-    cdef list out = []
-    while True:
-        while is_space(p[0]):
-            p += 1
-        if p[0] == 0:
-            return out
-        word = bytearray()
-        quote = 0
-        while True:
-            c = p[0]
-            if quote:
-                if c == 0:
-                    return None
-                if c == quote:
-                    if p[1] and not is_space(p[1]):
-                        return None
-                    p += 1
-                    break
-                if c == c'\\' and quote == c'"' and p[1]:
-                    if p[1] == c'x' and hex_digit(p[2]) >= 0 and hex_digit(p[3]) >= 0:
-                        c = <uint8_t>(hex_digit(p[2]) * 16 + hex_digit(p[3]))
-                        p += 3
-                    else:
-                        p += 1
-                        c = {110: 10, 114: 13, 116: 9, 98: 8, 97: 7}.get(p[0], p[0])
-                elif c == c'\\' and quote == c"'" and p[1] == c"'":
-                    p += 1
-                    c = p[0]
-            elif c == 0 or c == 32 or c == 10 or c == 13 or c == 9:
-                break
-            elif c == c'"' or c == c"'":
-                quote = c
-                p += 1
-                continue
-            word.append(c)
-            p += 1
-        out.append(bytes(word))
+    """An inline command's arguments (the line comes without its ending), None when its quotes do not balance."""
+    cdef InlineFrame out = InlineFrame(NULL, 0, 0, ArgVec(NULL, 0, 0))
+    cdef list words = []
+    cdef int got = inline_command(line, len(line), &out)
+    cdef Arg* arg
+    try:
+        if got == INLINE_NO_MEMORY:
+            raise MemoryError
+        for i in range(out.args.n):
+            arg = &out.args.v[i]
+            words.append(out.frame[arg.off:arg.off + arg.len])
+        return None if got == INLINE_UNBALANCED else words
+    finally:
+        inline_free(&out)
 
 
 cdef class CommandReader:

@@ -20,7 +20,7 @@ cdef enum CommandFault:
     FAULT_BIG_BULK_COUNT = 6            # too big bulk count string
     FAULT_UNAUTH_MULTIBULK = 7          # unauthenticated multibulk length
     FAULT_UNAUTH_BULK = 8               # unauthenticated bulk length
-    FAULT_UNBALANCED = 9                # unbalanced quotes in request (raised by split_inline's caller)
+    FAULT_UNBALANCED = 9                # unbalanced quotes in request (raised by inline_command's caller)
     FAULT_NO_MEMORY = 10                # the argument vector could not grow
     FAULT_CRLF = 11                     # invalid CRLF in request
 
@@ -64,6 +64,7 @@ cdef struct ReplyScan:
 cdef void command_scan_reset(CommandScan* s) noexcept nogil
 cdef int scan_command(CommandScan* s, ArgVec* args, const char* frame, size_t n, const ScanLimits* limits,
                       bint authenticated) noexcept nogil
+cdef bint args_grow(ArgVec* args) noexcept nogil      # at least one more; false without memory, nothing lost
 cdef void args_free(ArgVec* args) noexcept nogil
 
 cdef void reply_scan_reset(ReplyScan* s) noexcept nogil

@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 from proxy.forward.counters import CLOSE_REASON_NAMES
 from proxy.resp import errors
-from proxy.resp.encode import encode_command
-from proxy.resp.readers import fault_text, split_inline
+from proxy.resp.readers import fault_text
 from proxy.serve import local
 from proxy.serve.context import ClientLike, ServeContext
 
-# Redis treats these two as an attack: a browser made to speak to it over HTTP (server.c, securityWarningCommand).
-_CROSS_PROTOCOL = frozenset({b"post", b"host:"})
+# They may move a client to other connections to the nodes (RESP2, RESP3), where what follows could overtake what is
+# under way.
+_BARRIERS = frozenset({b"hello", b"reset"})
 
 # What a client did not bring about by itself, or should know of. (Malformed input has its notice already.)
 _CLOSED_FOR = {
@@ -29,20 +29,32 @@ _CLOSED_FOR = {
 
 
 class Desk:
-    """One per worker. on_notice(event, client address): worth a line in the log, seldom enough."""
+    """One per worker.
+
+    on_notice(event, client address): worth a line in the log, seldom enough. on_raised(what, error): an answer raised,
+    which is a defect of ours.
+    """
 
     def __init__(
         self,
         ctx: ServeContext,
         *,
         on_notice: Callable[[str, str], None] = lambda event, address: None,
+        on_raised: Callable[[str, BaseException], None] = lambda what, error: None,
     ) -> None:
         self.ctx = ctx
         self._on_notice = on_notice
+        self._on_raised = on_raised
 
-    def answer(self, client: ClientLike, args: list[bytes]) -> bytes:
-        """The reply to a command of CLASS_LOCAL."""
+    def answer(self, client: ClientLike, args: list[bytes]) -> bytes | None:
+        """The reply to a command of CLASS_LOCAL; None = not before all that is under way is answered: ask again."""
+        if client.pending and args[0].lower() in _BARRIERS:
+            return None
         return local.answer(self.ctx, client, args)
+
+    def raised(self, what: str, error: BaseException) -> None:
+        """A method of this object has raised; the client was told `internal error`."""
+        self._on_raised(what, error)
 
     def refuse(self, why: str, row: bytes, name: bytes, sub: bytes | None) -> bytes:
         """The error for a command that is not carried out.
@@ -59,26 +71,15 @@ class Desk:
             return errors.wrong_arity(row or name)
         return errors.not_allowed(known) if why == "refused" else errors.not_served(known)
 
-    def inline_frame(self, line: bytes) -> bytes | None:
-        """An inline command as a multibulk frame; empty for a blank line, None for unbalanced quotes."""
-        words = split_inline(line)
-        if words is None:
-            return None
-        return encode_command(*words) if words else b""
-
     def fault(self, code: int, got: int, address: str) -> bytes:
         """The error for malformed input, after which the client is closed."""
         self._on_notice("protocol error", address)
         return fault_text(code, got)
 
-    def left(self, client: ClientLike, reason: int) -> None:
+    def closed(self, client: ClientLike, reason: int) -> None:
         """A client is closed. reason: index of proxy.forward.counters.CLOSE_REASON_NAMES."""
         if (why := _CLOSED_FOR.get(CLOSE_REASON_NAMES[reason])) is not None:
             self._on_notice(why, client.address)
-
-    def cross_protocol(self, name: bytes) -> bool:
-        """Whether a command nobody knows is really a line of HTTP."""
-        return name.lower() in _CROSS_PROTOCOL
 
     def attacked(self, address: str) -> None:
         """A client spoke HTTP and is closed."""

@@ -121,7 +121,12 @@ class Forks:
             except OSError as error:  # gone, or so far behind that the socket is full
                 raise ForkError(f"the fork server does not answer: {error.strerror}") from error
             self._asked.append(asked)
-        return await asked
+        try:
+            return await asked
+        except asyncio.CancelledError:
+            if asked.done() and not asked.cancelled() and asked.exception() is None:
+                os.close(asked.result().pidfd)  # answered in the same turn: nobody else will
+            raise
 
     def close(self) -> None:
         """Ends the fork server; the workers have ended before, or are ended by it."""

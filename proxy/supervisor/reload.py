@@ -72,7 +72,8 @@ class Reload:
             self.success_s = time.time()
             log.info("reloaded", changes=len(changes))
         finally:
-            supervisor.notifier.ready()
+            if not supervisor.draining:
+                supervisor.notifier.ready()
 
     async def _reload(self) -> list[str]:
         supervisor = self._supervisor
@@ -150,9 +151,11 @@ class Reload:
         supervisor.crew.resize(supervisor.workers(new))
         for trouble in await supervisor.crew.apply(new):
             log.error("the new configuration is not in force everywhere", reason=trouble)
+        supervisor.listening += opened
+        if supervisor.draining:  # meanwhile: whoever ends the run closes them
+            return
         for one in opened:
             warn_somaxconn(one)
-            supervisor.listening.append(one)
             supervisor.doors.open(one)
         wanted = {str(listener.address) for listener in new.listeners}
         for one in list(supervisor.listening):

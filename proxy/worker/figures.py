@@ -16,8 +16,8 @@ from proxy.control.topology_refresh import TopologyRefresher
 from proxy.forward.clients import output_bytes
 from proxy.forward.counters import Counters
 from proxy.forward.datapath import DataPath
+from proxy.forward.parking import Parking
 from proxy.forward.reactor import Reactor
-from proxy.forward.retry import Retry
 from proxy.forward.router import Router
 from proxy.serve.context import NodeState
 
@@ -28,7 +28,7 @@ class Figures:
     def __init__(
         self,
         path: DataPath,
-        retry: Retry,
+        parking: Parking,
         router: Router,
         reactor: Reactor,
         counters: Counters,
@@ -39,7 +39,7 @@ class Figures:
         self.max_clients = max_clients
         self.others: Mapping[str, int] = {}  # what the other workers count, by the names of stats()
         self._path = path
-        self._retry = retry
+        self._parking = parking
         self._router = router
         self._reactor = reactor
         self._counters = counters
@@ -57,7 +57,7 @@ class Figures:
         refresher = self._refresher
         return {
             "clients": len(self._path.clients),
-            "waiting": self._retry.waiting,
+            "waiting": self._parking.waiting,
             "output_bytes": output_bytes(self._path),
             "event_loop_lag_s": self.lag_s,
             "nodes": self._nodes(),
@@ -83,7 +83,7 @@ class Figures:
             "total_net_output_bytes": values["client_out"],
             "rejected_connections": values["rejected"],
             "proxy_commands_in_flight": values["inflight"],
-            "proxy_requests_waiting": self._retry.waiting,
+            "proxy_requests_waiting": self._parking.waiting,
         }
         for name, value in self.others.items():
             stats[name] = stats.get(name, 0) + value

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from proxy.forward.clients import close_all, part
+from proxy.forward.clients import close_all, drain
 from proxy.forward.datapath import DataPath
 from proxy.log import get
 
@@ -40,7 +40,7 @@ class Leaving:
         self._next_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._some_left = asyncio.Event()
-        path.on_left = self._left
+        path.on_close = self._left
 
     def unserved(self) -> None:
         """A client that was handed over has left before the data path took it."""
@@ -50,7 +50,7 @@ class Leaving:
     async def drain(self, spread_s: float, timeout_s: float) -> None:
         """Gives each client its turn, evenly over spread_s and in no order; returns when all are gone.
 
-        At its turn a client is parted with: no more is read of it, what was read is answered. One that came within
+        At its turn a client is drained: no more is read of it, what was read is answered. One that came within
         NEW_S and has said nothing yet comes last, and not before it has been there so long. Whoever is left after
         timeout_s is closed.
         """
@@ -67,7 +67,7 @@ class Leaving:
                         wait_s = max(wait_s, client.created_s + NEW_S - time.time())
                     if wait_s > 0:
                         await asyncio.sleep(max(wait_s, _TURN_S))
-                    part(client)
+                    drain(client)
                 await self.empty()
         except TimeoutError:
             log.warning("clients cut off at the end of the drain", clients=len(self._path.clients))
@@ -82,7 +82,7 @@ class Leaving:
 
     def stop(self) -> None:
         """Tells nothing any more."""
-        self._path.on_left = None
+        self._path.on_close = None
         if self._timer is not None:
             self._timer.cancel()
 
@@ -93,7 +93,7 @@ class Leaving:
     def _tell(self) -> None:
         self._timer = None
         self._next_s = self._loop.time() + LEFT_GAP_S
-        gone = self._path.left + self._unserved
+        gone = self._path.closed + self._unserved
         if gone > self._told:
             self._on_left(gone - self._told)
             self._told = gone

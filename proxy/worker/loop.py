@@ -13,12 +13,13 @@ import asyncio
 import gc
 import mmap
 import socket
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from proxy import __version__
 from proxy import log as logs
-from proxy.cluster.topology import Address, Node, Topology, map_address
+from proxy.cluster.topology import Address, Node, Topology, aliases, map_address
 from proxy.commands.lookup import CommandTable
 from proxy.commands.rows import Row, merge_rows
 from proxy.commands.table import ROWS, SOURCE
@@ -30,14 +31,15 @@ from proxy.control.node_health import NodeHealth
 from proxy.control.tasks import background
 from proxy.control.topology_refresh import TopologyRefresher
 from proxy.control.upstream import UpstreamError
-from proxy.forward.backend import Backend, BackendSettings
-from proxy.forward.backend import Node as DataNode
+from proxy.forward.backend import Backend
 from proxy.forward.buffer import trim
-from proxy.forward.clients import accept, close_all, close_idle, close_lingering, follow_reads, part
+from proxy.forward.clients import accept, close_all, close_idle, close_lingering, drain, follow_reads
 from proxy.forward.counters import Counters
 from proxy.forward.datapath import ClientSettings, DataPath
+from proxy.forward.exchange import Exchange
+from proxy.forward.node import Node as DataNode
+from proxy.forward.pipeline import BackendSettings
 from proxy.forward.reactor import Reactor
-from proxy.forward.retry import Retry
 from proxy.forward.router import Router
 from proxy.resp import errors
 from proxy.serve.context import ServeContext
@@ -94,8 +96,10 @@ class Worker:
         self.number = number
         requests = settings.requests
         self.counters = Counters(memory)
-        self.reactor = Reactor(loop)
-        self.backend_settings = BackendSettings(stall_ns=parts.ns(settings.backends.stall_timeout))
+        self.reactor = Reactor(loop, pause_ns=parts.ns(settings.backends.batch_pause))
+        self.backend_settings = BackendSettings(
+            stall_ns=parts.ns(settings.backends.stall_timeout), max_window=settings.backends.max_window
+        )
         self.router = Router(
             self.reactor,
             self.counters,
@@ -103,7 +107,7 @@ class Worker:
             connections=settings.backends.connections,
             failover_ns=parts.ns(requests.failover_timeout),
         )
-        self.retry = Retry(
+        self.exchange = Exchange(
             self.reactor,
             self.router,
             self.counters,
@@ -111,10 +115,12 @@ class Worker:
             backoff_min_ns=parts.ns(requests.retry_backoff_min),
             backoff_max_ns=parts.ns(requests.retry_backoff_max),
             max_redirections=requests.max_redirections,
-            texts=errors.RETRY_TEXTS,
+            texts=errors.EXCHANGE_TEXTS,
         )
         self.router.port = self
-        self.retry.bind(self)
+        self.exchange.bind(self)
+        self.parking = self.exchange.parking
+        self.parking.max_bytes = settings.backends.max_window
         self.context = ServeContext(
             client_password=settings.clients.secret or None,
             server_version="7.0.0",
@@ -126,7 +132,11 @@ class Worker:
         )
         self._rows: tuple[Sequence[Row], str] = (ROWS, SOURCE)  # the servers', once one has told them
         self.path = DataPath(
-            self.reactor, self.retry, self.counters, self._table(), Desk(self.context, on_notice=self._notice)
+            self.reactor,
+            self.exchange,
+            self.counters,
+            self._table(),
+            Desk(self.context, on_notice=self._notice, on_raised=self._raised),
         )
         self.leaving = Leaving(loop, self.path, port.left)
         self._listeners = parts.listeners(settings)  # those that were removed included
@@ -139,7 +149,7 @@ class Worker:
         self.health = NodeHealth(parts.health_settings(settings), self._health_changed)
         self.figures = Figures(
             self.path,
-            self.retry,
+            self.parking,
             self.router,
             self.reactor,
             self.counters,
@@ -149,6 +159,7 @@ class Worker:
         self.context.stats = self.figures.stats
         self.context.nodes = self.figures.nodes
         self._readiness = self.figures.readiness
+        self._aliases: Mapping[Address, Address] = {}  # every way to name a node of the topology -> its address
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._commands_task: asyncio.Task[None] | None = None
         self._commands_due = asyncio.Event()
@@ -189,7 +200,7 @@ class Worker:
         close_all(self.path)
         await self.pool.stop()
         self.router.close()
-        self.retry.stop()  # after it: what the connections leave behind is parked
+        self.parking.stop()  # after it: what the connections leave behind is parked
         self.reactor.stop()
 
     # -- clients -------------------------------------------------------------------------------------------------
@@ -226,10 +237,14 @@ class Worker:
         here = spell(sock.getsockname(), nameless)
         client = accept(self.path, sock.fileno(), settings, peer, here, client_id)
         if self.leaving.draining:
-            self.loop.call_later(NEW_S, part, client)
+            self.loop.call_later(NEW_S, drain, client)
 
     def _notice(self, event: str, address: str) -> None:
         logs.warn_limited(log, event, event, client=address)
+
+    def _raised(self, what: str, error: BaseException) -> None:
+        stack = "".join(traceback.format_exception(error)).strip()
+        logs.warn_limited(log, f"raised:{what}", "an answer of the proxy's own failed", command=what, error=stack)
 
     # -- settings ------------------------------------------------------------------------------------------------
 
@@ -238,12 +253,14 @@ class Worker:
         old, self.settings = self.settings, settings
         trouble = self._apply_log(settings) if settings.log != old.log else ""
         requests = settings.requests
+        self.reactor.pause_ns = parts.ns(settings.backends.batch_pause)
         self.backend_settings.stall_ns = parts.ns(settings.backends.stall_timeout)
+        self.backend_settings.max_window = self.parking.max_bytes = settings.backends.max_window
         self.router.failover_ns = parts.ns(requests.failover_timeout)
         self.router.connections = settings.backends.connections
-        self.retry.backoff_min_ns = parts.ns(requests.retry_backoff_min)
-        self.retry.backoff_max_ns = parts.ns(requests.retry_backoff_max)
-        self.retry.max_redirections = requests.max_redirections
+        self.parking.backoff_min_ns = parts.ns(requests.retry_backoff_min)
+        self.parking.backoff_max_ns = parts.ns(requests.retry_backoff_max)
+        self.exchange.redirect.max_redirections = requests.max_redirections
         self.figures.max_clients = settings.clients.max_clients
         self.context.client_password = settings.clients.secret or None
         self.context.unix_endpoint = parts.tcp_endpoint(settings)
@@ -323,12 +340,14 @@ class Worker:
         """The topology may have changed."""
         self.refresher.trigger(reason)
 
-    def resolve(self, host: str, port: int, node: DataNode) -> Address:
-        """Where a redirection leads; an empty host means the node that gave it."""
-        cluster = self.settings.cluster
+    def resolve(self, host: str, port: int, node: DataNode) -> Address | None:
+        """Which node of the topology a redirection names, by its address, ip or hostname; None = none of them.
+
+        An empty host means the node that gave it.
+        """
         if not host:
-            return Address(node.address.host, port)
-        return map_address(Address(host, port), cluster.address_map)
+            return self._aliases.get(Address(node.address.host, port))
+        return self._aliases.get(map_address(Address(host, port), self.settings.cluster.address_map))
 
     def node_unfit(self, node: DataNode, reason: str) -> None:
         """A replica refused a read for a reason that will last a while; the next probe says when it is over."""
@@ -349,6 +368,7 @@ class Worker:
                 for shard in topology.shards
             ]
         )
+        self._aliases = aliases(topology, self.settings.cluster.address_map)
         before, self.context.topology = self.context.topology, topology
         if before is not None and not before.by_id.keys() & topology.by_id.keys():
             self._commands_due.set()  # another cluster has other servers
@@ -357,7 +377,7 @@ class Worker:
             if node.role == "replica" and (known := self.router.nodes.get(node.address)) is not None:
                 known.usable = self.health.usable(node.address)
         self.router.warm(2)
-        self.retry.wake_all()
+        self.parking.wake_all()
 
     def _health_changed(self, address: Address, usable: bool, reason: str) -> None:
         node = self.router.nodes.get(address)
@@ -371,7 +391,8 @@ class Worker:
 
     def _backend_up(self, backend: Backend) -> None:
         log.debug("connected", node=backend.node.label, resp=backend.proto)
-        self.retry.wake_all()
+        self.path.limit(*self.pool.limits(self.router.nodes))
+        self.parking.wake_all()
 
     def _table(self) -> CommandTable:
         """A table of the rows at hand, its new names told."""

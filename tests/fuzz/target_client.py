@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from proxy.cluster.slot import slot_of
 from proxy.cluster.topology import Address
-from proxy.forward.clients import close_lingering, follow_reads, part
+from proxy.forward.clients import close_lingering, drain, follow_reads
 from proxy.forward.router import READ_POLICIES
 from proxy.resp.encode import array, bulk, encode_command, integer
 from proxy.resp.readers import CommandReader, ReplyReader
@@ -174,7 +174,7 @@ def play(conversations: list[list[list[bytes]]], chance: random.Random) -> None:
         if chance.random() < disturbed:
             disturb(stage, chance)
         if chance.random() < parting:
-            part(chance.choice(inside))
+            drain(chance.choice(inside))
         for address, ends in stage.nodes.items():
             for end in list(ends):
                 fake = fakes.get(end)
@@ -190,7 +190,7 @@ def play(conversations: list[list[list[bytes]]], chance: random.Random) -> None:
             replies[n] += [frame for frame, _, _ in readers[n].feed(data)]
     for n, one in enumerate(conversations):
         if not breaks:
-            carried_out = inside[n].total_commands if inside[n].parting else len(one)
+            carried_out = inside[n].total_commands if inside[n].draining else len(one)
             assert got[n] == b"".join(map(deserved, one[:carried_out]))
             assert len(replies[n]) == carried_out
             continue
@@ -217,7 +217,7 @@ def garble(data: bytes, chance: random.Random) -> None:
             stream.append(piece[taken:])
         stage.turn(1)
         if chance.random() < parting:
-            part(stage.accepted)
+            drain(stage.accepted)
         for address, ends in stage.nodes.items():
             for end in ends:
                 fakes.setdefault(end, FakeNode(address, end, chance, 0, 0))

@@ -19,20 +19,22 @@ from typing import Any
 from proxy.cluster.topology import Address
 from proxy.commands.lookup import CommandTable
 from proxy.commands.table import ROWS, SOURCE
-from proxy.forward.backend import Backend, BackendSettings, BackendState, Node
+from proxy.forward.backend import Backend, BackendState
 from proxy.forward.client import Client
 from proxy.forward.clients import accept, close_all
 from proxy.forward.counters import Counters
 from proxy.forward.datapath import ClientSettings, DataPath
+from proxy.forward.exchange import Exchange
+from proxy.forward.node import Node
+from proxy.forward.pipeline import BackendSettings
 from proxy.forward.reactor import Reactor
 from proxy.forward.request import live
-from proxy.forward.retry import Retry
 from proxy.forward.router import Router
 from proxy.resp import errors
 from proxy.serve.context import ServeContext
 from proxy.serve.desk import Desk
 
-TEXTS = errors.RETRY_TEXTS
+TEXTS = errors.EXCHANGE_TEXTS
 A, B, C = (Address("10.0.0.1", port) for port in (7001, 7002, 7003))
 THIRDS: list[Any] = [(A, [], [(0, 5460)]), (B, [], [(5461, 10922)]), (C, [], [(10923, 16383)])]
 # One key of each: slots 3300, 7365 and 15495. Hash tags ({b}1, {b}2 ...) make more.
@@ -155,6 +157,7 @@ class Stage:
         backoff_max_s: float = 0.0001,
         max_redirections: int = 5,
         connections: int = 1,
+        max_window: int = 16 << 20,
         packets: bool = False,
         memory: mmap.mmap | None = None,
         **client: Any,
@@ -167,11 +170,11 @@ class Stage:
         self.router = Router(
             self.reactor,
             self.counters,
-            BackendSettings(stall_ns=int(stall_s * 1e9)),
+            BackendSettings(stall_ns=int(stall_s * 1e9), max_window=max_window),
             connections=connections,
             failover_ns=int(failover_s * 1e9),
         )
-        self.retry = Retry(
+        self.exchange = Exchange(
             self.reactor,
             self.router,
             self.counters,
@@ -182,12 +185,18 @@ class Stage:
             texts=TEXTS,
         )
         self.router.port = self
-        self.retry.bind(self)
+        self.exchange.bind(self)
+        self.parking = self.exchange.parking
         self.notices: list[str] = []
+        self.raised: list[tuple[str, BaseException]] = []
         self.context = ServeContext(None, "7.2.4", "0", time.time(), "0" * 40)
-        self.desk = Desk(self.context, on_notice=lambda event, address: self.notices.append(event))
+        self.desk = Desk(
+            self.context,
+            on_notice=lambda event, address: self.notices.append(event),
+            on_raised=lambda what, error: self.raised.append((what, error)),
+        )
         self.path = DataPath(
-            self.reactor, self.retry, self.counters, CommandTable(ROWS, SOURCE, self.counters.metrics), self.desk
+            self.reactor, self.exchange, self.counters, CommandTable(ROWS, SOURCE, self.counters.metrics), self.desk
         )
         self.settings = ClientSettings(timeout_ns=int(timeout_s * 1e9), **client)
         self.nodes: dict[Address, list[End]] = {}
@@ -218,8 +227,9 @@ class Stage:
     def stale(self, reason: str) -> None:
         self.stale_for.append(reason)
 
-    def resolve(self, host: str, port: int, node: Node) -> Address:
-        return Address(host or node.address.host, port)
+    def resolve(self, host: str, port: int, node: Node) -> Address | None:
+        address = Address(host or node.address.host, port)
+        return address if address in self.router.nodes else None
 
     def node_unfit(self, node: Node, reason: str) -> None:
         node.usable = False
@@ -318,7 +328,7 @@ class Stage:
         """Ends the play; asserts that every request was given back."""
         close_all(self.path)
         self.router.close()
-        self.retry.stop()  # after the router: what was pending there is parked
+        self.parking.stop()  # after the router: what was pending there is parked
         self.reactor.stop()
         for end in self.ends:
             end.close()
@@ -327,7 +337,7 @@ class Stage:
         assert self.reactor.open_peers == 0
         assert not self.path.clients
         assert not self.path.lingering
-        assert self.path.left == self.taken
+        assert self.path.closed == self.taken
 
 
 Play = Callable[..., Stage]  # the fixture `play` of tests/unit/forward

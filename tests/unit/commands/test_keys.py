@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -24,7 +26,8 @@ from proxy.commands.rows import (
     unknown_spec,
 )
 from proxy.commands.table import ROWS, SOURCE
-from tests.support.cluster import Standalone
+from proxy.embedded import free_port, wait_for
+from tests.support.cluster import Standalone, servers, slot_of
 
 Call = tuple[bytes, ...]
 
@@ -114,6 +117,8 @@ def comparable(r: Row, call: Call) -> bool:
         return len(stores) < 2 and (r.name != "georadius" or stores != [5])
     if r.name == "migrate" and lowered[-1] == b"keys":
         return False
+    if r.name.startswith("xread"):
+        return b"streams" not in lowered[1 : r.specs[0].at if r.specs else 1] and lowered.count(b"streams") == 1
     # A count of 0 is an error (or a script without keys): the server stops at it, we keep what other specs found.
     return not (b"0" in call and len(r.specs or ()) > 1 and any(s.find == "keynum" for s in r.specs or ()))
 
@@ -173,6 +178,14 @@ def test_the_servers_find_the_same_keys(standalone: Standalone) -> None:
         ("XREAD COUNT 2 STREAMS a b 0 0", [4, 5]),
         ("XREAD STREAMS a b 0", [2]),
         ("XREADGROUP GROUP g streams STREAMS a >", [5]),
+        ("XREADGROUP BLOCK 0 GROUP g streams STREAMS a >", [7]),
+        ("XREADGROUP NOACK GROUP streams STREAMS COUNT STREAMS CLAIM 5 streams a b > >", [10, 11]),
+        ("xreadgroup group STREAMS c streams STREAMS >", [5]),
+        ("XREAD COUNT STREAMS BLOCK streams STREAMS a 0", [6]),
+        ("XREAD STREAMS STREAMS 0", [2]),
+        ("XREADGROUP STREAMS a >", [2]),
+        ("XREAD NEWOPTION STREAMS a b 0 0", [3, 4]),
+        ("XREAD STREAMS", []),
         ("XREAD COUNT 1", []),
         ("SORT k", [1]),
         ("SORT k BY w_* GET # LIMIT 0 5 ALPHA STORE d", [1, 11]),
@@ -196,6 +209,51 @@ def test_the_servers_find_the_same_keys(standalone: Standalone) -> None:
 )
 def test_keys(call: str, keys: list[int] | None) -> None:
     assert TABLE.keys(*(b"" if w == "''" else w.encode() for w in call.split())) == keys
+
+
+class Gappy(Standalone):
+    """A cluster of one node, which serves all slots but that of one key."""
+
+    def __init__(self, server: str, key: bytes) -> None:
+        super().__init__(server)
+        self._missing = slot_of(key)
+
+    def __enter__(self) -> Gappy:
+        super().__enter__()
+        with self.raw() as client:
+            served = (0, self._missing - 1, self._missing + 1, 16383)
+            assert client.command("CLUSTER", "ADDSLOTSRANGE", *(str(n) for n in served)) == b"+OK\r\n"
+            wait_for(lambda: b"cluster_state:ok" in client.command("CLUSTER", "INFO"), 10, "cluster of one")
+        return self
+
+    def _settings(self) -> list[str]:
+        cluster = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"]
+        return [*super()._settings(), *cluster, "--cluster-port", str(free_port())]
+
+
+@pytest.mark.parametrize("kind", sorted(servers()))
+def test_a_streams_option_is_told_from_a_group_of_that_name(kind: str) -> None:
+    """The check of slots goes by the options in their order, where GETKEYS goes by the first word STREAMS."""
+    rng = random.Random(5)
+    words = [b"STREAMS", b"streams", b"GROUP", b"BLOCK", b"COUNT", b"NOACK", b"k", b"g", b"1", b">"]
+    with Gappy(servers()[kind], b"k") as server, server.raw() as client:
+        for _ in range(1000):
+            options = [[b"BLOCK", b"1"], [b"COUNT", b"2"], [b"GROUP", rng.choice(words), rng.choice(words)], [b"NOACK"]]
+            rng.shuffle(options)
+            if rng.random() < 0.2:
+                options.insert(rng.randint(0, 4), [rng.choice(words)])
+            call = (b"XREADGROUP", *chain(*options), b"STREAMS", *rng.choices(words, k=rng.choice([2, 2, 3, 4])))
+            answer = client.command(*call)
+            keys = [call[i] for i in TABLE.keys(*call) or ()]
+            if answer.startswith(b"-CLUSTERDOWN Hash slot not served"):
+                assert keys[0] == b"k", call
+            elif answer.startswith(b"-CROSSSLOT"):
+                assert len({slot_of(key) for key in keys}) > 1, call
+            elif answer.startswith(b"-NOGROUP"):
+                assert keys[0] != b"k", call
+                assert len({slot_of(key) for key in keys}) == 1, call
+            else:
+                assert answer.startswith(b"-ERR "), call
 
 
 def keys_of(made: Row, call: str) -> list[int] | None:
@@ -270,6 +328,70 @@ def test_eval_of_an_old_server_has_its_keys() -> None:
     assert CommandTable(merge_rows(ROWS, old), "6.2", {}).keys(b"EVAL", b"s", b"1", b"k", b"a") == [3]
 
 
+@pytest.mark.parametrize(
+    ("call", "blocks"),
+    [
+        ("XREAD BLOCK 0 STREAMS k $", True),
+        ("XREAD COUNT 1 block 0 STREAMS k $", True),
+        ("xread bLoCk 5 streams k $", True),
+        ("XREAD BLOCK\0x 5 STREAMS k $", True),
+        ("XREAD STREAMS k $", False),
+        ("XREAD COUNT 1 STREAMS BLOCK $", False),
+        ("XREAD COUNT BLOCK STREAMS k $", False),
+        ("XREAD STREAMS BLOCK BLOCK", False),
+        ("XREAD Streams BLOCK\0 0", False),
+        ("XREADGROUP GROUP streams c BLOCK 0 STREAMS k >", True),
+        ("XREADGROUP GROUP g STREAMS block 0 STREAMS k >", True),
+        ("xreadgroup BLOCK 0 group g c STREAMS k >", True),
+        ("XREADGROUP group BLOCK BLOCK noack Block 0 STREAMS k >", True),
+        ("XREADGROUP GROUP BLOCK BLOCK STREAMS k >", False),
+        ("XREADGROUP GROUP g BLOCK STREAMS k >", False),
+        ("XREADGROUP Group block c NoAck count 5 streams BLOCK >", False),
+        ("XREADGROUP NOACK GROUP g c STREAMS k >", False),
+        ("XREADGROUP GROUP g c CLAIM 5 BLOCK 0 STREAMS k >", True),
+        ("XREADGROUP GROUP g c CLAIM BLOCK STREAMS k >", False),
+        # an error to today's servers
+        ("XREAD NEWOPTION 5 STREAMS k $", False),
+        ("XREAD NEWOPTION 5 BLOCK 0 STREAMS k $", True),
+        ("XREAD NEWOPTION 5 STREAMS BLOCK $", True),
+        ("XREAD GROUP BLOCK c STREAMS k $", True),
+        ("XREAD GROUP g c STREAMS k $", False),
+        ("XREAD NOACK STREAMS block $", True),
+        ("XREADGROUP GROUP BLOCK", False),
+        ("XREADGROUP GROUP g c BLOCK", True),
+        ("XREAD BLOCKS 0 STREAMS k $", False),
+        ("XREAD BLOC BLOCK", True),
+        ("XREAD", False),
+        ("XREADGROUP", False),
+    ],
+)
+def test_who_asks_to_block(call: str, blocks: bool) -> None:
+    assert CommandTable.asks_to_block(*call.encode().split(b" ")) is blocks
+
+
+@pytest.mark.parametrize("option", [b"BLOCK", b"block", b"bLOck", b"BLOCK\0", b"block\0STREAMS"])
+def test_servers_that_block_are_asked_to(standalone: Standalone, option: bytes) -> None:
+    calls: list[Call] = [
+        (b"XREAD", option, b"40", b"STREAMS", b"stream", b"$"),
+        (b"XREAD", b"COUNT", b"1", option, b"40", b"STREAMS", b"stream", b"$"),
+        (b"XREADGROUP", b"GROUP", b"streams", option, option, b"40", b"STREAMS", b"stream", b">"),
+        (b"XREADGROUP", b"NOACK", option, b"40", b"GROUP", b"streams", b"c", b"STREAMS", b"stream", b">"),
+    ]
+    with standalone.raw() as client:
+        client.command("XGROUP", "CREATE", "stream", "streams", "$", "MKSTREAM")
+        for call in calls:
+            began = time.monotonic()
+            assert client.command(*call) == b"*-1\r\n"
+            assert time.monotonic() - began > 0.03, call
+            assert CommandTable.asks_to_block(*call), call
+
+
+def test_a_word_ends_at_a_nul_as_it_does_for_the_servers() -> None:
+    assert TABLE.keys(b"SORT", b"k", b"STORE\0x", b"d") == [1, 3]
+    assert TABLE.keys(b"XREAD", b"STREAMS\0x", b"k", b"0") == [2]
+    assert TABLE.keys(b"SORT", b"k", b"STORE", b"d\0x") == [1, 3]
+
+
 def test_many_keys() -> None:
     call = [b"MGET", *(b"%d" % n for n in range(100_000))]
     assert TABLE.keys(*call) == list(range(1, 100_001))
@@ -301,3 +423,4 @@ def test_no_arguments_lead_outside(name: str, args: list[bytes]) -> None:
     call = [*name.encode().split(b"|"), *args]
     found = TABLE.keys(*call)
     assert found is None or all(1 <= i < len(call) for i in found)
+    CommandTable.asks_to_block(*call)

@@ -16,11 +16,13 @@ from proxy.commands.lookup import CommandTable
 from proxy.commands.table import ROWS, SOURCE
 from proxy.control.backend_pool import BackendPool, PoolSettings, keepalive
 from proxy.embedded import HOST, free_port
-from proxy.forward.backend import Backend, BackendSettings, BackendState, Node
+from proxy.forward.backend import Backend, BackendState
 from proxy.forward.counters import Counters
 from proxy.forward.datapath import DataPath
+from proxy.forward.exchange import Exchange
+from proxy.forward.node import Node
+from proxy.forward.pipeline import BackendSettings
 from proxy.forward.reactor import Reactor
-from proxy.forward.retry import Retry
 from proxy.forward.router import Router
 from proxy.resp import errors
 from tests.support.fake_node import SILENCE, FakeNode
@@ -31,6 +33,9 @@ from tests.support.refresher import at, until
 def every_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """None is left out because a test before had the same address."""
     monkeypatch.setattr("proxy.log._limited", {})
+
+
+LIMITS = [[b"CONFIG", b"GET", b"proto-max-bulk-len"], [b"CONFIG", b"GET", b"client-query-buffer-limit"]]
 
 
 @pytest.fixture
@@ -57,7 +62,7 @@ class Nodes:
             self.reactor, counters, BackendSettings(stall_ns=10**10), connections=1, failover_ns=10**10
         )
         self.router.port = self
-        self.retry = Retry(
+        self.exchange = Exchange(
             self.reactor,
             self.router,
             counters,
@@ -65,9 +70,9 @@ class Nodes:
             backoff_min_ns=10**6,
             backoff_max_ns=10**7,
             max_redirections=5,
-            texts=errors.RETRY_TEXTS,
+            texts=errors.EXCHANGE_TEXTS,
         )
-        self.path = DataPath(self.reactor, self.retry, counters, CommandTable(ROWS, SOURCE, counters.metrics), None)
+        self.path = DataPath(self.reactor, self.exchange, counters, CommandTable(ROWS, SOURCE, counters.metrics), None)
         self.reactor.start()
 
     def connect(self, backend: Backend) -> None:
@@ -90,7 +95,7 @@ class Nodes:
     async def stop(self) -> None:
         await self.pool.stop()
         self.router.close()
-        self.retry.stop()
+        self.exchange.parking.stop()
         self.reactor.stop()
 
 
@@ -129,7 +134,7 @@ def test_handshake(node: FakeNode, proto: int, config: dict[str, Any], handshake
     async def scene(nodes: Nodes) -> None:
         backend = nodes.want(at(node), proto)
         await until(lambda: nodes.up == [backend])
-        assert node.received == handshake
+        assert node.received == [*handshake, *LIMITS]
         assert backend.state == BackendState.UP
         assert nodes.troubles == []
 
@@ -166,7 +171,7 @@ def test_a_lost_connection_is_made_again(node: FakeNode) -> None:
 
 def test_one_that_is_closed_while_it_is_made(node: FakeNode, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody wants it any more: no attempt, no word about it."""
-    node.on("PING", SILENCE)
+    node.on("PING", SILENCE).on("CONFIG", SILENCE)
 
     async def scene(nodes: Nodes) -> None:
         backend = nodes.want(at(node))
@@ -203,7 +208,7 @@ class TestNewSettings:
             nodes.pool.reconfigure(settings(connect_timeout_s=3600.0, client_name="new"))
             await until(lambda: nodes.up == [backend])
             assert time.monotonic() - begun_s < 3.0
-            assert node.received == [[b"PING"], [b"CLIENT", b"SETNAME", b"new"]]
+            assert node.received == [[b"PING"], *LIMITS, [b"CLIENT", b"SETNAME", b"new"], *LIMITS]
             await until(lambda: node.sessions[0].sock.fileno() == -1)
 
         run(settings(connect_timeout_s=3600.0), scene)
@@ -215,7 +220,7 @@ class TestNewSettings:
             nodes.pool.reconfigure(settings(client_name="new"))
             await asyncio.sleep(0.05)
             assert nodes.up == [backend]
-            assert node.received == [[b"PING"]]
+            assert node.received == [[b"PING"], *LIMITS]
 
         run(settings(), scene)
 

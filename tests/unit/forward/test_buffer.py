@@ -64,6 +64,7 @@ def test_the_window_slides(play: Play) -> None:
         stage.turn(1)
         if n % 3:
             stage.turn()
+            stage.node(A).get()  # what is answered must have been sent
             stage.node(A).send(b"$-1\r\n")
             waiting.pop(0)
             stage.turn(1)

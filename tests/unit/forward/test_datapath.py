@@ -92,16 +92,16 @@ def test_clients_that_left_are_counted_and_told(play: Play) -> None:
     first, second = stage.client(), stage.client()
     first.close()
     stage.turn()
-    assert stage.path.left == 1
-    stage.path.on_left = lambda: told.append(stage.path.left)
+    assert stage.path.closed == 1
+    stage.path.on_close = lambda: told.append(stage.path.closed)
     second.send(encode_command("QUIT"))
     stage.turn()
     assert (second.get(), told) == (b"+OK\r\n", [2])
     assert not stage.path.clients
-    stage.path.on_left = None
+    stage.path.on_close = None
     stage.client().close()
     stage.turn()
-    assert (stage.path.left, told) == (3, [2])
+    assert (stage.path.closed, told) == (3, [2])
 
 
 # -- settings change under their clients

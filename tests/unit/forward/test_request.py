@@ -55,7 +55,7 @@ def test_more_than_are_kept_for_reuse(play: Play) -> None:
         assert live() == start + 6001
         stage.drink(stage.node(A))
         stage.pour(stage.node(A), (b"-ERR " + b"x" * 200 + b"\r\n" + bulk("v")) * 3000)
-        stage.node(B).send(b"-LOADING x\r\n")
+        stage.node(B).send(b"-LOADING Redis is loading the dataset in memory\r\n")
         stage.turn()
         stage.node(B).send(b"$-1\r\n")
         stage.turn()

@@ -70,9 +70,9 @@ def test_a_shard_without_a_primary_waits_for_one(play: Play) -> None:
     client = stage.client()
     client.send(SET_A)
     stage.turn()
-    assert (client.get(), stage.retry.waiting) == (b"", 1)
+    assert (client.get(), stage.parking.waiting) == (b"", 1)
     stage.router.publish([(B, [], [(0, 16383)])])
-    stage.retry.wake_all()
+    stage.parking.wake_all()
     stage.turn()
     assert stage.node(B).get() == SET_A
 
@@ -160,11 +160,11 @@ def test_replicas_that_are_not_fit_or_down(
         end.close()
     stage.client(reads="replica").send(GET_A)
     stage.until(lambda: stage.router.nodes[B].down)
-    waiting = stage.retry.waiting
+    waiting = stage.parking.waiting
     assert set(reader(stage, GET_A, 6, reads=policy)) == both_unfit
-    assert stage.retry.waiting == waiting + (0 if both_unfit else 6)
+    assert stage.parking.waiting == waiting + (0 if both_unfit else 6)
     stage.unreachable.clear()
-    stage.until(lambda: not stage.retry.waiting)
+    stage.until(lambda: not stage.parking.waiting)
     assert set(asked(stage, GET_A)) == {B}
 
 
@@ -227,7 +227,7 @@ def test_publish_keeps_what_has_not_changed(play: Play) -> None:
 
 def test_a_node_that_left_is_drained(play: Play) -> None:
     stage = play()
-    client = stage.client()
+    client, other = stage.client(), stage.client()
     client.send(GET_A)
     stage.turn()
     node = stage.router.nodes[A]
@@ -236,13 +236,18 @@ def test_a_node_that_left_is_drained(play: Play) -> None:
     stage.turn()
     stage.router.sweep()
     assert (node.gone, backend.state, A in stage.router.nodes) == (True, BackendState.UP, False)
-    client.send(GET_A)
+    client.send(GET_A)  # waits for the first: it must not overtake it
+    other.send(GET_A)
     stage.turn()
     assert (stage.node(A).get(), stage.node(B).get()) == (GET_A, GET_A)
     stage.node(A).send(bulk("1"))
     stage.node(B).send(bulk("2"))
     stage.turn()
-    assert client.get() == bulk("1") + bulk("2")
+    assert (client.get(), other.get()) == (bulk("1"), bulk("2"))
+    assert stage.node(B).get() == GET_A
+    stage.node(B).send(bulk("3"))
+    stage.turn()
+    assert client.get() == bulk("3")
     assert backend.state == BackendState.CLOSED
     assert stage.node(A).closed
     assert stage.lost_for == []
@@ -290,10 +295,11 @@ def test_a_role_change_makes_new_connections(play: Play) -> None:
     writer.send(SET_A)
     reading.send(GET_A)
     stage.turn()
+    late_writer, late_reading = stage.client(), stage.client(reads="replica")
     old = [stage.router.nodes[n].backends()[0] for n in (A, B)]
     stage.router.publish([(B, [A], [(0, 16383)])])
-    writer.send(SET_A)
-    reading.send(GET_A)
+    late_writer.send(SET_A)
+    late_reading.send(GET_A)
     stage.turn()
     assert [len(stage.nodes[n]) for n in (A, B)] == [2, 2]
     assert (stage.nodes[A][1].get(), stage.nodes[B][1].get()) == (GET_A, SET_A)
@@ -325,7 +331,7 @@ def test_a_node_down_for_longer_than_the_failover_deadline(play: Play) -> None:
     first, second = stage.client(), stage.client()
     first.send(SET_A)
     stage.turn(2)
-    assert (first.get(), stage.retry.waiting) == (b"", 1)
+    assert (first.get(), stage.parking.waiting) == (b"", 1)
     stage.until(lambda: first.get() == TEXTS["down"])
     assert stage.count("retries")["node_down", "gave_up"] == 1
     second.send(GET_A + GET_B)
@@ -382,7 +388,7 @@ def test_close_hands_everything_to_recovery(play: Play) -> None:
     client.send(SET_A + GET_B)
     stage.turn()
     stage.router.close()
-    stage.retry.stop()
+    stage.parking.stop()
     stage.turn()
     assert client.get() == TEXTS["lost"] + TEXTS["down"]
     assert stage.node(A).get() + stage.node(B).get() == SET_A + GET_B

@@ -81,7 +81,7 @@ def test_what_waits_for_a_connection_waits_for_the_new_one(play: Play) -> None:
         assert stage.router.renew() == [backend]
         assert backend.state == BackendState.CLOSED
         client.send(writes[n])  # is not read before the two are answered
-        stage.retry.wake_all()
+        stage.parking.wake_all()
     stage.turn()
     assert len(stage.nodes[A]) == 1
     assert stage.node(A).get() == writes[0] + writes[1]
@@ -97,12 +97,12 @@ def test_what_is_parked_survives_a_renewal(play: Play) -> None:
     client.send(SET_A + GET_B)
     stage.turn()
     stage.node(A).get()
-    stage.node(A).send(b"-TRYAGAIN x\r\n")
+    stage.node(A).send(b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n")
     stage.turn()
     stage.router.renew()
-    assert stage.retry.waiting == 1
+    assert stage.parking.waiting == 1
     client.send(GET_A)
-    stage.retry.wake_all()
+    stage.parking.wake_all()
     stage.turn()
     assert (len(stage.nodes[A]), stage.node(A).get()) == (2, SET_A)
     stage.node(A).send(b"+OK\r\n")
@@ -157,7 +157,7 @@ def test_renewing_under_load_loses_nothing_and_keeps_the_order(play: Play, seed:
             stage.router.renew()
             renewed += 1
         if chance.random() < 0.3:
-            stage.retry.wake_all()
+            stage.parking.wake_all()
         connections = [end for ends_of in stage.nodes.values() for end in ends_of]
         for end in chance.sample(connections, len(connections) // 2):
             for _, words in readers.setdefault(end, CommandReader()).feed(end.get()):

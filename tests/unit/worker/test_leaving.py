@@ -41,7 +41,7 @@ class TestTold:
                 if client.id % 4 == 0:
                     await asyncio.sleep(0.001)
             await until(lambda: port.gone == 200)
-            assert worker.path.left == 200
+            assert worker.path.closed == 200
             times = [at_s for at_s, _ in port.told]
             assert 5 < len(times) < 100
             # The loop's clock has steps of 1 ms, and so have its timers.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from proxy.cluster.slot import slot_of
 from proxy.cluster.topology import Address
 from proxy.forward.backend import BackendState
 from proxy.resp.encode import bulk, encode_command
@@ -61,20 +64,40 @@ def test_moved_is_followed_and_learnt_at_once(play: Play) -> None:
 
 
 def test_moved_to_a_node_nobody_knows(play: Play) -> None:
-    stage = play()
+    """It is not dialled for an error line's sake, but waited for until a topology names it."""
+    stage = play(backoff_s=1000.0, timeout_s=5000.0)
     client = stage.client()
     client.send(SET_A + GET_A)
     stage.turn()
     exchange(stage, A, SET_A + GET_A, moved(D) + moved(D))
+    stage.turn()
+    assert stage.parking.waiting == 2
+    assert D not in stage.nodes
+    assert D not in stage.router.nodes
+    assert stage.stale_for == ["moved", "moved"]
+    stage.router.publish([(D, [], [(0, 5460)]), *THIRDS[1:]])
+    stage.parking.wake_all()
+    stage.turn()
     exchange(stage, D, SET_A + GET_A, b"+OK\r\n" + bulk("1"))
     assert client.get() == b"+OK\r\n" + bulk("1")
-    assert D in stage.router.nodes
-    assert [node.address for node in stage.router.primaries] == [A, B, C, D]
-    stage.router.publish(THIRDS)  # the next topology has the last word
+
+
+def test_moved_to_a_node_that_stays_unknown(play: Play) -> None:
+    """The client gets the server's own line when its time is over."""
+    stage = play(timeout_s=0.05)
+    client = stage.client()
     client.send(GET_A)
     stage.turn()
-    assert stage.node(A).get() == GET_A
-    assert stage.node(D).closed
+    line = moved(D)
+    give_up = time.monotonic() + 10
+    while not (said := client.get()):
+        assert time.monotonic() < give_up
+        for end in stage.nodes[A]:
+            for _ in range(end.get().count(GET_A)):
+                end.send(line)
+        stage.turn(1)
+    assert said == line
+    assert D not in stage.nodes
 
 
 def test_moved_to_itself_and_without_a_host(play: Play) -> None:
@@ -104,7 +127,7 @@ def test_a_replica_that_says_it_is_the_primary(play: Play, size: int) -> None:
     frame = encode_command("GET", b"k" * size)
     client.send(frame)
     stage.turn()
-    exchange(stage, B, frame, moved(B))
+    exchange(stage, B, frame, moved(B, slot_of(b"k" * size)))
     exchange(stage, B, frame, bulk("v"))
     assert client.get() == bulk("v")
     assert [len(stage.nodes[B]), stage.nodes[B][0].closed] == [2, True]
@@ -161,8 +184,8 @@ def test_asking_refused(play: Play) -> None:
     client = stage.client()
     client.send(SET_A)
     stage.turn()
-    exchange(stage, A, SET_A, ask(D))
-    exchange(stage, D, ASKING + SET_A, b"-ERR This instance has cluster support disabled\r\n-ERR no\r\n")
+    exchange(stage, A, SET_A, ask(B))
+    exchange(stage, B, ASKING + SET_A, b"-ERR This instance has cluster support disabled\r\n-ERR no\r\n")
     assert client.get() == b"-ERR no\r\n"
 
 
@@ -205,8 +228,8 @@ def test_two_nodes_that_name_each_other_are_given_time(play: Play) -> None:
     exchange(stage, B, SET_A, moved(A))
     exchange(stage, A, SET_A, moved(B))
     stage.turn()
-    assert (stage.node(B).get(), stage.retry.waiting) == (b"", 1)
-    stage.retry.wake_all()
+    assert (stage.node(B).get(), stage.parking.waiting) == (b"", 1)
+    stage.parking.wake_all()
     exchange(stage, B, SET_A, b"+OK\r\n")
     assert client.get() == b"+OK\r\n"
 
@@ -235,7 +258,7 @@ def test_refused_for_a_while(play: Play, word: str) -> None:
     assert stage.count("redirections")[word] == 4
     assert stage.count("retries")[word, "retried"] == 4
     assert set(stage.stale_for) == ({word} if word in ("readonly", "clusterdown") else set())
-    assert stage.retry.waiting == 0
+    assert stage.parking.waiting == 0
     assert stage.count("commands")["set"]["errors"] == {}
 
 
@@ -264,8 +287,8 @@ def test_parked_requests_wait_longer_each_time(play: Play) -> None:
     stage.turn()
     exchange(stage, A, SET_A, REFUSALS["loading"])
     stage.turn(20)
-    assert (stage.node(A).get(), stage.retry.waiting) == (b"", 1)
-    stage.retry.wake_all()
+    assert (stage.node(A).get(), stage.parking.waiting) == (b"", 1)
+    stage.parking.wake_all()
     exchange(stage, A, SET_A, b"+OK\r\n")
     assert client.get() == b"+OK\r\n"
 
@@ -306,10 +329,10 @@ def test_a_node_that_cannot_be_reached_and_recovers(play: Play) -> None:
     client.send(SET_A + GET_B)
     stage.turn()
     assert stage.router.nodes[A].down
-    assert (client.get(), stage.retry.waiting) == (b"", 1)
+    assert (client.get(), stage.parking.waiting) == (b"", 1)
     stage.node(B).send(bulk("2"))
     stage.turn(20)
-    assert (client.get(), stage.retry.waiting) == (b"", 1)
+    assert (client.get(), stage.parking.waiting) == (b"", 1)
     stage.unreachable.clear()
     exchange(stage, A, SET_A, b"+OK\r\n")
     assert client.get() == b"+OK\r\n" + bulk("2")
@@ -339,7 +362,7 @@ def test_moved_to_a_node_that_is_down(play: Play) -> None:
     client.send(SET_A)
     stage.turn()
     exchange(stage, A, SET_A, moved(B))
-    assert stage.retry.waiting == 1
+    assert stage.parking.waiting == 1
     stage.unreachable.clear()
     exchange(stage, B, SET_A, b"+OK\r\n")
     assert client.get() == b"+OK\r\n"
@@ -355,7 +378,7 @@ def test_a_later_write_does_not_overtake_a_parked_one(play: Play) -> None:
     writes = [encode_command("SET", KEY_A, n) for n in range(3)]
     client.send(writes[0])
     stage.turn()
-    assert stage.retry.waiting == 2
+    assert stage.parking.waiting == 2
     (backend,) = stage.wanted
     stage.wanted = []
     backend.state = BackendState.CONNECTING
@@ -364,7 +387,7 @@ def test_a_later_write_does_not_overtake_a_parked_one(play: Play) -> None:
     stage.unreachable.clear()
     stage.wanted = [backend]
     stage.turn()
-    stage.retry.wake_all()
+    stage.parking.wake_all()
     stage.turn()
     exchange(stage, A, GET_A + writes[0], b"$-1\r\n+0\r\n")
     exchange(stage, A, writes[1] + writes[2], b"+1\r\n+2\r\n")
@@ -378,9 +401,9 @@ def test_a_redirected_write_does_not_overtake_a_parked_one_of_its_slot(play: Pla
     client.send(first + second)
     stage.turn()
     exchange(stage, A, first + second, REFUSALS["tryagain"] + b"-MOVED %d %s\r\n" % (SLOT_A, str(B).encode()))
-    assert stage.retry.waiting == 2
+    assert stage.parking.waiting == 2
     assert stage.node(B).get() == b""
-    stage.retry.wake_all()
+    stage.parking.wake_all()
     stage.turn()
     exchange(stage, B, first + second, b"+0\r\n+1\r\n")
     assert client.get() == b"+0\r\n+1\r\n"
@@ -394,22 +417,22 @@ def test_wake_all_keeps_the_order(play: Play) -> None:
     client.send(b"".join(writes))
     stage.turn()
     exchange(stage, A, b"".join(writes), REFUSALS["clusterdown"] * 6)
-    assert stage.retry.waiting == 6
+    assert stage.parking.waiting == 6
     for _ in range(2):
-        stage.retry.wake_all()
+        stage.parking.wake_all()
         stage.turn()
         exchange(stage, A, b"".join(writes), REFUSALS["clusterdown"] * 6)
-        assert stage.retry.waiting == 6
+        assert stage.parking.waiting == 6
     stage.unreachable.add(A)
     stage.node(A).close()
     stage.turn(1)
-    stage.retry.wake_all()  # waits in a connection that fails
+    stage.parking.wake_all()  # waits in a connection that fails
     stage.turn(1)
-    stage.retry.wake_all()  # is parked again, the node being down
-    assert stage.retry.waiting == 6
+    stage.parking.wake_all()  # is parked again, the node being down
+    assert stage.parking.waiting == 6
     stage.unreachable.clear()
     stage.turn()
-    stage.retry.wake_all()
+    stage.parking.wake_all()
     stage.turn()
     exchange(stage, A, b"".join(writes), b"".join(b"+%d\r\n" % n for n in range(6)))
     assert client.get() == b"".join(b"+%d\r\n" % n for n in range(6))
@@ -421,12 +444,12 @@ def test_what_is_parked_for_a_client_that_left_is_dropped(play: Play) -> None:
     client.send(SET_A)
     stage.turn()
     exchange(stage, A, SET_A, REFUSALS["loading"])
-    assert stage.retry.waiting == 1
+    assert stage.parking.waiting == 1
     client.close()
     stage.turn()
-    stage.retry.wake_all()
+    stage.parking.wake_all()
     stage.turn()
-    assert (stage.node(A).get(), stage.retry.waiting) == (b"", 0)
+    assert (stage.node(A).get(), stage.parking.waiting) == (b"", 0)
 
 
 def test_a_redirection_for_nobody_is_not_followed(play: Play) -> None:
@@ -438,7 +461,7 @@ def test_a_redirection_for_nobody_is_not_followed(play: Play) -> None:
     stage.turn()
     exchange(stage, A, SET_A * 2, moved(B) + REFUSALS["tryagain"])
     assert B not in stage.nodes
-    assert stage.retry.waiting == 0
+    assert stage.parking.waiting == 0
 
 
 def test_the_reason_given_up_for_is_the_last(play: Play) -> None:
@@ -450,7 +473,7 @@ def test_the_reason_given_up_for_is_the_last(play: Play) -> None:
     stage.unreachable.add(A)
     stage.node(A).close()
     stage.turn()
-    stage.retry.wake_all()
+    stage.parking.wake_all()
     assert stage.hear(client) == REFUSALS["loading"]
     retries = stage.count("retries")
     assert [key for key, count in retries.items() if key[1] == "gave_up" and count] == [("node_down", "gave_up")]
@@ -460,12 +483,12 @@ def test_limits_may_be_changed(play: Play) -> None:
     """They hold from the next redirection, or the next time something is parked, on."""
     stage = play(backoff_s=1000.0, timeout_s=5000.0)
     client = stage.client()
-    stage.retry.max_redirections = 0
+    stage.exchange.redirect.max_redirections = 0
     client.send(SET_A)
     stage.turn()
     exchange(stage, A, SET_A, moved(B))
     assert client.get() == moved(B)
-    stage.retry.backoff_min_ns = stage.retry.backoff_max_ns = 1000
+    stage.parking.backoff_min_ns = stage.parking.backoff_max_ns = 1000
     client.send(SET_A)
     stage.turn()
     exchange(stage, A, SET_A, REFUSALS["loading"])
@@ -482,7 +505,7 @@ def test_stop_ends_what_is_parked(play: Play) -> None:
     exchange(stage, A, SET_A * 2, REFUSALS["loading"] * 2)
     gone.close()
     stage.turn()
-    stage.retry.stop()
+    stage.parking.stop()
     stage.turn()
     assert client.get() == REFUSALS["loading"]
-    assert (stage.retry.waiting, stage.loop.timers) == (0, [])
+    assert (stage.parking.waiting, stage.loop.timers) == (0, [])

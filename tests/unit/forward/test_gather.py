@@ -202,7 +202,10 @@ def test_parts_are_redirected_and_refused_each_for_itself(play: Play) -> None:
     client.send(MSET)
     stage.turn()
     moved = b"-MOVED %d %s\r\n" % (SLOT_A, str(C).encode())
-    assert answer(stage, {MSET_A: moved, MSET_B: b"-TRYAGAIN x\r\n"}) == [MSET_A, MSET_B]
+    assert answer(stage, {MSET_A: moved, MSET_B: b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n"}) == [
+        MSET_A,
+        MSET_B,
+    ]
     stage.turn(3)
     assert stage.node(C).get() == MSET_A
     client.send(encode_command("GET", KEY_C))  # the client is unsettled: this must wait
@@ -261,7 +264,7 @@ def test_a_client_that_leaves_in_the_middle(play: Play, answered: int) -> None:
     stage.turn()
     assert stage.count("inflight") == 0
     if answered < 2:
-        stage.node(B).send(b"-TRYAGAIN x\r\n")
+        stage.node(B).send(b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n")
         stage.turn(6)
         stage.node(B).send(array([bulk("2")]))
     if not answered:
@@ -271,7 +274,7 @@ def test_a_client_that_leaves_in_the_middle(play: Play, answered: int) -> None:
     stage.turn(6)
     answer(stage, {first: bulk("3"), MGET_A: array([bulk("1")]), MGET_B: array([bulk("2")])})
     assert sum(node.figures()["pending"] for node in stage.router.nodes.values()) == 0
-    assert stage.retry.waiting == 0
+    assert stage.parking.waiting == 0
 
 
 @pytest.mark.parametrize("other", ["answered", "parked", "later"])
@@ -283,15 +286,15 @@ def test_a_client_that_leaves_while_a_part_is_parked(play: Play, other: str) -> 
     second = array([bulk("2")])
     stage.turn()
     assert (stage.node(A).get(), stage.node(B).get()) == (MGET_A, MGET_B)
-    stage.node(A).send(b"-LOADING x\r\n")
+    stage.node(A).send(b"-LOADING Redis is loading the dataset in memory\r\n")
     if other != "later":
-        stage.node(B).send(second if other == "answered" else b"-LOADING x\r\n")
+        stage.node(B).send(second if other == "answered" else b"-LOADING Redis is loading the dataset in memory\r\n")
     stage.turn()
-    assert stage.retry.waiting == (2 if other == "parked" else 1)
+    assert stage.parking.waiting == (2 if other == "parked" else 1)
     client.close()
     stage.turn()
-    assert stage.retry.waiting == 0
-    stage.retry.wake_all()
+    assert stage.parking.waiting == 0
+    stage.parking.wake_all()
     if other == "later":
         stage.node(B).send(second)
     stage.turn()
@@ -314,7 +317,7 @@ def test_a_part_that_nobody_waits_for_is_not_sent_again(play: Play, fate: str) -
         stage.node(A).send(b"-%s %d %s\r\n" % (fate.upper().encode(), SLOT_A, str(C).encode()))
     stage.turn(6)
     assert C not in stage.nodes
-    assert (stage.node(A).get(), stage.retry.waiting) == (b"", 0)
+    assert (stage.node(A).get(), stage.parking.waiting) == (b"", 0)
     assert sum(stage.count("retries").values()) == 0
     stage.node(B).send(array([bulk("2")]))
     stage.turn()

@@ -1,0 +1,262 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""What is done with each class of command: a table from class to function.
+
+A function carries the call out, or says that it must wait (CALL_NOT_NOW: a barrier) before it has done anything. What
+is more than a forward is asked of `DataPath.desk` (proxy.serve), which answers with ready bytes, with None (not now),
+or with an Ask: commands for the servers and how to make one reply of theirs.
+"""
+cimport cython
+from libc.stdint cimport uint32_t
+from libc.string cimport memcpy
+
+from proxy.commands.keys cimport KEYS_OK, asks_to_block, find_keys
+from proxy.commands.lookup cimport (
+    CLASS_ANY, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_REFUSED, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET,
+    CLASS_SPLIT_SUM, CLASS_UNSERVED, CMD_BLOCKING, CMD_KNOWN, CMD_NO_AUTH,
+)
+from proxy.forward.ask cimport Ask, send_ask
+from proxy.forward.call cimport (
+    CALL_DONE, CALL_NOT_NOW, SLOT_CROSS, SLOT_NO_MEMORY, SLOT_NONE, Call, find_slot,
+)
+from proxy.forward.client cimport Client
+from proxy.forward.counters cimport CLOSE_CROSS_PROTOCOL, CLOSE_ERROR
+from proxy.forward.gather cimport (
+    Combine, Gather, combine_array, combine_first, combine_sum, gather_begin, gather_new,
+)
+from proxy.forward.ports cimport Outlet
+from proxy.forward.request cimport TARGET_ANY, TARGET_SLOT, Request
+from proxy.forward.split cimport Plan, plan_trim, split_plan
+
+cdef extern from "strings.h" nogil:
+    int strncasecmp(const char* a, const char* b, size_t n)
+
+cdef enum:
+    CLASSES = 16
+    COST_PYTHON = 16        # units of a turn that an answer of proxy.serve takes: some 5 us
+
+cdef const char* PONG = b"+PONG\r\n"
+cdef const char* CROSSSLOT = b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
+cdef const char* INTERNAL = b"-ERR internal error\r\n"
+cdef enum:
+    PONG_LEN = 7
+    CROSSSLOT_LEN = 56
+    INTERNAL_LEN = 21
+
+ctypedef int (*Handler)(Client client, Call* call) noexcept
+
+
+@cython.final
+cdef class Dispatch(Dispatcher):
+    """The one dispatcher there is; without a state."""
+
+    cdef int dispatch(self, Outlet outlet, Call* call) noexcept:
+        cdef Client client = <Client> outlet
+        cdef int arity = call.row.arity
+        if not client.authenticated and not call.row.flags & CMD_NO_AUTH:
+            return refuse(client, call, "noauth")
+        if call.row.flags & CMD_KNOWN and (
+            call.argc != <size_t> arity if arity > 0 else call.argc < <size_t> -arity
+        ):
+            return refuse(client, call, "arity")
+        return HANDLERS[call.row.klass](client, call)
+
+
+# -- forwarded ---------------------------------------------------------------------------------------------------------
+
+cdef int forward(Client client, Call* call) noexcept:
+    """By the slot of its keys; any primary when this call has none."""
+    cdef int slot
+    if not call.row.flags & CMD_KNOWN and is_http(call):
+        return attacked(client)
+    slot = find_slot(call)
+    if slot == SLOT_CROSS:
+        client.say(call.row.metric, CROSSSLOT, CROSSSLOT_LEN)
+        return CALL_DONE
+    if slot == SLOT_NO_MEMORY:
+        client.close(CLOSE_ERROR)
+        return CALL_DONE
+    if call.row.flags & CMD_BLOCKING and asks_to_block(call.frame, call.args, call.argc):
+        return refuse(client, call, "unserved")
+    return send_on(client, call)
+
+
+cdef int forward_anywhere(Client client, Call* call) noexcept:
+    """Keyless: one primary answers for all."""
+    call.slot = SLOT_NONE
+    return send_on(client, call)
+
+
+cdef inline int send_on(Client client, Call* call) noexcept:
+    """As it came, to where its slot says."""
+    cdef Request* r = client.request(call)
+    if r == NULL:
+        return CALL_DONE
+    if r.target == TARGET_ANY:
+        r.node = client.served_by
+        client.path.exchange.submit(r, call.frame, call.n)
+        client.served_by = client.path.exchange.router.served_by
+    else:
+        client.path.exchange.submit(r, call.frame, call.n)
+    return CALL_DONE
+
+
+# -- split by slot -----------------------------------------------------------------------------------------------------
+
+cdef int split_array(Client client, Call* call) noexcept:
+    """MGET."""
+    return split(client, call, False, combine_array)
+
+
+cdef int split_pairs(Client client, Call* call) noexcept:
+    """MSET."""
+    if call.argc % 2 == 0:
+        return refuse(client, call, "arity")
+    return split(client, call, True, combine_first)
+
+
+cdef int split_sum(Client client, Call* call) noexcept:
+    """DEL, UNLINK, EXISTS, TOUCH."""
+    return split(client, call, False, combine_sum)
+
+
+cdef int split(Client client, Call* call, bint pairs, Combine combine) noexcept:
+    """One sub-command per slot; a command whose keys share one slot stays what it is: atomic."""
+    cdef Plan* plan = &client.path.plan
+    cdef Gather g
+    cdef Request* parent
+    cdef Request* part
+    cdef size_t nkeys
+    cdef uint32_t i, n
+    if find_keys(call.row, call.frame, call.args, call.argc, call.keys) != KEYS_OK or not split_plan(
+        plan, pairs, call.frame, call.args, call.keys
+    ):
+        client.close(CLOSE_ERROR)
+        return CALL_DONE
+    if plan.nparts == 1:
+        call.slot = plan.parts[0].slot
+        return send_on(client, call)
+    nkeys = call.keys.n
+    n = plan.nparts
+    g = gather_new(client.replies, n, <uint32_t> nkeys, combine)
+    if g is None:
+        client.close(CLOSE_ERROR)
+        return CALL_DONE
+    memcpy(g.part_of, plan.part_of, nkeys * sizeof(uint32_t))
+    parent = client.request(call)
+    if parent == NULL:
+        g.discard()
+        return CALL_DONE
+    gather_begin(g, parent)
+    client.path.counts.splits[call.row.metric] += 1
+    client.budget -= <int> n
+    for i in range(n):
+        part = &g.parts[i]
+        part.flags |= parent.flags
+        part.start_ns = parent.start_ns
+        part.deadline_ns = parent.deadline_ns
+        part.affinity = parent.affinity
+        part.command = parent.command
+        part.policy = parent.policy
+        part.proto = parent.proto
+        part.target = TARGET_SLOT
+        part.slot = plan.parts[i].slot
+    for i in range(n):                      # the last part may complete, and end, the gather
+        client.path.exchange.submit(&g.parts[i], plan.bytes.data + plan.parts[i].off, plan.parts[i].len)
+    plan_trim(plan)
+    return CALL_DONE
+
+
+# -- answered here -----------------------------------------------------------------------------------------------------
+
+cdef int ping(Client client, Call* call) noexcept:
+    cdef bytes word
+    if call.argc == 1:
+        client.say(call.row.metric, PONG, PONG_LEN)
+    elif call.argc == 2:
+        word = call.frame[call.args[1].off:call.args[1].off + call.args[1].len]
+        client.say_bytes(call.row.metric, b"$%d\r\n%b\r\n" % (len(word), word))
+    else:
+        return refuse(client, call, "arity")
+    return CALL_DONE
+
+
+cdef int local(Client client, Call* call) noexcept:
+    """Answered by proxy.serve. An answer that raises is an error for this client and nobody else."""
+    cdef size_t i
+    cdef list words = []
+    cdef int metric = call.row.metric
+    client.budget -= COST_PYTHON
+    for i in range(call.argc):
+        words.append(call.frame[call.args[i].off:call.args[i].off + call.args[i].len])
+    try:
+        answer = client.path.desk.answer(client, words)
+        if answer is None:
+            return CALL_NOT_NOW
+        if isinstance(answer, Ask):
+            send_ask(client, call, <Ask> answer)
+        else:
+            client.say_bytes(metric, answer)
+    except Exception as error:
+        failed(client, metric, words[0], error)
+    return CALL_DONE
+
+
+cdef int refuse_forbidden(Client client, Call* call) noexcept:
+    return refuse(client, call, "refused")
+
+
+cdef int refuse_unserved(Client client, Call* call) noexcept:
+    return refuse(client, call, "unserved")
+
+
+cdef int refuse(Client client, Call* call, str why) noexcept:
+    """Answered with an error that proxy.serve words."""
+    cdef int metric = call.row.metric
+    client.budget -= COST_PYTHON
+    name = call.frame[call.args[0].off:call.args[0].off + call.args[0].len]
+    sub = call.frame[call.args[1].off:call.args[1].off + call.args[1].len] if (
+        call.row.container and call.argc > 1) else None
+    try:
+        client.say_bytes(metric, client.path.desk.refuse(why, call.row.name[:call.row.name_len], name, sub))
+    except Exception as error:
+        failed(client, metric, name, error)
+    return CALL_DONE
+
+
+cdef void failed(Client client, int metric, bytes name, error) noexcept:
+    """proxy.serve raised: the client is told, and so is the log."""
+    client.path.counts.internal_errors += 1
+    client.say(metric, INTERNAL, INTERNAL_LEN)
+    client.path.desk.raised(name.decode("ascii", "replace"), error)
+
+
+cdef inline bint is_word(const Call* call, const char* lower, size_t n) noexcept nogil:
+    return call.args[0].len == n and strncasecmp(call.frame + call.args[0].off, lower, n) == 0
+
+
+cdef bint is_http(const Call* call) noexcept nogil:
+    """A browser made to speak to us: Redis treats these two as an attack (server.c, securityWarningCommand)."""
+    return is_word(call, b"post", 4) or is_word(call, b"host:", 5)
+
+
+cdef int attacked(Client client) noexcept:
+    try:
+        client.path.desk.attacked(client.address)
+    finally:
+        client.close(CLOSE_CROSS_PROTOCOL)
+    return CALL_DONE
+
+
+cdef Handler[CLASSES] HANDLERS
+cdef int _klass
+for _klass in range(CLASSES):
+    HANDLERS[_klass] = local
+HANDLERS[<int> CLASS_FORWARD] = forward
+HANDLERS[<int> CLASS_ANY] = forward_anywhere
+HANDLERS[<int> CLASS_PING] = ping
+HANDLERS[<int> CLASS_LOCAL] = local
+HANDLERS[<int> CLASS_SPLIT_MGET] = split_array
+HANDLERS[<int> CLASS_SPLIT_MSET] = split_pairs
+HANDLERS[<int> CLASS_SPLIT_SUM] = split_sum
+HANDLERS[<int> CLASS_REFUSED] = refuse_forbidden
+HANDLERS[<int> CLASS_UNSERVED] = refuse_unserved

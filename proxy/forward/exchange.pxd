@@ -1,0 +1,29 @@
+"""Requests on their way out, and what becomes of those that come back unanswered."""
+from proxy.forward.counters cimport CounterBlock
+from proxy.forward.parking cimport Parking
+from proxy.forward.ports cimport Recovery
+from proxy.forward.redirect cimport Redirect
+from proxy.forward.request cimport Request
+from proxy.forward.router cimport Router
+
+cdef class Exchange(Recovery):
+    cdef readonly Router router
+    cdef readonly Redirect redirect
+    cdef readonly Parking parking
+    cdef CounterBlock* counts
+    cdef object port
+    # Ready error lines (proxy.resp.errors).
+    cdef bytes text_uncovered
+    cdef bytes text_unknown
+    cdef bytes text_down
+    cdef bytes text_full
+    cdef bytes text_timeout
+    cdef bytes text_timeout_sent
+    cdef bytes text_lost
+    cdef bytes text_gone
+    cdef bytes text_memory
+    cdef void submit(self, Request* r, const char* p, size_t n) noexcept
+    cdef void park(self, Request* r, const char* p, size_t n, int reason) noexcept
+    cdef void fail(self, Request* r, bytes text) noexcept
+    cdef void give_up(self, Request* r, bytes text) noexcept
+    cdef void answer(self, Request* r, const char* p, size_t n) noexcept

@@ -1,0 +1,161 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Requests on their way out, and what becomes of those that come back unanswered (DESIGN 5).
+
+`submit` sends a request to where the router says. An error that redirects or refuses is judged by Redirect; what finds
+its node down, its window full, or is lost unsent or was a read, is parked (Parking) and submitted anew, until its
+deadline, when the client gets the server's own last error. A write that was sent and lost gets an error that says it
+may have been executed; nothing is ever sent twice that may have been executed.
+"""
+cimport cython
+
+from proxy.forward.backend cimport Backend
+from proxy.forward.counters cimport (
+    OUTCOME_GAVE_UP, OUTCOME_UNSAFE, RETRY_DOWN, RETRY_FULL, RETRY_LOST, Counters,
+)
+from proxy.forward.parking cimport CANNOT_PARK, PARKED
+from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
+from proxy.forward.ports cimport SENT_PARTLY, SENT_WHOLLY, Sink
+from proxy.forward.reactor cimport Peer, Reactor
+from proxy.forward.redirect cimport FULL, ORDINARY, STRANDED
+from proxy.forward.request cimport (
+    REQ_BLAMED, REQ_READ, REQ_STREAMING, REQ_SWALLOWED, TARGET_LEASE, request_forget, request_free, request_unhold,
+)
+from proxy.forward.router cimport CHOSEN, LOST, UNCOVERED, UNKNOWN, WAIT
+
+
+@cython.final
+cdef class Exchange(Recovery):
+    """One per worker.
+
+    texts: ready error lines `uncovered unknown down full timeout timeout_sent lost gone memory`.
+    """
+
+    def __cinit__(self, Reactor reactor, Router router, Counters counters, loop, *, backoff_min_ns, backoff_max_ns,
+                  max_redirections, dict texts):
+        self.router = router
+        self.counts = counters.block
+        self.parking = Parking(reactor, loop, backoff_min_ns=backoff_min_ns, backoff_max_ns=backoff_max_ns)
+        self.parking.recovery = self
+        self.parking.counts = counters.block
+        self.redirect = Redirect(router, self.parking, max_redirections=max_redirections)
+        self.redirect.counts = counters.block
+        self.text_uncovered = texts["uncovered"]
+        self.text_unknown = texts["unknown"]
+        self.text_down = texts["down"]
+        self.text_full = texts["full"]
+        self.text_timeout = texts["timeout"]
+        self.text_timeout_sent = texts["timeout_sent"]
+        self.text_lost = texts["lost"]
+        self.text_gone = texts["gone"]
+        self.text_memory = texts["memory"]
+        router.recovery = self
+
+    def bind(self, port):
+        """Gives it control's side: stale(reason), resolve(host, port, node) -> Address or None, node_unfit(...)."""
+        self.port = port
+        self.redirect.port = port
+
+    # -- on the way out ------------------------------------------------------------------------------------------
+
+    cdef void submit(self, Request* r, const char* p, size_t n) noexcept:
+        """Sends it, parks it, or fails it. p[0:n]: the command's bytes; they may be r.own."""
+        cdef int choice = self.router.choose(r)
+        cdef int result
+        if choice == CHOSEN:
+            result = self.router.chosen.enqueue(r, p, n)
+            if result == ENQUEUED:
+                if r.own != NULL:
+                    request_forget(r)
+            elif result == WINDOW_FULL:
+                self.park(r, p, n, RETRY_FULL)
+            else:
+                self.fail(r, self.text_memory)
+        elif choice == WAIT:
+            self.park(r, p, n, RETRY_DOWN)
+        elif choice == UNCOVERED:
+            self.port.stale("uncovered")
+            self.give_up(r, self.text_uncovered)
+        elif choice == UNKNOWN:
+            self.port.stale("unknown")
+            self.give_up(r, self.text_unknown)
+        elif choice == LOST:
+            self.give_up(r, self.text_gone)
+        else:
+            self.counts.retries[RETRY_DOWN][OUTCOME_GAVE_UP] += 1
+            self.give_up(r, self.text_down)
+
+    cdef void resubmit(self, Request* r) noexcept:
+        self.submit(r, r.own, r.len)
+
+    cdef void park(self, Request* r, const char* p, size_t n, int reason) noexcept:
+        cdef int result = self.parking.park(r, p, n, reason)
+        if result == CANNOT_PARK:
+            self.expired(r, reason)
+        elif result != PARKED:
+            self.fail(r, self.text_memory)
+
+    # -- what comes back -----------------------------------------------------------------------------------------
+
+    cdef bint error(self, Peer backend, Request* r, const char* bytes, const char* p, size_t n) noexcept:
+        cdef int verdict = self.redirect.judge(<Backend> backend, r, bytes, p, n)
+        if verdict == STRANDED:
+            self.fail(r, self.text_memory)
+        elif verdict == FULL:
+            self.expired(r, RETRY_FULL)
+        return verdict != ORDINARY
+
+    cdef void lost(self, Peer backend, Request* r, const char* bytes, int sent) noexcept:
+        if r.sink == NULL:
+            request_free(r)
+            return
+        if r.flags & REQ_STREAMING:
+            (<Sink> r.sink).cut()               # the client leaves; the request is ours now
+            request_free(r)
+            return
+        if not (<Sink> r.sink).alive():
+            (<Sink> r.sink).deliver(r, NULL, 0, True, False)
+            return
+        if sent == SENT_WHOLLY and not r.flags & REQ_READ or sent == SENT_PARTLY and r.flags & REQ_BLAMED:
+            self.counts.retries[RETRY_LOST][OUTCOME_UNSAFE] += 1
+            self.fail(r, self.text_lost)
+            return
+        if sent == SENT_PARTLY:
+            r.flags |= REQ_BLAMED           # perhaps the node does not stand it: it costs others one connection, not all
+        if r.target == TARGET_LEASE:
+            self.fail(r, self.text_gone)
+            return
+        (<Sink> r.sink).withdraw(r)         # part of a reply that had to wait for its turn
+        r.flags &= ~REQ_SWALLOWED
+        self.park(r, bytes, r.len, RETRY_LOST)
+
+    cdef void timed_out(self, Request* r, bint sent) noexcept:
+        self.counts.timeouts += 1
+        self.fail(r, self.text_timeout_sent if sent and not r.flags & REQ_READ else self.text_timeout)
+
+    cdef void room(self) noexcept:
+        self.parking.wake_soon()
+
+    cdef void expired(self, Request* r, int reason) noexcept:
+        self.give_up(r, self.text_full if reason == RETRY_FULL else self.text_down)
+
+    # -- answers of our own --------------------------------------------------------------------------------------
+
+    cdef void fail(self, Request* r, bytes text) noexcept:
+        """Answers with an error of ours."""
+        self.answer(r, text, len(text))
+
+    cdef void give_up(self, Request* r, bytes text) noexcept:
+        """Answers with the server's last error, or else with ours."""
+        if r.fault != NULL:
+            self.answer(r, r.fault, r.fault_len)
+        else:
+            self.answer(r, text, len(text))
+
+    cdef void answer(self, Request* r, const char* p, size_t n) noexcept:
+        """An error for a request that no queue but its client's holds any more; nothing of a reply before it counts."""
+        if r.sink == NULL:
+            request_unhold(r)
+            request_free(r)
+            return
+        (<Sink> r.sink).withdraw(r)
+        (<Sink> r.sink).deliver(r, p, n, True, True)

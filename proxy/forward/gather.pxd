@@ -1,0 +1,39 @@
+"""One reply made of many: the parts of a command, and how their replies are combined."""
+from libc.stdint cimport uint32_t
+
+from proxy.forward.buffer cimport Buffer
+from proxy.forward.ports cimport Sink
+from proxy.forward.reply_queue cimport ReplyQueue
+from proxy.forward.request cimport Request
+
+cdef class Gather
+
+# Appends the one reply to `out`; false when there is no memory. error: the reply is an error.
+ctypedef bint (*Combine)(Gather g, Buffer* out, bint* error) noexcept
+
+cdef class Gather(Sink):
+    cdef ReplyQueue replies     # the client's
+    cdef Request* parent        # the command's place in the client's order; NULL once the client has left
+    cdef Request* parts         # nparts of them, in one block with part_of
+    cdef uint32_t nparts
+    cdef uint32_t missing       # parts not answered yet
+    cdef uint32_t nkeys
+    cdef uint32_t* part_of      # per key, in the order of the keys: the part that has it
+    cdef Combine combine
+    cdef object finish          # for combine_python
+    cdef size_t held            # reply bytes held in the parts
+    cdef bint no_memory
+    cdef void part_answered(self, Request* part) noexcept
+    cdef void complete(self) noexcept
+    cdef bint make(self, Buffer* out, bint* error) noexcept
+    cdef void let_go(self) noexcept
+    cdef void discard(self) noexcept
+
+# A gather for a new parent; NULL parts (and no effect) when there is no memory. parent must be in the queue already.
+cdef Gather gather_new(ReplyQueue replies, uint32_t nparts, uint32_t nkeys, Combine combine)
+cdef void gather_begin(Gather g, Request* parent) noexcept
+
+cdef bint combine_first(Gather g, Buffer* out, bint* error) noexcept
+cdef bint combine_sum(Gather g, Buffer* out, bint* error) noexcept
+cdef bint combine_array(Gather g, Buffer* out, bint* error) noexcept
+cdef bint combine_python(Gather g, Buffer* out, bint* error) noexcept

@@ -1,0 +1,269 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""One reply made of many.
+
+A command with parts has a place in its client's order (the parent) and a Gather, the sink of its parts: it holds their
+replies until the last has come, has them combined into one, and delivers that for the parent. With one part it is a
+transform of that part's reply. Made by dispatch, for split commands and for what proxy.serve asks of several nodes.
+
+A failed part fails the whole answer with that part's own error: never a silent nil or 0 (FIELD: Predixy).
+
+Lifetime: the parts lie in one block; they and the gather live until the last part is answered, whether anybody waits
+for the reply or not. What is held for a client that has left is freed at once, what comes later is dropped.
+"""
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memcpy
+
+from proxy.forward.buffer cimport Buffer, buffer_append, buffer_release, buffer_reserve
+from proxy.forward.counters cimport count_error
+from proxy.forward.request cimport (
+    REQ_ERROR, STATE_ANSWERED, STATE_GATHERING, request_block, request_block_free, request_free, request_hold,
+    request_move, request_unhold,
+)
+from proxy.resp.encode cimport HEAD_MAX, put_head
+from proxy.resp.scanner cimport SCAN_DONE, ReplyScan, reply_scan_reset, scan_reply
+
+cdef const char* BAD_PART = b"-ERR a node answered part of this command in an unexpected form\r\n"
+cdef const char* NO_MEMORY = b"-OOM the proxy is out of memory\r\n"
+cdef const char* RAISED = b"-ERR internal error\r\n"
+cdef enum:
+    BAD_PART_LEN = 65
+    NO_MEMORY_LEN = 33
+    RAISED_LEN = 21
+    SCRATCH_KEEP = 65536
+
+cdef Buffer scratch             # replies whose turn has not come are made here, one at a time
+
+
+@cython.final
+@cython.no_gc
+cdef class Gather(Sink):
+    """See the module. States: begun (parent set) -> complete, or forsaken (parent NULL) -> let go."""
+
+    cdef void deliver(self, Request* r, const char* p, size_t n, bint final, bint error) noexcept:
+        if self.parent != NULL and n:
+            r.size += n
+            if request_hold(r, p, n):
+                self.held += n
+                self.replies.weigh(<ssize_t> n)     # may close the client, which forsakes this
+            else:
+                self.no_memory = True
+        if final:
+            if error:
+                r.flags |= REQ_ERROR
+            self.part_answered(r)
+
+    cdef void part_answered(self, Request* part) noexcept:
+        request_move(part, STATE_ANSWERED)
+        self.missing -= 1
+        if self.missing == 0:
+            self.complete()
+
+    cdef void withdraw(self, Request* r) noexcept:
+        if self.parent != NULL and r.hold_len:
+            self.held -= r.hold_len
+            self.replies.weigh(-<ssize_t> r.hold_len)
+        r.size = 0
+        request_unhold(r)
+
+    cdef bint alive(self) noexcept:
+        return self.parent != NULL
+
+    cdef void unsettle(self) noexcept:
+        if self.parent != NULL:
+            self.replies.unsettle()
+
+    cdef void forsake(self) noexcept:
+        """The client has left, or is about to be closed: gives back its place and all that is held."""
+        cdef uint32_t i
+        request_free(self.parent)
+        self.parent = NULL
+        for i in range(self.nparts):
+            request_unhold(&self.parts[i])
+
+    cdef void complete(self) noexcept:
+        """The last part is answered."""
+        cdef Request* parent = self.parent
+        cdef Buffer* out
+        cdef size_t before
+        cdef bint error = False
+        if parent != NULL:
+            self.replies.weigh(-<ssize_t> self.held)
+            out = self.replies.room(parent)
+            if out != NULL:
+                before = out.end - out.start
+                if not self.make(out, &error):
+                    buffer_append(out, NO_MEMORY, NO_MEMORY_LEN)
+                if error:
+                    count_error(self.replies.counts, parent.command, out.data + out.start + before,
+                                out.end - out.start - before)
+                self.replies.made(out.end - out.start - before)
+                if self.parent != NULL:             # else it was more than the client may hold
+                    parent.gather = NULL
+                    self.replies.deliver(parent, NULL, 0, True, False)
+            else:
+                if not self.make(&scratch, &error):
+                    buffer_append(&scratch, NO_MEMORY, NO_MEMORY_LEN)
+                parent.gather = NULL
+                self.replies.deliver(parent, scratch.data + scratch.start, scratch.end - scratch.start, True, error)
+                scratch.start = scratch.end = 0
+                if scratch.cap > SCRATCH_KEEP:
+                    buffer_release(&scratch)
+        self.let_go()
+
+    cdef bint make(self, Buffer* out, bint* error) noexcept:
+        """Combines the parts' replies, or takes the first that failed; `out` is as before when there is no memory."""
+        cdef uint32_t i
+        cdef size_t before = out.end - out.start
+        cdef Request* part
+        if self.no_memory:
+            error[0] = True
+            return False
+        for i in range(self.nparts):
+            part = &self.parts[i]
+            if part.flags & REQ_ERROR:
+                error[0] = True
+                return buffer_append(out, part.hold, part.hold_len)
+        if self.combine(self, out, error):
+            return True
+        out.end = out.start + before
+        error[0] = True
+        return False
+
+    cdef void let_go(self) noexcept:
+        """Ends what gather_begin began."""
+        self.discard()
+        Py_DECREF(self)
+
+    cdef void discard(self) noexcept:
+        """Frees the parts; by itself: of a gather that was never begun."""
+        cdef uint32_t i
+        for i in range(self.nparts):
+            request_free(&self.parts[i])
+        request_block_free(self.parts, self.nparts)
+        self.parts = NULL
+        self.finish = None
+
+
+cdef Gather gather_new(ReplyQueue replies, uint32_t nparts, uint32_t nkeys, Combine combine):
+    """See the .pxd; the caller fills the parts and, for combine_array, part_of. None when there is no memory."""
+    cdef Gather g = Gather.__new__(Gather)
+    cdef uint32_t i
+    g.parts = request_block(nparts, nkeys * sizeof(uint32_t))
+    if g.parts == NULL:
+        return None
+    g.replies = replies
+    g.part_of = <uint32_t*> (g.parts + nparts)
+    g.nparts = g.missing = nparts
+    g.nkeys = nkeys
+    g.combine = combine
+    g.held = 0
+    g.no_memory = False
+    for i in range(nparts):
+        g.parts[i].sink = <void*> g
+    return g
+
+
+cdef void gather_begin(Gather g, Request* parent) noexcept:
+    """From now on it lives until every part is answered."""
+    g.parent = parent
+    parent.gather = <void*> g
+    request_move(parent, STATE_GATHERING)
+    Py_INCREF(g)
+
+
+# -- ways to combine ---------------------------------------------------------------------------------------------------
+
+cdef bint bad_part(Gather g, Buffer* out, size_t before, bint* error) noexcept:
+    """A part's reply is not what its command deserves."""
+    out.end = out.start + before
+    error[0] = True
+    return buffer_append(out, BAD_PART, BAD_PART_LEN)
+
+
+cdef inline size_t head_length(const char* frame, size_t n) noexcept nogil:
+    """Bytes of `*<n>\\r\\n`."""
+    cdef size_t i = 0
+    while i < n and frame[i] != c"\n":
+        i += 1
+    return i + 1
+
+
+cdef bint combine_first(Gather g, Buffer* out, bint* error) noexcept:
+    """The first part's: all say the same (+OK)."""
+    return buffer_append(out, g.parts[0].hold, g.parts[0].hold_len)
+
+
+cdef bint combine_sum(Gather g, Buffer* out, bint* error) noexcept:
+    """Integers added up."""
+    cdef int64_t total = 0, value
+    cdef uint32_t i
+    cdef size_t k, before = out.end - out.start
+    cdef Request* part
+    for i in range(g.nparts):
+        part = &g.parts[i]
+        if part.hold_len < 4 or part.hold[0] != c":":
+            return bad_part(g, out, before, error)
+        value = 0
+        k = 1
+        while c"0" <= part.hold[k] <= c"9":
+            value = value * 10 + (part.hold[k] - c"0")
+            k += 1
+        if part.hold[k] != c"\r" or k == 1 or k > 19:
+            return bad_part(g, out, before, error)
+        total += value
+    if not buffer_reserve(out, HEAD_MAX):
+        return False
+    out.end += put_head(out.data + out.end, c":", total)
+    return True
+
+
+cdef bint combine_array(Gather g, Buffer* out, bint* error) noexcept:
+    """One element per key: each part's elements stand in the order of its keys, so one cursor a part is enough."""
+    cdef uint32_t i
+    cdef size_t used = 0, total = HEAD_MAX, before = out.end - out.start
+    cdef Request* part
+    cdef ReplyScan scan
+    for i in range(g.nparts):
+        part = &g.parts[i]
+        if part.hold_len < 5 or part.hold[0] != c"*":
+            return bad_part(g, out, before, error)
+        total += part.hold_len
+        part.pos = head_length(part.hold, part.hold_len)    # no place in a stream any more: the cursor
+    if not buffer_reserve(out, total):
+        return False
+    out.end += put_head(out.data + out.end, c"*", g.nkeys)
+    for i in range(g.nkeys):
+        part = &g.parts[g.part_of[i]]
+        if part.pos == 4 and part.hold[1] == c"1":
+            used = part.hold_len - 4        # the only element: what is left of a reply that was scanned whole
+        else:
+            reply_scan_reset(&scan)
+            if part.pos >= part.hold_len or scan_reply(
+                &scan, part.hold + part.pos, part.hold_len - part.pos, &used
+            ) != SCAN_DONE:
+                return bad_part(g, out, before, error)
+        if used == 0:
+            return bad_part(g, out, before, error)
+        memcpy(out.data + out.end, part.hold + part.pos, used)
+        out.end += used
+        part.pos += used
+    return True
+
+
+cdef bint combine_python(Gather g, Buffer* out, bint* error) noexcept:
+    """By a function of proxy.serve: list of the parts' replies -> the one reply."""
+    cdef uint32_t i
+    cdef bytes made
+    try:
+        made = g.finish([
+            PyBytes_FromStringAndSize(g.parts[i].hold, <Py_ssize_t> g.parts[i].hold_len) for i in range(g.nparts)
+        ])
+    except Exception:
+        g.replies.counts.internal_errors += 1
+        error[0] = True
+        return buffer_append(out, RAISED, RAISED_LEN)
+    error[0] = PyBytes_GET_SIZE(made) > 0 and PyBytes_AS_STRING(made)[0] == c"-"
+    return buffer_append(out, PyBytes_AS_STRING(made), PyBytes_GET_SIZE(made))

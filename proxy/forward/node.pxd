@@ -1,0 +1,27 @@
+"""A server of the cluster as the data path knows it."""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from proxy.forward.counters cimport Histogram
+
+cdef class Node
+
+cdef class Pool:
+    cdef Node node
+    cdef readonly int proto
+    cdef list backends                      # Backends, made on first use
+    cdef int64_t down_since_ns              # 0 = not known to be down
+
+cdef class Node:
+    cdef readonly object address            # proxy.cluster.topology.Address
+    cdef readonly str label                 # str(address)
+    cdef readonly uint32_t number           # never given twice in a process
+    cdef public bint replica
+    cdef public bint usable                 # a replica fit for reads (proxy.control.node_health)
+    cdef readonly bint gone                 # no longer in the topology
+    cdef public uint64_t connect_failures
+    cdef Histogram duration
+    cdef Pool resp2
+    cdef Pool resp3
+    cdef list leases                        # Backends each of which one client owns
+    cdef list retired                       # Backends of a former role, draining
+    cdef Pool pool(self, int proto)

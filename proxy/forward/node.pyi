@@ -1,0 +1,40 @@
+from typing import Any
+
+from proxy.cluster.topology import Address
+from proxy.forward.backend import Backend
+
+STATE_NAMES: tuple[str, ...]
+
+class Pool:
+    """The connections to a node in one protocol."""
+
+    @property
+    def proto(self) -> int: ...
+
+class Node:
+    """A server of the cluster as the data path knows it: its connections and its figures."""
+
+    replica: bool
+    usable: bool  # a replica fit for reads
+    connect_failures: int
+    def __init__(self, address: Address, replica: bool) -> None: ...
+    @property
+    def address(self) -> Address: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def number(self) -> int:
+        """Never given twice in a process."""
+    @property
+    def gone(self) -> bool:
+        """No longer in the topology."""
+    @property
+    def up(self) -> bool:
+        """Whether any connection to it is established."""
+    @property
+    def down(self) -> bool:
+        """Whether it could not be reached lately, in any protocol it is used in."""
+    def backends(self) -> list[Backend]:
+        """All its connections, leased ones and those still draining included."""
+    def figures(self) -> Any:
+        """{role, up, usable, pending, connections: {state: n}, connect_failures, buckets, sum_s}."""

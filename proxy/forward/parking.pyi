@@ -1,0 +1,18 @@
+class Parking:
+    """Requests that wait for a better moment. One per worker, made by Exchange."""
+
+    backoff_min_ns: int
+    backoff_max_ns: int
+    max_bytes: int  # of parked commands, from which on nothing more is parked
+    @property
+    def waiting(self) -> int:
+        """Requests parked."""
+    @property
+    def bytes(self) -> int:
+        """Of the parked commands."""
+    def wake(self) -> None:
+        """Submits anew what has waited long enough; ends what is past its deadline."""
+    def wake_all(self) -> None:
+        """Something has changed (a topology, a connection): nothing need wait any longer."""
+    def stop(self) -> None:
+        """Ends the timer and whatever is parked."""

@@ -1,0 +1,152 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Requests that wait for a better moment: their node is down, a slot is being moved, a window is full.
+
+The bytes of a parked request are its own. It is submitted anew (Recovery.resubmit) after a backoff, twice as long each
+time, or as soon as something has changed (`wake_all`), until its deadline (Recovery.expired). The parked go on in the
+order in which they came, and those of one slot never overtake each other: a client's writes to one key must not.
+"""
+cimport cython
+
+from proxy.forward.counters cimport OUTCOME_GAVE_UP, OUTCOME_RETRIED
+from proxy.forward.ports cimport Sink
+from proxy.forward.request cimport (
+    STATE_NEW, STATE_PARKED, request_free, request_keep, request_move,
+)
+
+TICK_S = 0.005      # how often the parked are looked at
+
+
+cdef inline bint abandoned(const Request* r) noexcept:
+    """Whether nobody waits for it any more."""
+    return r.sink == NULL or not (<Sink> r.sink).alive()
+
+
+@cython.final
+cdef class Parking:
+    """One per worker; Exchange makes it and sets `recovery`."""
+
+    def __cinit__(self, Reactor reactor, loop, *, int64_t backoff_min_ns, int64_t backoff_max_ns,
+                  size_t max_bytes=16 << 20):
+        self.reactor = reactor
+        self.loop = loop
+        self.backoff_min_ns = backoff_min_ns
+        self.backoff_max_ns = backoff_max_ns
+        self.max_bytes = max_bytes
+        self._wake = self.wake
+        self._wake_all = self.wake_all
+
+    cdef int park(self, Request* r, const char* p, size_t n, int reason) noexcept:
+        """Keeps it for a while, never beyond its deadline: a ParkResult. p[0:n]: its bytes; they may be r.own."""
+        cdef int64_t delay = self.backoff_min_ns << (r.attempts if r.attempts < 16 else 16)
+        if self.reactor.now >= r.deadline_ns:
+            self.counts.retries[reason][OUTCOME_GAVE_UP] += 1
+            self.recovery.expired(r, reason)
+            return PARKED
+        if self.bytes >= self.max_bytes:
+            self.counts.retries[reason][OUTCOME_GAVE_UP] += 1
+            return CANNOT_PARK
+        if not request_keep(r, p, n):
+            return NO_ROOM
+        self.counts.retries[reason][OUTCOME_RETRIED] += 1
+        if delay > self.backoff_max_ns:
+            delay = self.backoff_max_ns
+        if r.attempts < 255:
+            r.attempts += 1
+        r.reason = <unsigned char> reason
+        r.wake_ns = self.reactor.now + delay
+        if r.wake_ns > r.deadline_ns:
+            r.wake_ns = r.deadline_ns
+        if r.sink != NULL:
+            (<Sink> r.sink).unsettle()
+        request_move(r, STATE_PARKED)
+        self.append(r)
+        if self.timer is None:
+            self.timer = self.loop.call_later(TICK_S, self._wake)
+        return PARKED
+
+    cdef void append(self, Request* r) noexcept:
+        if r.slot >= 0:
+            self.parked_in[r.slot] += 1
+        r.bnext = NULL
+        if self.first == NULL:
+            self.first = r
+        else:
+            self.last.bnext = r
+        self.last = r
+        self.waiting += 1
+        self.bytes += r.len
+
+    cdef Request* empty(self) noexcept:
+        """Takes the whole list, whose head is returned."""
+        cdef Request* head = self.first
+        cdef Request* r = head
+        while r != NULL:
+            if r.slot >= 0:
+                self.parked_in[r.slot] = 0
+            r = r.bnext
+        self.first = NULL
+        self.waiting = self.bytes = 0
+        return head
+
+    def wake(self):
+        """Submits anew what has waited long enough; ends what is past its deadline."""
+        self.timer = None
+        self.go(False)
+
+    def wake_all(self):
+        """Something has changed (a topology, a connection): nothing need wait any longer."""
+        self.soon = False
+        self.go(True)
+
+    cdef void wake_soon(self) noexcept:
+        """wake_all, when whoever calls is done."""
+        if self.first != NULL and not self.soon:
+            self.soon = True
+            self.loop.call_soon(self._wake_all)
+
+    cdef void go(self, bint everything) noexcept:
+        cdef Request* r = self.empty()
+        cdef Request* following
+        self.reactor.tick()
+        while r != NULL:
+            following = r.bnext
+            r.bnext = NULL
+            if abandoned(r):
+                request_move(r, STATE_NEW)
+                self.discard(r)
+            elif r.deadline_ns <= self.reactor.now:
+                self.counts.timeouts += 1
+                self.counts.retries[r.reason][OUTCOME_GAVE_UP] += 1
+                request_move(r, STATE_NEW)
+                self.recovery.expired(r, r.reason)
+            elif (everything or r.wake_ns <= self.reactor.now) and (r.slot < 0 or not self.parked_in[r.slot]):
+                request_move(r, STATE_NEW)
+                self.recovery.resubmit(r)
+            else:
+                self.append(r)
+            r = following
+        if self.first != NULL and self.timer is None:
+            self.timer = self.loop.call_later(TICK_S, self._wake)
+
+    cdef void discard(self, Request* r) noexcept:
+        """Gives back what nobody waits for; a part of something goes to its gather, which counts its parts."""
+        if r.sink != NULL:
+            (<Sink> r.sink).deliver(r, NULL, 0, True, False)
+        else:
+            request_free(r)
+
+    def stop(self):
+        """Ends the timer and whatever is parked."""
+        cdef Request* r = self.empty()
+        cdef Request* following
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        while r != NULL:
+            following = r.bnext
+            request_move(r, STATE_NEW)
+            if abandoned(r):
+                self.discard(r)
+            else:
+                self.recovery.expired(r, r.reason)
+            r = following

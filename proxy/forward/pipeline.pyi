@@ -1,0 +1,19 @@
+from proxy.forward.reactor import Peer
+
+class BackendSettings:
+    """Limits of connections.
+
+    stall_ns: after which a connection on which nothing moves is given up. max_window: bytes of unanswered commands
+    from which on no further command is taken.
+    """
+
+    stall_ns: int
+    max_window: int
+    def __init__(self, *, stall_ns: int, max_window: int = ...) -> None: ...
+
+class Pipeline(Peer):
+    """What is under way on a connection; never made by itself."""
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for a reply."""

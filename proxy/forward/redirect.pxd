@@ -1,0 +1,24 @@
+"""What a node's error line means for a request: follow it elsewhere, wait, or give it to the client."""
+from proxy.forward.backend cimport Backend
+from proxy.forward.counters cimport CounterBlock
+from proxy.forward.node cimport Node
+from proxy.forward.parking cimport Parking
+from proxy.forward.request cimport Request
+from proxy.forward.router cimport Router
+
+cdef enum Verdict:
+    ORDINARY = 0            # the client's
+    TAKEN = 1               # sent elsewhere, or parked
+    STRANDED = 2            # there is no memory to do either
+    FULL = 3                # too much is parked already
+
+cdef class Redirect:
+    cdef Router router
+    cdef Parking parking
+    cdef CounterBlock* counts
+    cdef public object port
+    cdef public int max_redirections
+    cdef int judge(self, Backend backend, Request* r, const char* bytes, const char* p, size_t n) noexcept
+    cdef Node known(self, bytes host, int port, Node node)
+    cdef int follow(self, Backend backend, Request* r, const char* bytes, Node node, bint ask) noexcept
+    cdef int wait(self, Request* r, const char* bytes, int reason) noexcept

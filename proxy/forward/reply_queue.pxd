@@ -1,0 +1,47 @@
+"""A client's replies: their order, what is held back, what is not yet taken."""
+from libc.stdint cimport int64_t, uint32_t
+
+from proxy.forward.buffer cimport Buffer
+from proxy.forward.counters cimport CounterBlock
+from proxy.forward.ports cimport Outlet, Sink
+from proxy.forward.request cimport Request
+
+cdef class OutputLimits:
+    cdef public uint32_t max_pending        # commands under way before reading pauses
+    cdef public size_t max_pending_bytes    # of commands under way before reading pauses
+    cdef public size_t soft_output          # reply bytes not taken before reading pauses
+    cdef public size_t hard_output          # ... before the client is closed
+
+cdef class ReplyQueue(Sink):
+    cdef void* outlet                       # Outlet, borrowed: it owns this; NULL once it is closed
+    cdef CounterBlock* counts
+    cdef OutputLimits limits
+    cdef uint32_t inflight                  # requests in the queue, pushes apart
+    cdef uint32_t proven                    # replies of this burst that have come: see overloaded()
+    cdef size_t asked                       # bytes of the requests in the queue
+    cdef size_t reply_mean                  # bytes of a usual reply of this client, lately
+    cdef size_t held                        # reply bytes that wait for their turn
+    cdef Request* head
+    cdef Request* tail
+    cdef Buffer out                         # reply bytes not yet taken by the kernel
+    cdef bint overloaded(self) noexcept
+    cdef bint relieved(self) noexcept
+    cdef size_t unproven(self) noexcept
+    cdef void begin_burst(self) noexcept
+    cdef void append(self, Request* r) noexcept
+    cdef void say(self, int metric, const char* p, size_t n) noexcept
+    cdef void push(self, const char* p, size_t n, bint behind) noexcept
+    cdef Buffer* room(self, Request* r) noexcept
+    cdef void made(self, size_t n) noexcept
+    cdef void emit(self, const char* p, size_t n) noexcept
+    cdef void finish(self, Request* r, bint error, const char* p, size_t n) noexcept
+    cdef void pop(self) noexcept
+    cdef void advance(self) noexcept
+    cdef int send_out(self) noexcept
+    cdef void over(self) noexcept
+    cdef void shut(self, int reason) noexcept
+
+cdef enum SendResult:
+    SENT_ALL = 0
+    SENT_PART = 1           # the kernel takes no more, or others are to have their turn: wait to be writable
+    SEND_FAILED = 2

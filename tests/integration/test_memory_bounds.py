@@ -1,0 +1,108 @@
+"""Memory that one client can make a worker hold, or keep, has a bound; and who is being served is not idle.
+
+Why: after 100 small replies 0.1.0 asked for 600 values of 1 MB at once for a client that read none of them, and the
+plan of a large MSET stayed for the life of the worker (issue 7). tests/integration/test_limits.py has the plain limits,
+test_hostile_nodes.py those that need a node to misbehave.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from proxy.embedded import EmbeddedCluster, wait_for, wait_or_none
+from tests.support.processes import memory
+from tests.support.proxyd import ProxyDaemon
+from tests.support.raw import bulk, encode
+
+StartProxy = Callable[..., ProxyDaemon]
+MB = 1 << 20
+
+
+def worker_memory(daemon: ProxyDaemon, field: str = "VmRSS") -> int:
+    return sum(memory(pid, field) for pid in daemon.worker_pids())
+
+
+@pytest.mark.parametrize("command", ["GET", "MGET", "LRANGE"])
+def test_large_replies_after_small_ones(command: str, small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """What small replies taught about a client's replies must not have hundreds of large ones asked for at once."""
+    count = 600
+    words = {"GET": ["GET", "big"], "MGET": ["MGET", "big", "small"], "LRANGE": ["LRANGE", "list", "0", "-1"]}[command]
+    small = {"GET": ["GET", "small"], "MGET": ["MGET", "small", "none"], "LRANGE": ["LRANGE", "none", "0", "-1"]}
+    daemon = start_proxy(small_cluster.seeds, workers=1)
+    with daemon.raw(timeout_s=20, receive_buffer=4096) as deaf, daemon.raw(timeout_s=20) as other:
+        assert other.command("SET", "big", "x" * MB) == b"+OK\r\n"
+        other.command("DEL", "list")
+        assert other.command("RPUSH", "list", "x" * MB) == b":1\r\n"
+        assert other.command("SET", "small", "v") == b"+OK\r\n"
+        base = worker_memory(daemon)
+        deaf.send(encode(*small[command]) * 100)
+        deaf.frames(100)
+        deaf.send(encode(*words) * count)
+        peak = 0
+
+        def quiet() -> bool:
+            """Whether memory grows no more while others are served on the very connection."""
+            nonlocal peak
+            before = peak
+            for _ in range(20):
+                assert other.command("GET", "big") == bulk(b"x" * MB)
+                assert other.command("EXISTS", "list") == b":1\r\n"
+            peak = max(peak, worker_memory(daemon) - base)
+            return peak <= before
+
+        wait_for(quiet, 20, "the deaf client's replies are held, or not asked for")
+        print(f"grown by {peak / MB:.0f} MB")
+        assert peak < 200 * MB
+        deaf.sock.settimeout(20)
+        for _ in range(5):  # and it is served, once it reads
+            assert len(deaf.frame()) > MB
+    wait_for(lambda: worker_memory(daemon) - base < 32 * MB, 10, "memory is given back")
+
+
+@pytest.mark.parametrize("keys", [100, 100_000])
+def test_a_large_mset_is_forgotten(keys: int, small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """100 MB over many slots, in large values and in small ones: nothing of it stays."""
+    size = 100 * MB // keys
+    daemon = start_proxy(small_cluster.seeds, workers=1)
+    with daemon.raw(timeout_s=60) as raw:
+        names = [f"k{n}" for n in range(keys)]
+        assert raw.command("MSET", *(word for name in names for word in (name, "v"))) == b"+OK\r\n"
+        assert raw.command("DEL", *names) == b":%d\r\n" % keys
+        base = worker_memory(daemon)
+        value = b"x" * size
+        for _ in range(2):
+            assert raw.command("MSET", *(word for name in names for word in (name, value))) == b"+OK\r\n"
+        assert raw.command("DEL", *names) == b":%d\r\n" % keys
+        wait_or_none(lambda: worker_memory(daemon) - base < 8 * MB, 5)
+        grown = worker_memory(daemon) - base
+        print(f"kept {grown / MB:.1f} MB, peak {worker_memory(daemon, 'VmHWM') / MB:.0f} MB")
+        assert grown < 16 * MB
+
+
+def test_a_slow_download_is_not_idleness(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """idle_timeout is for clients that are silent, not for those that are still reading their reply."""
+    idle_s = 0.5
+    value = b"x" * (32 * MB)
+    daemon = start_proxy(small_cluster.seeds, {"clients": {"idle_timeout": "500ms"}}, workers=1)
+    with daemon.raw(timeout_s=10) as writer:
+        assert writer.command("SET", "big", value) == b"+OK\r\n"
+    with daemon.raw(timeout_s=10, receive_buffer=1 << 16) as slow:
+        slow.send(encode("GET", "big"))
+        started = time.monotonic()
+        received = 0
+        head = slow.sock.recv(64)
+        received += len(head)
+        # At a steady pace: for four idle timeouts or more the proxy has bytes that the client has yet to read.
+        while received < len(bulk(value)):
+            due = started + 5 * idle_s * received / len(value)
+            if (early := due - time.monotonic()) > 0:
+                time.sleep(early)
+            data = slow.sock.recv(1 << 18)
+            assert data, f"closed after {received} bytes, {time.monotonic() - started:.1f} s"
+            received += len(data)
+        assert time.monotonic() - started > 4 * idle_s
+        assert slow.command("PING") == b"+PONG\r\n"
+        assert slow.rest() == b""  # idle now, and closed for it
