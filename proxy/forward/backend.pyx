@@ -19,7 +19,8 @@ from proxy.forward.counters cimport Counters, observe
 from proxy.forward.pipeline cimport span
 from proxy.forward.ports cimport Recovery, Sink
 from proxy.forward.reactor cimport (
-    BROKEN, EVENT_END, EVENT_GONE, EVENT_READ, EVENT_WRITE, SHARED, WANT_END, WANT_READ, WANT_WRITE, WOULD_BLOCK, Reactor,
+    BROKEN, EVENT_END, EVENT_GONE, EVENT_READ, EVENT_WRITE, SHARED, WANT_END, WANT_READ, WANT_WRITE, WOULD_BLOCK,
+    Reactor,
 )
 from proxy.forward.request cimport (
     REQ_BLAMED, REQ_SWALLOWED, STATE_GHOST, STATE_PAIRING, Request, request_fault, request_free, request_move,

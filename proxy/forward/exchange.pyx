@@ -120,7 +120,7 @@ cdef class Exchange(Recovery):
             self.fail(r, self.text_lost)
             return
         if sent == SENT_PARTLY:
-            r.flags |= REQ_BLAMED           # perhaps the node does not stand it: it costs others one connection, not all
+            r.flags |= REQ_BLAMED           # perhaps the node cannot stand it: it may cost the others one connection
         if r.target == TARGET_LEASE:
             self.fail(r, self.text_gone)
             return

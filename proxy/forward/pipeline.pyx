@@ -17,8 +17,8 @@ from proxy.forward.buffer cimport Buffer, buffer_append, buffer_release, buffer_
 from proxy.forward.ports cimport SENT_NOTHING, SENT_PARTLY, SENT_WHOLLY
 from proxy.forward.reactor cimport Peer
 from proxy.forward.request cimport (
-    REQ_EMBEDDED, REQ_STREAMING, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, STATE_QUEUED, Request, request_free, request_move,
-    request_new,
+    REQ_EMBEDDED, REQ_STREAMING, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, STATE_QUEUED, Request, request_free,
+    request_move, request_new,
 )
 
 cdef enum:

@@ -10,8 +10,8 @@ A request has one owner at a time; `state` says which, and only `request_move` c
     NEW -> GHOST        stands in for a timed-out one that was sent
     NEW -> CANCELLED    ... of which nothing was sent            all but QUEUED -> FREE
 
-A request whose client has left is not looked for: its `sink` is NULL (or says that it is not alive), and whoever owns it
-frees it when its reply, its loss or its time comes. Besides its owner it may stand in its client's order of replies,
+A request whose client has left is not looked for: its `sink` is NULL (or says that it is not alive), and whoever owns
+it frees it when its reply, its loss or its time comes. Besides its owner it may stand in its client's order of replies,
 which ends (`sink` NULL) or answers it, and never frees what another one owns.
 """
 from libc.stdlib cimport abort, free, malloc, realloc
@@ -169,8 +169,10 @@ cdef void request_fault(Request* r, const char* p, size_t n) noexcept nogil:
 # -- sanitizer builds ------------------------------------------------------------------------------------------------
 
 cdef uint16_t[STATES] MOVES
-MOVES[<int> STATE_NEW] = (1 << STATE_QUEUED | 1 << STATE_PARKED | 1 << STATE_GATHERING | 1 << STATE_ANSWERED
-                    | 1 << STATE_GHOST | 1 << STATE_CANCELLED | 1 << STATE_FREE)
+MOVES[<int> STATE_NEW] = (
+    1 << STATE_QUEUED | 1 << STATE_PARKED | 1 << STATE_GATHERING | 1 << STATE_ANSWERED | 1 << STATE_GHOST
+    | 1 << STATE_CANCELLED | 1 << STATE_FREE
+)
 MOVES[<int> STATE_QUEUED] = 1 << STATE_PAIRING
 MOVES[<int> STATE_PAIRING] = 1 << STATE_QUEUED | 1 << STATE_PARKED | 1 << STATE_ANSWERED | 1 << STATE_FREE
 MOVES[<int> STATE_PARKED] = 1 << STATE_NEW | 1 << STATE_FREE

@@ -27,8 +27,11 @@ def node() -> Iterator[FakeNode]:
 
 
 @pytest.fixture
-def other() -> Iterator[FakeNode]:
+def other(node: FakeNode) -> Iterator[FakeNode]:
+    """A node of the same cluster without slots: redirections are followed to nodes of the topology only."""
     with FakeNode("2" * 40) as listening:
+        told = shards_reply([Shard([(0, 16383)], [(node, "master")]), Shard([], [(listening, "master")])])
+        node.shards = listening.shards = told
         yield listening
 
 
@@ -42,7 +45,7 @@ def in_turn(*replies: Reply) -> Callable[[Session, list[bytes]], Reply]:
 
 
 def test_moved_is_followed_and_learnt(node: FakeNode, other: FakeNode, start_proxy: StartProxy) -> None:
-    """To a node never heard of before; the next command goes there at once (predixy never learns)."""
+    """The next command goes there at once (predixy never learns)."""
     node.on("GET", b"-MOVED %d %s\r\n" % (A_SLOT, other.address.encode()))
     other.on("GET", bulk(b"here"))
     # The topology as told stays old: only the redirection can have taught it, until the next look.
