@@ -23,7 +23,7 @@ from setuptools.errors import PlatformError
 
 # Nothing outside a module calls into it except through Python's own tables, so its symbols need not be interposable.
 # -g1: lines for perf and sanitizers at a third of the size.
-COMPILE_FLAGS = ["-O2", "-g1", "-fvisibility=hidden", "-fno-strict-aliasing"]
+COMPILE_FLAGS = ["-O3", "-g1", "-fvisibility=hidden", "-fno-strict-aliasing"]
 GCC_FLAGS = ["-fno-semantic-interposition"]  # clang has this as its default and older ones warn about the option
 DEVELOPMENT_BUILD = f"build/inplace.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 

@@ -2,23 +2,36 @@
 
 What happens to one command:
 
-    client fd --> Client.ready --> scan_command --> dispatch --> Router.choose --> Backend.enqueue --.
-                                    (span, keys)       |            (slot, policy)                   |  end of batch:
-                                                       '--> Desk (proxy.serve): answers of our own   |  one send(2)
-                                                                                                     v  per backend
-    client fd <-- Ordered.flush <-- Ordered.deliver <------ scan_reply <-- Backend.ready <-------- node fd
-        end of batch: one send(2)   (in client's order)        |
-        per client                                             '-- '-' first byte? --> Retry: follow, park, give up
+    client fd --> Client.ready --> scan_command --> Call --> Dispatch --> Exchange.submit --> Router.choose --.
+                                  (span, arguments)  (row, slot)  |                          (Target)         |
+                                                                  '--> desk (proxy.serve)                     v
+                                                                       answers of our own            Pipeline.enqueue
+                                                                                    end of batch: one send(2) per backend
+    client fd <-- Client.flush <-- ReplyQueue.deliver <-- Sink <-- Backend.reply <-- scan_reply <-- node fd
+        end of batch: one send(2)  (in the client's order)  ^            |
+        per client                  Gather: parts -> one ---'            '-- '-' first byte? --> Redirect: follow it,
+                                                                                                 park it, or the client's
+
+Three ideas carry every kind of command:
+
+    Call    in: the command as read (row, frame, arguments), its keys and slot found once. Dispatch is a table from class
+            to function; a function may answer "not now" and is asked again when all that is under way is answered.
+    Target  in between: a slot, any primary, one node, a lease; all primaries or all nodes are parts of a Gather.
+    Sink    out: whoever takes the reply: a client's ReplyQueue, or a Gather that makes one reply of many parts.
 
 What hangs on what (-> owns, ~> borrows):
 
-    Reactor -> peers (Client, Backend)          Request  a C struct in two queues, freed by the last to hold it:
-    DataPath -> CommandTable, Desk, clients        Client.head .cnext ...   the order in which replies are due
-    Router -> Node -> Backend                      Backend.head .bnext ...  the order in which replies will come
-    Backend -> win   bytes of every unanswered     Retry.parked .bnext ...  waiting for a better moment (bytes in `own`)
-                     command, oldest first         ~> client (NULL once it has left), ~> parent (a split's part)
+    Reactor -> peers (Client, Backend)           Request  a C struct with one owner at a time (request.pyx has the moves):
+    DataPath -> CommandTable, desk, clients         Pipeline.head .bnext ...   the order in which replies will come
+    Client -> ReplyQueue, input, lease              Parking.first .bnext ...   waiting for a better moment (bytes in `own`)
+    Router -> Node -> Pool -> Backend               Gather.parts               parts of one command, in one block
+    Backend -> window  bytes of every unanswered    ReplyQueue.head .cnext ... besides: the order in which they are due
+                       command, oldest first        ~> sink (NULL once its client has left)
 
-Modules import one way: buffer < request < reactor < counters, ports < backend < router, split < retry < datapath <
-order < client < clients. Nothing here imports asyncio, logging, redis or prometheus_client; a loop is only asked to
-call back.
+Nobody is trusted: a node answers only what it was wholly sent, an error line leads only to nodes of the published
+topology, and a client has a budget of time per batch, a limit on what is under way, and one on what is held for it.
+
+Modules import one way: buffer < request < reactor < ports, counters < node, pipeline < backend < router < parking <
+redirect < exchange; reply_queue < gather; split, call < datapath < client < ask < dispatch < clients. Nothing here
+imports asyncio, logging, redis or prometheus_client; a loop is only asked to call back.
 """

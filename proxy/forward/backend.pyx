@@ -23,7 +23,7 @@ from proxy.forward.reactor cimport (
     Reactor,
 )
 from proxy.forward.request cimport (
-    REQ_BLAMED, REQ_SWALLOWED, STATE_GHOST, STATE_PAIRING, Request, request_fault, request_free, request_move,
+    REQ_BLAMED, REQ_SWALLOWED, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, Request, request_fault, request_free, request_move,
 )
 from proxy.resp.scanner cimport SCAN_DONE, SCAN_ERROR, reply_scan_reset, scan_reply
 
@@ -311,7 +311,10 @@ cdef class Backend(Pipeline):
         observe(&self.node.duration, self.reactor.now - r.sent_ns)
         self.settle(r, p, n, error)
         if self.fd >= 0:            # else given up meanwhile: the window is gone
-            self.answered(size)
+            self.win.start += size
+            self.win_pos += size
+            if self.head == NULL or self.head.state == STATE_CANCELLED or self.full:
+                self.answered()
             if self.draining and self.win.start == self.win.end:
                 self.close()
 

@@ -43,7 +43,7 @@ cdef enum:
     READ_ROUNDS = 4         # full receive buffers before others get their turn
     ARGS_KEEP = 4096        # a shared argument vector larger than this is given back
     TURN = 512              # units of a turn: a forwarded command is one, some 0.3 us
-    COST_BYTES = 2048       # ... and so many bytes of it are another
+    COST_BYTES = 11         # ... and 2^11 bytes of it are another
     COST_INLINE = 2         # ... and being written as a line another
     POSTPONE_MAX = 4096     # output that may wait for a batch while more is due
 
@@ -300,7 +300,7 @@ cdef class Client(Outlet):
             rc = scan_command(&self.scan, args, buf + done, n - done, &self.settings.limits, self.authenticated)
             if rc == SCAN_DONE or rc == SCAN_INLINE:
                 size = self.scan.pos
-                self.budget -= 1 + <int> (size / COST_BYTES)
+                self.budget -= 1 + <int> (size >> COST_BYTES)
                 if rc == SCAN_DONE:
                     command_scan_reset(&self.scan)
                     result = self.run(buf + done, size, args) if args.n else 0

@@ -62,7 +62,7 @@ cdef class Exchange(Recovery):
         cdef int choice = self.router.choose(r)
         cdef int result
         if choice == CHOSEN:
-            result = self.router.chosen.enqueue(r, p, n)
+            result = (<Backend> self.router.chosen).enqueue(r, p, n)
             if result == ENQUEUED:
                 if r.own != NULL:
                     request_forget(r)

@@ -33,7 +33,7 @@ cdef class Pipeline(Peer):
     cdef int enqueue_behind(self, Request* r, const char* prefix, size_t nprefix, int replies, const char* p,
                             size_t n) noexcept
     cdef size_t sendable(self) noexcept
-    cdef void answered(self, size_t n) noexcept
+    cdef void answered(self) noexcept
     cdef void abandon_all(self) noexcept
     cdef void expire(self, int64_t now, bint passing) noexcept
     cdef bint make_ghost(self, Request* r, Request* before) noexcept

@@ -108,11 +108,9 @@ cdef class Pipeline(Peer):
             self.cancelled = next_cancelled(self.cancelled.bnext)
         return self.win.end - self.win.start - (self.sent_pos - self.win_pos)
 
-    cdef void answered(self, size_t n) noexcept:
-        """The first n bytes of the window are of no use any more, nor is what was cancelled right behind them."""
+    cdef void answered(self) noexcept:
+        """The window's start has moved on: what was cancelled right behind it is of no use any more, either."""
         cdef Request* r
-        self.win.start += n
-        self.win_pos += n
         while self.head != NULL and self.head.state == STATE_CANCELLED:
             r = self.head
             self.head = r.bnext
@@ -192,7 +190,7 @@ cdef class Pipeline(Peer):
                 self.next_deadline_ns = now         # no memory: the next sweep tries again
             before = r
             r = following
-        self.answered(0)                            # what was cancelled at the head
+        self.answered()                             # what was cancelled at the head
 
     cdef bint make_ghost(self, Request* r, Request* before) noexcept:
         """Puts a stand-in in the place of a request in the queue; false when there is no memory."""

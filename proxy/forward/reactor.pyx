@@ -9,10 +9,10 @@ that a number cannot be reused while events for it are still in the batch.
 No peer has a batch for itself: one that has more to do than its turn allows asks for another (`more`), and is given one
 in the next batch, behind all others (`go_on`). uvloop's own callbacks run between two batches.
 
-With many active clients a batch waits for a moment (`pause_ns` after the last one ended) before it is taken, as network
-cards coalesce interrupts: woken by the first of many events it would handle each with its own sends, and every send
-wakes a server or a client for one command. With few clients, whose next event waits for our answer, nothing waits. For
-the same reason a client's small output may be put off by one batch while more replies are due to it (`postpone`);
+With many active clients and many events a batch waits for a moment (`pause_ns` after the last one ended) before it is
+taken, as network cards coalesce interrupts: woken by the first of many events it would handle each with its own sends,
+and every send wakes a server or a client for one command. With few clients, whose next event waits for our answer, or
+with long pipelines, whose events are few, nothing waits. For the same reason a client's small output may be put off by one batch while more replies are due to it (`postpone`);
 should no batch come, an alarm brings one after half a millisecond.
 
 What other code touches outside a batch (a timer, a control task) arms one `call_soon`, which is a batch without events.
@@ -57,10 +57,13 @@ cdef extern from "sys/prctl.h" nogil:
 cdef enum:
     EVENTS = 256                # taken with one epoll_wait
     ROUNDS = 4                  # full batches before uvloop gets its turn
-    PAUSE_FROM = 24             # active clients from which a pause before a batch gains more than it costs
+    PAUSE_FROM = 24             # active clients from which a pause before a batch gains more than it costs ...
+    PAUSE_FOR = 4               # ... if at least so many events are to be expected meanwhile
     PERIOD_NS = 5000000         # clients heard within this are active
     PAUSE_SLACK_NS = 1000       # the kernel's timer slack, 50 us by default, would double a pause
     ALARM_NS = 500000           # what was put off waits this long for a batch
+
+cdef double DECAY = 0.9         # weight of the past, per batch, in the rate of events
 
 
 cdef inline int64_t monotonic_ns() noexcept nogil:
@@ -236,6 +239,10 @@ cdef class Reactor:
                 break
             self.busy = True
             self.batches += 1
+            if n > 0:
+                self.seen = self.seen * DECAY + n
+                self.took = self.took * DECAY + (self.now - self.last_begun)
+                self.last_begun = self.now
             for i in range(n):
                 if ev[i].data.ptr == NULL:
                     read(self.alarm_fd, &times, sizeof(times))
@@ -269,7 +276,7 @@ cdef class Reactor:
             self.heard = 0
             self.period += 1
             self.period_ends = self.now + PERIOD_NS
-        if self.active < PAUSE_FROM or self.waiting:
+        if self.active < PAUSE_FROM or self.waiting or self.seen * self.pause_ns < PAUSE_FOR * self.took:
             return
         left = self.pause_ns - (self.now - self.last_batch)
         if left > PAUSE_SLACK_NS:

@@ -101,14 +101,14 @@ cdef class Redirect:
             r.slot >= 0 and self.parking.parked_in[r.slot]
         ):
             return self.wait(r, p, RETRY_MOVED)
-        if self.router.chosen is backend:   # the bytes stand in its own window, which may move
+        if self.router.chosen == <void*> backend:   # the bytes stand in its own window, which may move
             if not request_keep(r, p, r.len):
                 return STRANDED
             p = r.own
         if ask:
-            result = self.router.chosen.enqueue_behind(r, ASKING, ASKING_LEN, 1, p, r.len)
+            result = (<Backend> self.router.chosen).enqueue_behind(r, ASKING, ASKING_LEN, 1, p, r.len)
         else:
-            result = self.router.chosen.enqueue(r, p, r.len)
+            result = (<Backend> self.router.chosen).enqueue(r, p, r.len)
         if result == WINDOW_FULL:
             return self.wait(r, p, RETRY_FULL)
         if result != ENQUEUED:

@@ -46,8 +46,12 @@ cdef class Router:
     cdef public PushPort pushes     # where pushes of nodes go; connections made before keep theirs
     cdef Recovery recovery
     cdef uint32_t served_by         # Node.number of the primary that anywhere() took last
-    cdef Backend chosen             # by the last choose() that returned CHOSEN
+    cdef void* chosen               # Backend, borrowed: by the last choose() that returned CHOSEN
+    cdef void** direct              # Backends, borrowed: a shard's primary has no other connection; see Router.choose
+    cdef int ndirect                # shards it has room for, two each
     cdef int choose(self, Request* r) noexcept
+    cdef int find(self, Request* r) noexcept
+    cdef void forget_direct(self) noexcept
     cdef int at(self, Node node, Request* r) noexcept
     cdef int anywhere(self, Request* r) noexcept
     cdef Node pick(self, Shard shard, Request* r)

@@ -11,6 +11,7 @@ client of that one is unsettled, so that it sends nothing that could overtake.
 """
 cimport cython
 from libc.stdint cimport int64_t
+from libc.stdlib cimport free, malloc
 
 from proxy.cluster.slot_table cimport NO_SHARD
 from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CLOSED, BACKEND_UP
@@ -51,6 +52,9 @@ cdef class Router:
         self.primaries = []
         self.retired = []
 
+    def __dealloc__(self):
+        free(self.direct)
+
     # -- control's side ------------------------------------------------------------------------------------------
 
     def publish(self, shards):
@@ -80,6 +84,7 @@ cdef class Router:
         self.slots = table
         self.known = True
         self.numbered = {node.number: node for node in self.nodes.values()}
+        self.forget_direct()
         self.unsettle(list(old.values()), False, -1)
         for address, node in old.items():
             if address not in self.nodes:
@@ -111,6 +116,7 @@ cdef class Router:
         cdef Backend b
         cdef list old = node.resp2.backends + node.resp3.backends
         self.unsettle([node], True, -1)
+        self.forget_direct()
         node.resp2.backends = []
         node.resp3.backends = []
         node.resp2.down_since_ns = node.resp3.down_since_ns = 0
@@ -146,6 +152,7 @@ cdef class Router:
                 return
             index = len(self.shards)
             self.shards.append(Shard(node, []))
+            self.forget_direct()
         self.slots.set(slot, index)
         if node not in self.primaries:              # it had no slots before
             self.primaries.append(node)
@@ -249,9 +256,41 @@ cdef class Router:
         return pool.backends
 
     cdef int choose(self, Request* r) noexcept:
-        """Finds the backend for a request (`chosen`); says why there is none otherwise."""
+        """Finds the backend for a request (`chosen`); says why there is none otherwise.
+
+        What goes to a primary with one connection is found without a look at shards, nodes and pools: `direct` has what
+        find() found, until anything of those changes.
+        """
+        cdef int index, result
+        cdef void* backend
+        if r.target == TARGET_SLOT and (r.policy == READS_PRIMARY or not r.flags & REQ_READ):
+            index = self.slots.owner[r.slot]
+            if index < self.ndirect:
+                backend = self.direct[2 * index + (r.proto == 3)]
+                if backend != NULL and (<Backend> backend).state == BACKEND_UP:
+                    self.chosen = backend
+                    return CHOSEN
+                result = self.find(r)
+                if result == CHOSEN and self.connections == 1:
+                    self.direct[2 * index + (r.proto == 3)] = self.chosen
+                return result
+        return self.find(r)
+
+    cdef void forget_direct(self) noexcept:
+        """Shards, nodes or pools change."""
+        cdef int i, n = <int> len(self.shards)
+        if n != self.ndirect:
+            free(self.direct)
+            self.direct = <void**> malloc((2 * n + 1) * sizeof(void*))
+            self.ndirect = n if self.direct != NULL else 0
+        for i in range(2 * self.ndirect):
+            self.direct[i] = NULL
+
+    cdef int find(self, Request* r) noexcept:
+        """choose, the whole way."""
         cdef int index
         cdef Node node
+        cdef Backend lease
         if not self.known:
             return UNKNOWN
         if r.target == TARGET_SLOT:
@@ -265,10 +304,11 @@ cdef class Router:
         if r.target == TARGET_NODE:
             node = <Node> self.numbered.get(r.node)
             return LOST if node is None else self.at(node, r)
-        self.chosen = <Backend> r.lease
-        if self.chosen.state == BACKEND_CLOSED:
+        lease = <Backend> r.lease
+        if lease.state == BACKEND_CLOSED:
             return LOST
-        self.chosen.demand()
+        lease.demand()
+        self.chosen = r.lease
         return CHOSEN
 
     cdef int anywhere(self, Request* r) noexcept:
@@ -299,14 +339,14 @@ cdef class Router:
             n = len(backends)
         b = <Backend> backends[0 if n == 1 else <Py_ssize_t> (r.affinity % n)]
         if b.state == BACKEND_UP:
-            self.chosen = b
+            self.chosen = <void*> b
             return CHOSEN
         if pool.down_since_ns and self.reactor.now - pool.down_since_ns > self.failover_ns:
             return HOPELESS
         if b.state == BACKEND_BACKOFF or b.state == BACKEND_CLOSED:
             return WAIT
         b.demand()
-        self.chosen = b
+        self.chosen = <void*> b
         return CHOSEN
 
     cdef Node pick(self, Shard shard, Request* r):

@@ -19,6 +19,8 @@ from proxy.embedded import HOST, EmbeddedCluster, die_with_parent, wait_for
 from tests.support.proxyd import ProxyDaemon
 from tests.support.raw import bulk, encode
 
+pytestmark = pytest.mark.alone
+
 DURATION_S = 1.5
 MEDIAN_S = 0.010
 P99_S = 0.060
