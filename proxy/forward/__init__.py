@@ -6,26 +6,26 @@ What happens to one command:
                                   (span, arguments)  (row, slot)  |                          (Target)         |
                                                                   '--> desk (proxy.serve)                     v
                                                                        answers of our own            Pipeline.enqueue
-                                                                                    end of batch: one send(2) per backend
+                                                                          end of batch: one send(2) per backend
     client fd <-- Client.flush <-- ReplyQueue.deliver <-- Sink <-- Backend.reply <-- scan_reply <-- node fd
         end of batch: one send(2)  (in the client's order)  ^            |
-        per client                  Gather: parts -> one ---'            '-- '-' first byte? --> Redirect: follow it,
-                                                                                                 park it, or the client's
+        per client                  Gather: parts -> one ---'            '-- '-' first byte? --> Redirect:
+                                                                              follow it, park it, or the client's
 
 Three ideas carry every kind of command:
 
-    Call    in: the command as read (row, frame, arguments), its keys and slot found once. Dispatch is a table from class
-            to function; a function may answer "not now" and is asked again when all that is under way is answered.
+    Call    in: the command as read (row, frame, arguments), its keys and slot found once. Dispatch is a table from
+            class to function; a function may answer "not now" and is asked again when what is under way is answered.
     Target  in between: a slot, any primary, one node, a lease; all primaries or all nodes are parts of a Gather.
     Sink    out: whoever takes the reply: a client's ReplyQueue, or a Gather that makes one reply of many parts.
 
 What hangs on what (-> owns, ~> borrows):
 
-    Reactor -> peers (Client, Backend)           Request  a C struct with one owner at a time (request.pyx has the moves):
+    Reactor -> peers (Client, Backend)           Request  a C struct with one owner at a time (see request.pyx):
     DataPath -> CommandTable, desk, clients         Pipeline.head .bnext ...   the order in which replies will come
-    Client -> ReplyQueue, input, lease              Parking.first .bnext ...   waiting for a better moment (bytes in `own`)
+    Client -> ReplyQueue, input, lease              Parking.first .bnext ...   waiting for a better moment
     Router -> Node -> Pool -> Backend               Gather.parts               parts of one command, in one block
-    Backend -> window  bytes of every unanswered    ReplyQueue.head .cnext ... besides: the order in which they are due
+    Backend -> window  bytes of every unanswered    ReplyQueue.head .cnext ... besides: the order they are due in
                        command, oldest first        ~> sink (NULL once its client has left)
 
 Nobody is trusted: a node answers only what it was wholly sent, an error line leads only to nodes of the published

@@ -23,7 +23,8 @@ from proxy.forward.reactor cimport (
     Reactor,
 )
 from proxy.forward.request cimport (
-    REQ_BLAMED, REQ_SWALLOWED, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, Request, request_fault, request_free, request_move,
+    REQ_BLAMED, REQ_SWALLOWED, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, Request, request_fault, request_free,
+    request_move,
 )
 from proxy.resp.scanner cimport SCAN_DONE, SCAN_ERROR, reply_scan_reset, scan_reply
 

@@ -12,8 +12,9 @@ in the next batch, behind all others (`go_on`). uvloop's own callbacks run betwe
 With many active clients and many events a batch waits for a moment (`pause_ns` after the last one ended) before it is
 taken, as network cards coalesce interrupts: woken by the first of many events it would handle each with its own sends,
 and every send wakes a server or a client for one command. With few clients, whose next event waits for our answer, or
-with long pipelines, whose events are few, nothing waits. For the same reason a client's small output may be put off by one batch while more replies are due to it (`postpone`);
-should no batch come, an alarm brings one after half a millisecond.
+with long pipelines, whose events are few, nothing waits. For the same reason a client's small output may be put off by
+one batch while more replies are due to it (`postpone`); should no batch come, an alarm brings one after half a
+millisecond.
 
 What other code touches outside a batch (a timer, a control task) arms one `call_soon`, which is a batch without events.
 """
