@@ -77,6 +77,7 @@ cdef class Reactor:
     cdef void tick(self) noexcept
     cdef void begin(self) noexcept
     cdef void turns(self) noexcept
+    cdef void go_on(self) noexcept
     cdef void end_batch(self) noexcept
     cdef void arm(self) noexcept
     cdef void set_alarm(self) noexcept

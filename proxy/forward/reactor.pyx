@@ -261,10 +261,7 @@ cdef class Reactor:
             if n < EVENTS:
                 break
         self.last_batch = monotonic_ns()
-        if self.waiting:
-            self.loop.call_soon(self._more)
-        elif self.put_off and not self.alarmed:
-            self.set_alarm()
+        self.go_on()
 
     cdef void begin(self) noexcept:
         """Counts active clients, and waits for what is left of the pause when there are many."""
@@ -340,7 +337,13 @@ cdef class Reactor:
         self.armed = False
         self.tick()
         self.end_batch()
-        if self.put_off and not self.alarmed:
+        self.go_on()
+
+    cdef void go_on(self) noexcept:
+        """Sees to it that there is a next batch when somebody waits for one."""
+        if self.waiting:
+            self.loop.call_soon(self._more)
+        elif self.put_off and not self.alarmed:
             self.set_alarm()
 
     cdef void end_batch(self) noexcept:

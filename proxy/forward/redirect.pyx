@@ -78,8 +78,7 @@ cdef class Redirect:
         elif backend.node.replica and not script and kind in (REDIR_LOADING, REDIR_MASTERDOWN):
             self.port.node_unfit(backend.node, "loading" if kind == REDIR_LOADING else "link to the primary down")
         request_fault(r, p, n)
-        if not script:
-            r.redirections = 0              # a later round begins anew; the deadline bounds the rounds
+        r.redirections = 0                  # a later round begins anew; the deadline bounds the rounds
         return self.wait(r, bytes, REASON_OF[kind])
 
     cdef Node known(self, bytes host, int port, Node node):
