@@ -7,6 +7,7 @@ carried out by dispatch.
 cimport cython
 from libc.stdint cimport uint32_t
 
+from proxy.cluster.slot cimport SLOTS
 from proxy.forward.backend cimport Backend
 from proxy.forward.gather cimport Gather, combine_first, combine_python, gather_begin, gather_new
 from proxy.forward.node cimport Node
@@ -46,10 +47,12 @@ cdef list expanded(Router router, list parts):
 
 
 cdef void aim(Request* r, object where, uint32_t swallow) except *:
-    """Sets its target; TypeError for what is none."""
+    """Sets its target; TypeError or ValueError for what is none."""
     r.slot = -1
     r.own_swallow = swallow
     if isinstance(where, int):
+        if not 0 <= where < SLOTS:
+            raise ValueError(f"no slot: {where}")
         r.target = TARGET_SLOT
         r.slot = where
     elif isinstance(where, Node):
@@ -71,35 +74,29 @@ cdef void send_ask(Client client, Call* call, Ask ask):
     cdef Gather g = gather_new(client.replies, n, 0, combine_first if ask.finish is None else combine_python) if (
         n) else None
     cdef Request* parent
-    cdef Request* part
     cdef bytes frame
     if g is None:
-        client.say_bytes(call.row.metric, b"-CLUSTERDOWN The cluster is down\r\n")
+        client.say(call.row.metric, b"-CLUSTERDOWN The cluster is down\r\n")
         return
     try:
         for i in range(n):
-            where, _, swallow = parts[i]
+            where, one, swallow = parts[i]
+            if not isinstance(one, bytes) or not one:
+                raise TypeError(f"no frame: {one!r}")
             aim(&g.parts[i], where, swallow)
     except Exception:
         g.discard()
         raise
     g.finish = ask.finish
+    g.raised = client.path.desk.raised
+    g.kept = parts                          # with the leased connections among them
     parent = client.request(call)
     if parent == NULL:
         g.discard()
         return
+    parent.flags = (parent.flags & ~REQ_READ) | (REQ_READ if ask.read else 0)
     gather_begin(g, parent)
     client.budget -= <int> n
-    for i in range(n):
-        part = &g.parts[i]
-        if ask.read:
-            part.flags |= REQ_READ
-        part.start_ns = parent.start_ns
-        part.deadline_ns = parent.deadline_ns
-        part.affinity = parent.affinity
-        part.command = parent.command
-        part.policy = parent.policy
-        part.proto = parent.proto
     for i in range(n):                      # the last part may complete, and end, the gather
         frame = parts[i][1]
         client.path.exchange.submit(&g.parts[i], frame, len(frame))

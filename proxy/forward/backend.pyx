@@ -274,7 +274,7 @@ cdef class Backend(Pipeline):
 
     cdef void blame(self) noexcept:
         """The beginning of a reply to nothing, or to half a command: that command is not tried again."""
-        if self.head != NULL:
+        if self.head != NULL and self.head.pos < self.sent_pos:
             self.head.flags |= REQ_BLAMED
         self.lose("the beginning of a reply that nothing was asked for")
 
@@ -380,7 +380,7 @@ cdef class Backend(Pipeline):
             return
         buffer_shrink(&self.win)
         if now >= self.next_deadline_ns:
-            self.expire(now, self.passing)
+            self.expire(now, self.passing and not self.scan.push)
 
     cdef void retire(self) noexcept:
         """Takes no more requests; closes once nothing is pending.

@@ -56,11 +56,12 @@ cdef class Client(Outlet):
     cdef void fault(self, int code) noexcept
     cdef int run(self, const char* frame, size_t n, const ArgVec* args) noexcept
     cdef Request* request(self, const Call* call) noexcept
-    cdef void say(self, int metric, const char* p, size_t n) noexcept
-    cdef void say_bytes(self, int metric, bytes text) noexcept
+    cdef void say(self, int metric, bytes text) noexcept
+    cdef void failed(self, int metric, str what, error) noexcept
     cdef void resume(self) noexcept
     cdef void end(self, int reason) noexcept
     cdef void drain(self) noexcept
     cdef void depart(self) noexcept
     cdef void close(self, int reason) noexcept
+    cdef void give_lease_back(self) noexcept
     cdef void release_input(self) noexcept

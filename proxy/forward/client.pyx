@@ -33,12 +33,6 @@ from proxy.resp.scanner cimport (
 
 from proxy.forward.router import READ_POLICIES
 
-cdef extern from "sys/ioctl.h" nogil:
-    int ioctl(int fd, unsigned long request, ...)
-
-cdef extern from "linux/sockios.h" nogil:
-    unsigned long SIOCOUTQ
-
 cdef enum:
     READ_ROUNDS = 4         # full receive buffers before others get their turn
     ARGS_KEEP = 4096        # a shared argument vector larger than this is given back
@@ -126,11 +120,8 @@ cdef class Client(Outlet):
         self.policy = READ_POLICIES.index(name)
 
     def set_proto(self, int proto):
-        """Commands from now on go to backends of this protocol (2 or 3).
-
-        They could overtake what is under way on another connection: whoever calls this has waited for all of it, or
-        has nothing to lose by it.
-        """
+        """Commands from now on go to backends of this protocol, 2 or 3, where they could overtake what is under way:
+        whoever calls this has waited for all of it."""
         self.proto = proto
 
     def push(self, bytes frame, bint behind=False):
@@ -146,13 +137,8 @@ cdef class Client(Outlet):
         self.close(CLOSE_KILLED)
 
     def reset(self):
-        """Back to how it was when it connected."""
-        self.set_proto(2)
-        self.db = 0
-        self.name = b""
-        self.user = "default"
-        self.policy = self.settings.reads
-        self.authenticated = not self.settings.password
+        """Forgets what RESET ends and only the data path holds: a connection of its own."""
+        self.give_lease_back()
 
     # -- input ---------------------------------------------------------------------------------------------------
 
@@ -175,10 +161,10 @@ cdef class Client(Outlet):
     cdef bint takes(self) noexcept:
         """Whether it has taken output out of the kernel's buffer since it was last asked: slowly, but it does."""
         cdef int before = self.untaken
-        if ioctl(self.fd, SIOCOUTQ, &self.untaken) != 0 or self.untaken == before:
-            return False
-        self.active_ns = self.reactor.now
-        return True
+        self.untaken = self.in_kernel()
+        if self.untaken != before:
+            self.active_ns = self.reactor.now
+        return self.untaken != before
 
     cdef void begin_turn(self) noexcept:
         """A new budget in a new batch."""
@@ -358,11 +344,16 @@ cdef class Client(Outlet):
     cdef void fault(self, int code) noexcept:
         """Malformed input: says so as Redis does, and closes after what was asked before is answered."""
         try:
-            self.say_bytes(0, self.path.desk.fault(code, <unsigned char> self.scan.got, self.address))
+            self.say(0, self.path.desk.fault(code, <unsigned char> self.scan.got, self.address))
         except Exception as error:
-            self.path.counts.internal_errors += 1
-            self.path.desk.raised("protocol error", error)
+            self.failed(0, "protocol error", error)
         self.end(CLOSE_PROTOCOL)
+
+    cdef void failed(self, int metric, str what, error) noexcept:
+        """proxy.serve raised in the place of an answer: the client is told, and so is the log."""
+        self.path.counts.internal_errors += 1
+        self.say(metric, b"-ERR internal error\r\n")
+        self.path.desk.raised(what, error)
 
     # -- commands ------------------------------------------------------------------------------------------------
 
@@ -372,6 +363,8 @@ cdef class Client(Outlet):
         if r == NULL:
             self.close(CLOSE_ERROR)
             return NULL
+        self.path.commands += 1
+        r.number = self.path.commands
         r.sink = <void*> self.replies
         r.start_ns = self.reactor.now
         r.deadline_ns = r.start_ns + self.settings.timeout_ns
@@ -387,13 +380,9 @@ cdef class Client(Outlet):
         self.replies.append(r)
         return r
 
-    cdef void say(self, int metric, const char* p, size_t n) noexcept:
+    cdef void say(self, int metric, bytes text) noexcept:
         """An answer of our own, in its turn."""
-        self.replies.say(metric, p, n)
-
-    cdef void say_bytes(self, int metric, bytes text) noexcept:
-        if text is not None:
-            self.replies.say(metric, text, len(text))
+        self.replies.say(metric, text, len(text))
 
     # -- output --------------------------------------------------------------------------------------------------
 
@@ -495,9 +484,7 @@ cdef class Client(Outlet):
         if self.lingering_ns:
             self.path.lingering.discard(self)
         self.path.closed += 1
-        if self.lease is not None:
-            self.lease.close()
-            self.lease = None
+        self.give_lease_back()
         try:
             self.path.desk.closed(self, reason)
         except Exception as error:
@@ -505,6 +492,11 @@ cdef class Client(Outlet):
             self.path.desk.raised("close", error)
         if self.path.on_close is not None:
             self.path.on_close()
+
+    cdef void give_lease_back(self) noexcept:
+        if self.lease is not None:
+            self.lease.close()
+            self.lease = None
 
     cdef void release_input(self) noexcept:
         buffer_release(&self.rest)

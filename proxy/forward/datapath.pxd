@@ -41,6 +41,7 @@ cdef class DataPath:
     cdef Plan plan
     cdef int64_t node_max_bulk              # the smallest proto-max-bulk-len of the nodes; 0 = not known
     cdef size_t node_max_query              # ... client-query-buffer-limit
+    cdef uint64_t commands                  # that became requests so far: their numbers
     cdef uint32_t turn                      # clients taken: spreads them over a node's connections
     cdef readonly uint64_t closed           # clients closed so far
     cdef public object on_close             # called without arguments when a client is closed; or None

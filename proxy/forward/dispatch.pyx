@@ -36,11 +36,9 @@ cdef enum:
 
 cdef const char* PONG = b"+PONG\r\n"
 cdef const char* CROSSSLOT = b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
-cdef const char* INTERNAL = b"-ERR internal error\r\n"
 cdef enum:
     PONG_LEN = 7
     CROSSSLOT_LEN = 56
-    INTERNAL_LEN = 21
 
 ctypedef int (*Handler)(Client client, Call* call) noexcept
 
@@ -70,7 +68,7 @@ cdef int forward(Client client, Call* call) noexcept:
         return attacked(client)
     slot = find_slot(call)
     if slot == SLOT_CROSS:
-        client.say(call.row.metric, CROSSSLOT, CROSSSLOT_LEN)
+        client.replies.say(call.row.metric, CROSSSLOT, CROSSSLOT_LEN)
         return CALL_DONE
     if slot == SLOT_NO_MEMORY:
         client.close(CLOSE_ERROR)
@@ -124,7 +122,6 @@ cdef int split(Client client, Call* call, bint pairs, Combine combine) noexcept:
     cdef Plan* plan = &client.path.plan
     cdef Gather g
     cdef Request* parent
-    cdef Request* part
     cdef size_t nkeys
     cdef uint32_t i, n
     if find_keys(call.row, call.frame, call.args, call.argc, call.keys) != KEYS_OK or not split_plan(
@@ -150,16 +147,8 @@ cdef int split(Client client, Call* call, bint pairs, Combine combine) noexcept:
     client.path.counts.splits[call.row.metric] += 1
     client.budget -= <int> n
     for i in range(n):
-        part = &g.parts[i]
-        part.flags |= parent.flags
-        part.start_ns = parent.start_ns
-        part.deadline_ns = parent.deadline_ns
-        part.affinity = parent.affinity
-        part.command = parent.command
-        part.policy = parent.policy
-        part.proto = parent.proto
-        part.target = TARGET_SLOT
-        part.slot = plan.parts[i].slot
+        g.parts[i].target = TARGET_SLOT
+        g.parts[i].slot = plan.parts[i].slot
     for i in range(n):                      # the last part may complete, and end, the gather
         client.path.exchange.submit(&g.parts[i], plan.bytes.data + plan.parts[i].off, plan.parts[i].len)
     plan_trim(plan)
@@ -171,10 +160,10 @@ cdef int split(Client client, Call* call, bint pairs, Combine combine) noexcept:
 cdef int ping(Client client, Call* call) noexcept:
     cdef bytes word
     if call.argc == 1:
-        client.say(call.row.metric, PONG, PONG_LEN)
+        client.replies.say(call.row.metric, PONG, PONG_LEN)
     elif call.argc == 2:
         word = call.frame[call.args[1].off:call.args[1].off + call.args[1].len]
-        client.say_bytes(call.row.metric, b"$%d\r\n%b\r\n" % (len(word), word))
+        client.say(call.row.metric, b"$%d\r\n%b\r\n" % (len(word), word))
     else:
         return refuse(client, call, "arity")
     return CALL_DONE
@@ -191,13 +180,16 @@ cdef int local(Client client, Call* call) noexcept:
     try:
         answer = client.path.desk.answer(client, words)
         if answer is None:
+            if client.replies.inflight == 0:
+                raise RuntimeError("there is nothing to wait for")
             return CALL_NOT_NOW
         if isinstance(answer, Ask):
-            send_ask(client, call, <Ask> answer)
+            if client.fd >= 0:              # else it was closed by its own command
+                send_ask(client, call, <Ask> answer)
         else:
-            client.say_bytes(metric, answer)
+            client.say(metric, answer)
     except Exception as error:
-        failed(client, metric, words[0], error)
+        client.failed(metric, words[0].decode("ascii", "replace"), error)
     return CALL_DONE
 
 
@@ -217,17 +209,10 @@ cdef int refuse(Client client, Call* call, str why) noexcept:
     sub = call.frame[call.args[1].off:call.args[1].off + call.args[1].len] if (
         call.row.container and call.argc > 1) else None
     try:
-        client.say_bytes(metric, client.path.desk.refuse(why, call.row.name[:call.row.name_len], name, sub))
+        client.say(metric, client.path.desk.refuse(why, call.row.name[:call.row.name_len], name, sub))
     except Exception as error:
-        failed(client, metric, name, error)
+        client.failed(metric, name.decode("ascii", "replace"), error)
     return CALL_DONE
-
-
-cdef void failed(Client client, int metric, bytes name, error) noexcept:
-    """proxy.serve raised: the client is told, and so is the log."""
-    client.path.counts.internal_errors += 1
-    client.say(metric, INTERNAL, INTERNAL_LEN)
-    client.path.desk.raised(name.decode("ascii", "replace"), error)
 
 
 cdef inline bint is_word(const Call* call, const char* lower, size_t n) noexcept nogil:
@@ -240,10 +225,12 @@ cdef bint is_http(const Call* call) noexcept nogil:
 
 
 cdef int attacked(Client client) noexcept:
+    client.close(CLOSE_CROSS_PROTOCOL)
     try:
         client.path.desk.attacked(client.address)
-    finally:
-        client.close(CLOSE_CROSS_PROTOCOL)
+    except Exception as error:
+        client.path.counts.internal_errors += 1
+        client.path.desk.raised("attacked", error)
     return CALL_DONE
 
 

@@ -129,7 +129,8 @@ cdef class Exchange(Recovery):
         self.park(r, bytes, r.len, RETRY_LOST)
 
     cdef void timed_out(self, Request* r, bint sent) noexcept:
-        self.counts.timeouts += 1
+        if r.sink != NULL and (<Sink> r.sink).alive():
+            self.counts.timeouts += 1
         self.fail(r, self.text_timeout_sent if sent and not r.flags & REQ_READ else self.text_timeout)
 
     cdef void room(self) noexcept:

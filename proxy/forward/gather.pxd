@@ -21,10 +21,14 @@ cdef class Gather(Sink):
     cdef uint32_t* part_of      # per key, in the order of the keys: the part that has it
     cdef Combine combine
     cdef object finish          # for combine_python
+    cdef object raised          # called with (what, error) when that raises
+    cdef bytes made             # what it returned
+    cdef object kept            # what the parts borrow: connections that are leased
     cdef size_t held            # reply bytes held in the parts
     cdef bint no_memory
     cdef void part_answered(self, Request* part) noexcept
     cdef void complete(self) noexcept
+    cdef void call_finish(self) noexcept
     cdef bint make(self, Buffer* out, bint* error) noexcept
     cdef void let_go(self) noexcept
     cdef void discard(self) noexcept

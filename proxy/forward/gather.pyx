@@ -85,10 +85,13 @@ cdef class Gather(Sink):
 
     cdef void complete(self) noexcept:
         """The last part is answered."""
-        cdef Request* parent = self.parent
+        cdef Request* parent
         cdef Buffer* out
         cdef size_t before
         cdef bint error = False
+        if self.finish is not None and self.parent != NULL:
+            self.call_finish()                      # before anything else: it may do what it likes to the client
+        parent = self.parent
         if parent != NULL:
             self.replies.weigh(-<ssize_t> self.held)
             out = self.replies.room(parent)
@@ -112,6 +115,24 @@ cdef class Gather(Sink):
                 if scratch.cap > SCRATCH_KEEP:
                     buffer_release(&scratch)
         self.let_go()
+
+    cdef void call_finish(self) noexcept:
+        """Leaves what it makes of the replies in `made`: None when it raises, or when a part has failed."""
+        cdef uint32_t i
+        for i in range(self.nparts):
+            if self.no_memory or self.parts[i].flags & REQ_ERROR:
+                return
+        try:
+            made = self.finish([
+                PyBytes_FromStringAndSize(self.parts[i].hold, <Py_ssize_t> self.parts[i].hold_len)
+                for i in range(self.nparts)
+            ])
+            if not isinstance(made, bytes):
+                raise TypeError(f"a reply is bytes, not {type(made).__name__}")
+            self.made = made
+        except Exception as error:
+            self.replies.counts.internal_errors += 1
+            self.raised("finish", error)
 
     cdef bint make(self, Buffer* out, bint* error) noexcept:
         """Combines the parts' replies, or takes the first that failed; `out` is as before when there is no memory."""
@@ -144,7 +165,7 @@ cdef class Gather(Sink):
             request_free(&self.parts[i])
         request_block_free(self.parts, self.nparts)
         self.parts = NULL
-        self.finish = None
+        self.finish = self.raised = self.made = self.kept = None
 
 
 cdef Gather gather_new(ReplyQueue replies, uint32_t nparts, uint32_t nkeys, Combine combine):
@@ -167,7 +188,19 @@ cdef Gather gather_new(ReplyQueue replies, uint32_t nparts, uint32_t nkeys, Comb
 
 
 cdef void gather_begin(Gather g, Request* parent) noexcept:
-    """From now on it lives until every part is answered."""
+    """From now on it lives until every part is answered; the parts are the parent's in all but their target."""
+    cdef Request* part
+    cdef uint32_t i
+    for i in range(g.nparts):
+        part = &g.parts[i]
+        part.flags |= parent.flags
+        part.number = parent.number
+        part.start_ns = parent.start_ns
+        part.deadline_ns = parent.deadline_ns
+        part.affinity = parent.affinity
+        part.command = parent.command
+        part.policy = parent.policy
+        part.proto = parent.proto
     g.parent = parent
     parent.gather = <void*> g
     request_move(parent, STATE_GATHERING)
@@ -254,16 +287,9 @@ cdef bint combine_array(Gather g, Buffer* out, bint* error) noexcept:
 
 
 cdef bint combine_python(Gather g, Buffer* out, bint* error) noexcept:
-    """By a function of proxy.serve: list of the parts' replies -> the one reply."""
-    cdef uint32_t i
-    cdef bytes made
-    try:
-        made = g.finish([
-            PyBytes_FromStringAndSize(g.parts[i].hold, <Py_ssize_t> g.parts[i].hold_len) for i in range(g.nparts)
-        ])
-    except Exception:
-        g.replies.counts.internal_errors += 1
+    """What a function of proxy.serve made of the list of the parts' replies."""
+    if g.made is None:
         error[0] = True
         return buffer_append(out, RAISED, RAISED_LEN)
-    error[0] = PyBytes_GET_SIZE(made) > 0 and PyBytes_AS_STRING(made)[0] == c"-"
-    return buffer_append(out, PyBytes_AS_STRING(made), PyBytes_GET_SIZE(made))
+    error[0] = PyBytes_GET_SIZE(g.made) > 0 and PyBytes_AS_STRING(g.made)[0] == c"-"
+    return buffer_append(out, PyBytes_AS_STRING(g.made), PyBytes_GET_SIZE(g.made))

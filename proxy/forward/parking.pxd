@@ -17,8 +17,9 @@ cdef class Parking:
     cdef Recovery recovery
     cdef CounterBlock* counts
     cdef object loop
-    cdef Request* first             # linked by bnext, in the order in which they were parked
+    cdef Request* first             # linked by bnext, by their numbers unless `unsorted`
     cdef Request* last
+    cdef bint unsorted
     cdef readonly size_t waiting    # requests parked
     cdef readonly size_t bytes      # of their commands
     cdef public size_t max_bytes    # ... from which on nothing more is parked

@@ -3,7 +3,8 @@
 
 The bytes of a parked request are its own. It is submitted anew (Recovery.resubmit) after a backoff, twice as long each
 time, or as soon as something has changed (`wake_all`), until its deadline (Recovery.expired). The parked go on in the
-order in which they came, and those of one slot never overtake each other: a client's writes to one key must not.
+order in which clients sent them, whenever each was parked, and those of one slot never overtake each other: a client's
+writes to one key must not.
 """
 cimport cython
 
@@ -19,6 +20,46 @@ TICK_S = 0.005      # how often the parked are looked at
 cdef inline bint abandoned(const Request* r) noexcept:
     """Whether nobody waits for it any more."""
     return r.sink == NULL or not (<Sink> r.sink).alive()
+
+
+cdef Request* merged(Request* one, Request* two) noexcept nogil:
+    """Two sorted lists as one; of equal numbers those of the first come first."""
+    cdef Request* head = NULL
+    cdef Request** to = &head
+    while one != NULL and two != NULL:
+        if one.number <= two.number:
+            to[0] = one
+            to = &one.bnext
+            one = one.bnext
+        else:
+            to[0] = two
+            to = &two.bnext
+            two = two.bnext
+    to[0] = one if one != NULL else two
+    return head
+
+
+cdef Request* sorted_by_number(Request* r) noexcept nogil:
+    """A merge sort from below: runs[k] is empty or has 2^k requests, those that came earlier in the higher ones."""
+    cdef Request* runs[64]
+    cdef Request* one
+    cdef int k
+    for k in range(64):
+        runs[k] = NULL
+    while r != NULL:
+        one = r
+        r = r.bnext
+        one.bnext = NULL
+        k = 0
+        while runs[k] != NULL:
+            one = merged(runs[k], one)
+            runs[k] = NULL
+            k += 1
+        runs[k] = one
+    one = NULL
+    for k in range(64):
+        one = merged(runs[k], one)
+    return one
 
 
 @cython.final
@@ -72,13 +113,15 @@ cdef class Parking:
             self.first = r
         else:
             self.last.bnext = r
+            if r.number < self.last.number:
+                self.unsorted = True
         self.last = r
         self.waiting += 1
         self.bytes += r.len
 
     cdef Request* empty(self) noexcept:
-        """Takes the whole list, whose head is returned."""
-        cdef Request* head = self.first
+        """Takes the whole list, whose head is returned, by their numbers."""
+        cdef Request* head = sorted_by_number(self.first) if self.unsorted else self.first
         cdef Request* r = head
         while r != NULL:
             if r.slot >= 0:
@@ -86,6 +129,7 @@ cdef class Parking:
             r = r.bnext
         self.first = NULL
         self.waiting = self.bytes = 0
+        self.unsorted = False
         return head
 
     def wake(self):

@@ -171,6 +171,8 @@ cdef class Pipeline(Peer):
         cdef Request* r = self.head
         cdef Request* before = NULL
         cdef Request* following
+        cdef Request* expired = NULL
+        cdef Request** to = &expired
         self.next_deadline_ns = now + 3600 * <int64_t> 1000000000
         while r != NULL:
             following = r.bnext
@@ -183,7 +185,9 @@ cdef class Pipeline(Peer):
                 before = self.head if before == NULL else before.bnext      # the ghost
                 request_move(r, STATE_PAIRING)
                 r.bnext = NULL
-                self.recovery.timed_out(r, before.state == STATE_GHOST)
+                to[0] = r
+                to = &r.bnext
+                r.swallow = before.state == STATE_GHOST     # of no other use any more
                 r = following
                 continue
             else:
@@ -191,6 +195,11 @@ cdef class Pipeline(Peer):
             before = r
             r = following
         self.answered()                             # what was cancelled at the head
+        while expired != NULL:                      # at last: an answer may close its client, and this
+            r = expired
+            expired = r.bnext
+            r.bnext = NULL
+            self.recovery.timed_out(r, r.swallow)
 
     cdef bint make_ghost(self, Request* r, Request* before) noexcept:
         """Puts a stand-in in the place of a request in the queue; false when there is no memory."""

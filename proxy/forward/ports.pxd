@@ -43,5 +43,6 @@ cdef class Recovery:
 
 cdef class PushPort:
     cdef object call
+    cdef object raised
     # A whole push frame of a node.
     cdef void pushed(self, Peer backend, const char* p, size_t n) noexcept

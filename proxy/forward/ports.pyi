@@ -13,6 +13,10 @@ class Recovery:
     """What becomes of a request that a backend cannot simply answer: Exchange."""
 
 class PushPort:
-    """Where pushes of nodes go: call(backend, whole frame)."""
+    """Where pushes of nodes go: call(backend, whole frame). raised(what, error): that has raised."""
 
-    def __init__(self, call: Callable[[Backend, bytes], object] | None = None) -> None: ...
+    def __init__(
+        self,
+        call: Callable[[Backend, bytes], object] | None = None,
+        raised: Callable[[str, BaseException], object] | None = None,
+    ) -> None: ...

@@ -61,11 +61,20 @@ cdef class Recovery:
 
 
 cdef class PushPort:
-    """Where pushes of nodes go. call(backend, frame bytes); a compiled hub overrides `pushed`."""
+    """Where pushes of nodes go: call(backend, frame bytes), or what a compiled hub makes of `pushed`.
 
-    def __cinit__(self, call=None):
+    raised(what, error): call has raised; that push is lost.
+    """
+
+    def __cinit__(self, call=None, raised=None):
         self.call = call
+        self.raised = raised
 
     cdef void pushed(self, Peer backend, const char* p, size_t n) noexcept:
-        if self.call is not None:
+        if self.call is None:
+            return
+        try:
             self.call(backend, p[:n])
+        except Exception as error:
+            if self.raised is not None:
+                self.raised("push", error)

@@ -35,6 +35,7 @@ cdef class Peer:
     cdef void flush(self) noexcept
     cdef ssize_t receive(self, char* to, size_t n) noexcept
     cdef ssize_t transmit(self, const char* p, size_t n) noexcept
+    cdef int in_kernel(self) noexcept
     cdef void end_of_output(self) noexcept
     cdef void want(self, uint32_t interest) noexcept
     cdef bint open_fd(self, int fd) noexcept
@@ -56,6 +57,7 @@ cdef class Reactor:
     cdef list put_off                       # peers whose flush was postponed in the batch before
     cdef bint busy                          # inside a batch
     cdef bint armed                         # a call_soon for the end of a batch of one is under way
+    cdef bint more_armed                    # a call_soon for another batch is under way
     cdef object _end
     cdef object _more
     cdef int64_t now                        # CLOCK_MONOTONIC, ns; as of the event at hand
@@ -80,6 +82,7 @@ cdef class Reactor:
     cdef void go_on(self) noexcept
     cdef void end_batch(self) noexcept
     cdef void arm(self) noexcept
+    cdef void arm_more(self) noexcept
     cdef void set_alarm(self) noexcept
     cdef void bury(self, Peer peer, int fd) noexcept
 

@@ -51,6 +51,12 @@ cdef extern from "sys/socket.h" nogil:
     int shutdown(int fd, int how)
     int MSG_NOSIGNAL, SHUT_WR
 
+cdef extern from "sys/ioctl.h" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+
+cdef extern from "linux/sockios.h" nogil:
+    unsigned long SIOCOUTQ
+
 cdef extern from "sys/prctl.h" nogil:
     int prctl(int option, unsigned long arg)
     int PR_SET_TIMERSLACK
@@ -130,6 +136,13 @@ cdef class Peer:
             if errno != EINTR:
                 return BROKEN
 
+    cdef int in_kernel(self) noexcept:
+        """Bytes that were sent and that the other side's kernel has not taken; 0 when that cannot be told."""
+        cdef int n = 0
+        if ioctl(self.fd, SIOCOUTQ, &n) != 0:
+            return 0
+        return n
+
     cdef void end_of_output(self) noexcept:
         """Tells the other side that nothing more will come; it may go on sending."""
         shutdown(self.fd, SHUT_WR)
@@ -181,7 +194,7 @@ cdef class Reactor:
         self.waiting = []
         self.put_off = []
         self._end = self._end_soon
-        self._more = self._ready
+        self._more = self._ready_again
         self.epfd = epoll_create1(EPOLL_CLOEXEC)
         if self.epfd < 0:
             raise OSError(errno, "epoll_create1")
@@ -298,8 +311,8 @@ cdef class Reactor:
         if peer.queued:
             return
         peer.queued = True
-        if not self.waiting and not self.busy:
-            self.loop.call_soon(self._more)
+        if not self.busy:
+            self.arm_more()
         self.waiting.append(peer)
 
     cdef void touch(self, Peer peer) noexcept:
@@ -325,6 +338,15 @@ cdef class Reactor:
             self.armed = True
             self.loop.call_soon(self._end)
 
+    cdef void arm_more(self) noexcept:
+        if not self.more_armed:
+            self.more_armed = True
+            self.loop.call_soon(self._more)
+
+    def _ready_again(self):
+        self.more_armed = False
+        self._ready()
+
     cdef void set_alarm(self) noexcept:
         """Makes a batch in a while, should nothing else make one before."""
         cdef itimerspec when
@@ -342,7 +364,7 @@ cdef class Reactor:
     cdef void go_on(self) noexcept:
         """Sees to it that there is a next batch when somebody waits for one."""
         if self.waiting:
-            self.loop.call_soon(self._more)
+            self.arm_more()
         elif self.put_off and not self.alarmed:
             self.set_alarm()
 

@@ -22,7 +22,7 @@ from proxy.forward.counters cimport (
 from proxy.forward.parking cimport CANNOT_PARK, PARKED
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
 from proxy.forward.ports cimport Sink
-from proxy.forward.request cimport REQ_SCRIPT, request_fault, request_forget, request_keep
+from proxy.forward.request cimport REQ_SCRIPT, TARGET_LEASE, TARGET_NODE, request_fault, request_forget, request_keep
 from proxy.forward.router cimport CHOSEN
 
 cdef int* REASON_OF = [0, RETRY_MOVED, RETRY_MOVED, RETRY_TRYAGAIN, RETRY_CLUSTERDOWN, RETRY_LOADING, RETRY_READONLY,
@@ -55,6 +55,8 @@ cdef class Redirect:
         if kind == REDIR_MOVED or kind == REDIR_ASK:
             if script and to.slot != r.slot:
                 return ORDINARY             # no server says that of this script
+            if r.target == TARGET_NODE or r.target == TARGET_LEASE:
+                return ORDINARY             # for this node or connection and no other
             self.counts.redirections[kind] += 1
             (<Sink> r.sink).unsettle()
             node = self.known(to.host[:to.host_len], to.port, backend.node)

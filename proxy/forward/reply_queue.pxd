@@ -30,6 +30,7 @@ cdef class ReplyQueue(Sink):
     cdef void begin_burst(self) noexcept
     cdef void append(self, Request* r) noexcept
     cdef void say(self, int metric, const char* p, size_t n) noexcept
+    cdef Request* ready_made(self, const char* p, size_t n) noexcept
     cdef void push(self, const char* p, size_t n, bint behind) noexcept
     cdef Buffer* room(self, Request* r) noexcept
     cdef void made(self, size_t n) noexcept

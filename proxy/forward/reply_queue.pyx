@@ -102,20 +102,27 @@ cdef class ReplyQueue(Sink):
             observe(&self.counts.command[metric], 0)
             self.emit(p, n)
             return
-        r = request_new()
-        if r == NULL or not request_hold(r, p, n):
-            if r != NULL:
-                request_free(r)
-            self.shut(CLOSE_ERROR)
+        r = self.ready_made(p, n)
+        if r == NULL:
             return
-        request_move(r, STATE_ANSWERED)
-        r.sink = <void*> self
         r.command = metric
         r.size = n
         r.start_ns = (<Outlet> self.outlet).reactor.now
         r.flags = REQ_ERROR if n and p[0] == c"-" else 0
-        self.held += n
         self.append(r)
+
+    cdef Request* ready_made(self, const char* p, size_t n) noexcept:
+        """An answered request that holds these bytes; NULL, and the client closed, when there is no memory."""
+        cdef Request* r = request_new()
+        if r == NULL or not request_hold(r, p, n):
+            if r != NULL:
+                request_free(r)
+            self.shut(CLOSE_ERROR)
+            return NULL
+        request_move(r, STATE_ANSWERED)
+        r.sink = <void*> self
+        self.held += n
+        return r
 
     cdef void push(self, const char* p, size_t n, bint behind) noexcept:
         """A push to the client, whole: as soon as no reply has begun and is not finished.
@@ -137,20 +144,14 @@ cdef class ReplyQueue(Sink):
         if place == NULL:
             self.emit(p, n)
             return
-        r = request_new()
-        if r == NULL or not request_hold(r, p, n):
-            if r != NULL:
-                request_free(r)
-            self.shut(CLOSE_ERROR)
+        r = self.ready_made(p, n)
+        if r == NULL:
             return
-        request_move(r, STATE_ANSWERED)
-        r.sink = <void*> self
         r.flags = REQ_PUSH
         r.cnext = place.cnext
         place.cnext = r
         if self.tail == place:
             self.tail = r
-        self.held += n
         self.over()
 
     # -- replies -------------------------------------------------------------------------------------------------

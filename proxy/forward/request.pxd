@@ -38,6 +38,7 @@ cdef struct Request:
     Request* cnext          # the client's order
     Request* bnext          # the backend's pairing queue, or the list of the parked
     void* sink              # Sink, borrowed: who takes the reply; NULL when nobody does any more
+    uint64_t number         # of the command, ascending as clients' commands are read; parts have their command's
     uint64_t pos            # where its bytes (prefix included) begin in the backend's stream
     size_t len              # of its own bytes, without a prefix
     int64_t start_ns        # when the command had been read

@@ -8,14 +8,8 @@ import pytest
 
 from proxy.forward.backend import BackendState
 from proxy.resp.encode import bulk, encode_command
-from tests.support.datapath import KEY_A, KEY_B, TEXTS, A, B, C, Play, Stage
-
-GET_A, GET_B = encode_command("GET", KEY_A), encode_command("GET", KEY_B)
-SET_A = encode_command("SET", KEY_A, "1")
-
-
-def pending(stage: Stage) -> int:
-    return sum(int(node.figures()["pending"]) for node in stage.router.nodes.values())
+from tests.support.datapath import KEY_A, SLOT_A, TEXTS, A, B, End, Play, Stage
+from tests.support.dialogue import GET_A, SET_A, always, exchange, moved
 
 
 def test_one_send_for_all_clients_of_a_batch(play: Play) -> None:
@@ -141,31 +135,6 @@ def test_an_error_is_never_passed_on_in_pieces(play: Play) -> None:
     assert stage.lost_for == ["an endless line in a reply"]
 
 
-def test_pushes_are_dropped(play: Play) -> None:
-    stage = play()
-    client = stage.client()
-    client.send(GET_A + GET_A)
-    stage.turn()
-    push = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nb\r\n"
-    large = b">2\r\n+message\r\n" + bulk(b"m" * 30_000)
-    stage.node(A).send(push + bulk("1") + push + large[:20_000])
-    stage.turn()
-    assert client.get() == bulk("1")
-    stage.node(A).send(large[20_000:] + bulk("2") + push)
-    stage.turn()
-    assert client.get() == bulk("2")
-    stage.node(A).send(push + push[:9])  # with nothing pending too
-    stage.turn()
-    stage.node(A).send(push[9:])
-    stage.turn()
-    client.send(GET_A)
-    stage.turn()
-    stage.node(A).send(bulk("3"))
-    stage.turn()
-    assert client.get() == bulk("3")
-    assert stage.lost_for == []
-
-
 @pytest.mark.parametrize("garbage", [b"hello\r\n", b"$-7\r\n", b"*x\r\n", b"\0", b"$3\r\nabcd\r\n"])
 def test_garbage_costs_the_connection(play: Play, garbage: bytes) -> None:
     """A write that was sent is not repeated, a read is; both on a new connection with a clean stream."""
@@ -204,126 +173,6 @@ def test_a_reply_that_nothing_was_asked_for(play: Play) -> None:
     stage.turn()
     assert client.get() == bulk("1")
     assert len(stage.lost_for) == 3
-
-
-def test_a_timed_out_request_leaves_a_ghost(play: Play) -> None:
-    """The late reply is dropped, whatever its size, and the next one goes to the right request."""
-    stage = play(timeout_s=0.0)
-    late, after = stage.client(), stage.client(timeout_ns=10**12)
-    late.send(GET_A + SET_A)
-    after.send(GET_A)
-    stage.turn()
-    stage.router.sweep()
-    stage.turn()
-    assert late.get() == TEXTS["timeout"] + TEXTS["timeout_sent"]
-    assert stage.count("timeouts") == 2
-    assert pending(stage) == 3
-    stage.router.sweep()
-    stage.turn()
-    assert late.get() == b""
-    large = bulk(b"v" * 30_000)
-    stage.node(A).send(large[:20_000])
-    stage.turn()
-    stage.node(A).send(large[20_000:] + b"-MOVED 1 10.0.0.9:1\r\n" + bulk("right"))
-    stage.turn()
-    assert (late.get(), after.get()) == (b"", bulk("right"))
-    assert stage.count("redirections")["moved"] == 0
-    assert pending(stage) == 0
-
-
-@pytest.mark.parametrize("victim", [0, 1, 2])
-def test_any_place_in_the_queue_may_time_out(play: Play, victim: int) -> None:
-    stage = play()
-    clients = [stage.client(timeout_ns=0 if n == victim else 10**12) for n in range(3)]
-    for client in clients:
-        client.send(GET_A)
-        stage.turn(1)
-    stage.turn()
-    stage.router.sweep()
-    clients.append(stage.client())
-    clients[3].send(GET_A)
-    stage.turn()
-    stage.node(A).send(bulk("0") + bulk("1") + bulk("2") + bulk("3"))
-    stage.turn()
-    wanted = [bulk(n) for n in range(4)]
-    wanted[victim] = TEXTS["timeout"]
-    assert [client.get() for client in clients] == wanted
-
-
-def test_a_reply_that_has_begun_does_not_time_out(play: Play) -> None:
-    stage = play(timeout_s=0.0)
-    client = stage.client()
-    client.send(GET_A)
-    stage.turn()
-    reply = bulk(b"v" * 20_000)
-    stage.node(A).send(reply[:10_000])
-    stage.turn()
-    stage.router.sweep()
-    stage.node(A).send(reply[10_000:])
-    stage.turn()
-    assert client.get() == reply
-    assert stage.count("timeouts") == 0
-
-
-def test_what_timed_out_unsent_is_never_sent(play: Play) -> None:
-    """Its client was told that it did not happen: it must not happen later."""
-    stage = play()
-    stage.router.warm(2)
-    stage.wanted.clear()  # the connection is under way
-    clients = [stage.client(timeout_ns=10**12 if n % 2 else 0) for n in range(5)]
-    for n, client in enumerate(clients):
-        client.send(encode_command("SET", KEY_A, "v" * n))
-        stage.turn(1)
-    stage.router.sweep()
-    stage.turn()
-    assert [client.get() for client in clients] == [TEXTS["timeout"], b""] * 2 + [TEXTS["timeout"]]
-    backend = stage.router.nodes[A].backends()[0]
-    assert backend.pending == 2
-    last = stage.client()
-    last.send(GET_A)
-    stage.connect(backend)
-    stage.turn()
-    assert stage.node(A).get() == encode_command("SET", KEY_A, "v") + encode_command("SET", KEY_A, "vvv") + GET_A
-    stage.node(A).send(b"+1\r\n+3\r\n" + bulk("last"))
-    stage.turn()
-    assert [client.get() for client in [*clients, last]] == [b"", b"+1\r\n", b"", b"+3\r\n", b"", bulk("last")]
-
-
-def test_a_half_sent_request_that_times_out_is_sent_whole(play: Play) -> None:
-    """The node has the head of it, so the stream needs the rest; what follows unsent is taken back."""
-    stage = play()
-    stage.router.warm(2)
-    stage.turn()
-    late, never, after = stage.client(timeout_ns=0), stage.client(timeout_ns=0), stage.client(timeout_ns=10**12)
-    large = encode_command("SET", KEY_A, b"v" * 1_000_000)
-    stage.pour(late, large)
-    never.send(SET_A)
-    after.send(GET_A)
-    stage.turn()
-    stage.router.sweep()
-    stage.turn()
-    assert (late.get(), never.get()) == (TEXTS["timeout_sent"], TEXTS["timeout"])
-    assert stage.drink(stage.node(A)) == large + GET_A
-    stage.node(A).send(b"+OK\r\n" + bulk("1"))
-    stage.turn()
-    assert (late.get(), never.get(), after.get()) == (b"", b"", bulk("1"))
-
-
-def test_asking_goes_with_its_command_when_both_are_unsent(play: Play) -> None:
-    stage = play()
-    late, after = stage.client(timeout_ns=20_000_000), stage.client(timeout_ns=10**12)
-    late.send(SET_A)
-    stage.turn()
-    stage.node(A).send(b"-ASK 3300 %s\r\n" % str(C).encode())
-    stage.loop.run()  # followed, but the connection to the other node is not made yet
-    assert stage.router.nodes[C].backends()[0].state == BackendState.CONNECTING
-    wanted, stage.wanted = stage.wanted, []
-    stage.until(lambda: late.get() == TEXTS["timeout"], sweep=True)
-    after.send(encode_command("GET", "a"))
-    stage.turn()
-    stage.wanted = wanted
-    stage.turn()
-    assert stage.node(C).get() == encode_command("GET", "a")
 
 
 def test_a_stalled_connection_is_given_up(play: Play) -> None:
@@ -366,35 +215,6 @@ def test_what_was_unsent_is_sent_again_writes_too(play: Play) -> None:
     assert stage.count("retries")["connection_lost", "unsafe"] == 0
 
 
-def test_figures(play: Play) -> None:
-    stage = play(shards=[(A, [B], [(0, 16383)])])
-    node = stage.router.nodes[A]
-    assert (node.label, node.address, node.up, node.down, node.gone) == ("10.0.0.1:7001", A, False, False, False)
-    client = stage.client()
-    client.send(GET_A)
-    stage.turn()
-    figures = node.figures()
-    assert figures["connections"] == {"idle": 0, "connecting": 0, "up": 1, "backoff": 0, "closed": 0}
-    assert (figures["role"], figures["up"], figures["pending"]) == ("primary", True, 1)
-    assert repr(node.backends()[0]) == "<Backend 10.0.0.1:7001 RESP2 up pending=1>"
-    stage.node(A).send(bulk("1"))
-    stage.turn()
-    figures = node.figures()
-    assert (figures["pending"], sum(figures["buckets"])) == (0, 1)
-    assert 0 < figures["sum_s"] < 10
-    stage.unreachable.add(A)
-    stage.node(A).close()
-    stage.turn(1)
-    stage.turn(1)
-    figures = node.figures()
-    assert figures["connections"]["backoff"] == 1
-    assert (figures["up"], figures["connect_failures"] > 0, node.down) == (False, True, True)
-    stage.unreachable.clear()
-    stage.turn()
-    assert (node.up, node.down) == (True, False)
-    assert stage.router.nodes[B].figures()["role"] == "replica"
-
-
 def test_a_closed_backend_takes_no_descriptor(play: Play) -> None:
     stage = play()
     stage.router.warm(2)
@@ -408,3 +228,131 @@ def test_a_closed_backend_takes_no_descriptor(play: Play) -> None:
     assert not stage.router.nodes[A].down
     with open(os.devnull) as file, pytest.raises(OSError, match="cannot watch"):
         stage.router.nodes[B].backends()[0].attach(file.fileno())
+
+
+# -- replies to what was not, or not wholly, sent
+
+UNASKED = "a reply that nothing was asked for"
+BEGUN = f"the beginning of {UNASKED}"
+HALF = "a reply to a command that was not wholly sent"
+MEGABYTE = encode_command("SET", KEY_A, b"v" * 1_000_000)  # more than the kernel takes
+
+
+def half_sent(stage: Stage, frame: bytes = MEGABYTE) -> End:
+    """A client whose command has reached its node in part."""
+    stage.router.warm(2)
+    stage.turn()
+    client = stage.client()
+    stage.pour(client, frame)
+    return client
+
+
+@pytest.mark.parametrize("reply", [b"-ERR Protocol error: invalid bulk length\r\n", b"+OK\r\n", bulk(b"x" * 5000)])
+def test_a_reply_to_half_a_command_is_the_last_of_the_connection(play: Play, reply: bytes) -> None:
+    """Delivered, for it says why; what stands behind it was not sent and goes on the next connection."""
+    stage = play()
+    client = half_sent(stage)
+    other = stage.client()
+    other.send(SET_A + GET_A)
+    stage.turn()
+    stage.node(A).send(reply + b"+surplus\r\n")
+    stage.turn(6)
+    assert client.get() == reply
+    assert stage.lost_for == [HALF]
+    assert stage.drink(stage.node(A)) == SET_A + GET_A
+    stage.node(A).send(b"+OK\r\n" + bulk("1"))
+    stage.turn()
+    assert other.get() == b"+OK\r\n" + bulk("1")
+    assert stage.count("backend_out") < 2_000_000  # no memory behind the window
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30, 9000, 150_000])
+def test_the_beginning_of_a_reply_to_half_a_command(play: Play, cut: int) -> None:
+    """Nothing of it is delivered, and the command, which the node cannot stand, is not sent again; others are."""
+    stage = play()
+    client, other = half_sent(stage), stage.client()
+    other.send(SET_A)
+    stage.turn()
+    stage.node(A).offer(bulk(b"x" * 200_000)[:cut])
+    stage.turn(6)
+    assert stage.lost_for == [BEGUN]
+    assert client.get() == TEXTS["lost"]
+    assert stage.drink(stage.node(A)) == SET_A
+    assert stage.count("retries")["connection_lost", "unsafe"] == 1
+
+
+def test_half_a_command_lost_twice_fails(play: Play) -> None:
+    """Perhaps the node cannot stand it: it ends two connections that others share, and no more."""
+    stage = play()
+    client, other = half_sent(stage), stage.client()
+    other.send(SET_A)
+    stage.turn()
+    stage.node(A).close()
+    stage.turn(6)
+    assert client.get() == b""
+    stage.node(A).close()
+    stage.turn(6)
+    assert client.get() == TEXTS["lost"]
+    assert stage.node(A).get() == SET_A
+    assert stage.count("retries")["connection_lost", "unsafe"] == 1
+
+
+@pytest.mark.parametrize("reply", [b"+OK\r\n", b"$10\r\nabc", bulk(b"x" * 20_000)[:15_000]])
+def test_a_reply_before_anything_of_its_command_was_sent(play: Play, reply: bytes) -> None:
+    """The head of the queue is wholly unsent: what has come is nobody's."""
+    stage = play()
+    stage.router.warm(2)
+    stage.turn()
+    one, two = stage.client(), stage.client()
+    one.send(GET_A)
+    stage.turn()
+    stage.node(A).get()
+    two.send(SET_A)  # is read first, and sent when the batch ends
+    stage.node(A).send(bulk("1") + reply)
+    stage.loop.run()
+    assert stage.lost_for == [UNASKED if reply == b"+OK\r\n" else BEGUN]
+    exchange(stage, A, SET_A, b"+done\r\n")
+    assert (one.get(), two.get()) == (bulk("1"), b"+done\r\n")
+    assert stage.nodes[A][0].get() == b""
+
+
+def test_a_reply_to_half_a_transaction(play: Play) -> None:
+    """The replies it would swallow are not waited for: what came is the answer."""
+    stage = play()
+    always(stage, (SLOT_A, encode_command("MULTI") + MEGABYTE + encode_command("EXEC"), 2))
+    stage.router.warm(2)
+    stage.turn()
+    client = stage.client()
+    client.send(encode_command("ECHO", "x"))
+    stage.turn()
+    stage.node(A).send(b"-ERR max number of clients reached\r\n")
+    stage.turn(6)
+    assert client.get() == b"-ERR max number of clients reached\r\n"
+    assert stage.lost_for == [HALF]
+
+
+def test_a_redirection_of_half_a_command_is_followed(play: Play) -> None:
+    stage = play()
+    client = half_sent(stage)
+    stage.node(A).send(moved(B))
+    stage.turn(6)
+    assert stage.drink(stage.node(B)) == MEGABYTE
+    stage.node(B).send(b"+OK\r\n")
+    stage.turn()
+    assert (client.get(), stage.lost_for) == (b"+OK\r\n", [HALF])
+
+
+def test_answers_in_the_socket_are_taken_before_the_connection_is_given_up(play: Play) -> None:
+    """+OK was there: nobody is told that his write may have been executed."""
+    stage = play()
+    one, two = stage.client(), stage.client()
+    one.send(SET_A)
+    stage.turn()
+    assert stage.node(A).get() == SET_A
+    stage.node(A).send(b"+OK\r\n")
+    stage.node(A).close()
+    two.send(SET_A)
+    stage.turn(6)
+    assert one.get() == b"+OK\r\n"
+    exchange(stage, A, SET_A, b"+OK\r\n")
+    assert two.get() == b"+OK\r\n"

@@ -8,12 +8,9 @@ import struct
 import pytest
 
 from proxy.forward.clients import close_all, output_bytes
-from proxy.resp import errors
 from proxy.resp.encode import bulk, encode_command
 from tests.support.datapath import KEY_A, KEY_B, A, B, C, End, Play, Stage
-
-GET_A = encode_command("GET", KEY_A)
-GET_B = encode_command("GET", KEY_B)
+from tests.support.dialogue import GET_A, GET_B
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
@@ -138,97 +135,6 @@ def test_inline_commands(play: Play) -> None:
     assert stage.notices == ["protocol error"]
 
 
-def test_answers_of_our_own(play: Play) -> None:
-    stage = play()
-    client = stage.client()
-    client.send(
-        encode_command("PING")
-        + encode_command("PING", "hi")
-        + encode_command("PING", "a", "b")
-        + encode_command("GET")
-        + encode_command("ECHO", "x")
-        + encode_command("RENAME", KEY_A, KEY_B)
-        + encode_command("OBJECT", "ENCODING")
-        + encode_command("MSET", KEY_A, "1", KEY_B)
-        + b"*0\r\n*-1\r\n"
-    )
-    stage.turn()
-    assert client.get() == (
-        b"+PONG\r\n"
-        b"$2\r\nhi\r\n"
-        b"-ERR wrong number of arguments for 'ping' command\r\n"
-        b"-ERR wrong number of arguments for 'get' command\r\n"
-        b"$1\r\nx\r\n"
-        b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
-        b"-ERR wrong number of arguments for 'object|encoding' command\r\n"
-        b"-ERR wrong number of arguments for 'mset' command\r\n"
-    )
-    assert stage.nodes == {}
-
-
-def test_block_is_only_refused_where_it_is_an_option(play: Play) -> None:
-    stage = play()
-    client = stage.client()
-    client.send(encode_command("XREAD", "BLOCK", "0", "STREAMS", KEY_A, "$"))
-    client.send(encode_command("XREAD", "STREAMS", "{b}block", "0"))
-    stage.turn()
-    assert client.get() == b"-ERR command 'xread' is not served by this proxy yet\r\n"
-    assert stage.node(A).get() == encode_command("XREAD", "STREAMS", "{b}block", "0")
-
-
-def test_a_password_is_asked_for(play: Play) -> None:
-    stage = play()
-    stage.context.client_password = "secret"
-    client = stage.client(password=True)
-    client.send(GET_A + encode_command("AUTH", "wrong") + encode_command("AUTH", "secret") + GET_A)
-    stage.turn()
-    assert client.get() == errors.NOAUTH + errors.WRONGPASS + b"+OK\r\n"
-    assert stage.node(A).get() == GET_A
-
-
-def test_hello_moves_it_to_resp3_backends(play: Play) -> None:
-    stage = play()
-    client, plain = stage.client(), stage.client()
-    client.send(encode_command("HELLO", "3") + GET_A)
-    plain.send(GET_A)
-    stage.turn()
-    three, two = stage.nodes[A]
-    assert [b.proto for b in stage.router.nodes[A].backends()] == [2, 3]
-    assert two.get() == three.get() == GET_A
-    three.send(b"_\r\n")
-    stage.turn()
-    said = client.get()
-    assert said.startswith(b"%7\r\n")
-    assert said.endswith(b"_\r\n")
-    client.send(encode_command("RESET") + GET_A)
-    stage.turn()
-    assert client.get() == b"+RESET\r\n"
-    assert two.get() == GET_A
-    assert three.get() == b""
-
-
-@pytest.mark.parametrize(("first", "change"), [(2, ["HELLO", "3"]), (3, ["HELLO", "2"]), (3, ["RESET"])])
-def test_a_change_of_protocol_waits_for_what_is_under_way(play: Play, first: int, change: list[str]) -> None:
-    """The other protocol has other connections: a later command for the same key must not overtake on one."""
-    stage = play()
-    client = stage.client()
-    client.send(encode_command("HELLO", str(first)))
-    stage.turn()
-    client.get()
-    client.send(encode_command("SET", KEY_A, "1") + encode_command(*change) + GET_A)
-    stage.turn()
-    assert [end.get() for end in stage.nodes[A]] == [encode_command("SET", KEY_A, "1")]
-    stage.node(A).send(b"+OK\r\n")
-    stage.turn()
-    assert stage.node(A).get() == GET_A
-    assert len(stage.nodes[A]) == 2
-    stage.node(A).send(bulk("1"))
-    stage.turn()
-    said = client.get()
-    assert said.startswith(b"+OK\r\n")
-    assert said.endswith(bulk("1"))
-
-
 def test_quit_answers_what_was_asked_before_and_ignores_the_rest(play: Play) -> None:
     stage = play()
     client = stage.client()
@@ -320,18 +226,6 @@ def test_a_reset_connection(play: Play) -> None:
     stage.node(A).send(bulk("v"))
     stage.turn()
     assert stage.router.nodes[A].figures()["pending"] == 0
-
-
-def test_http_is_no_redis(play: Play) -> None:
-    stage = play()
-    for line in (b"POST / HTTP/1.1\r\n", b"Host: here\r\n"):
-        client = stage.client()
-        client.send(line + b"SET b 1\r\n")
-        stage.turn()
-        assert client.closed
-    assert stage.count("closed")["cross_protocol"] == 2
-    assert stage.nodes == {}
-    assert stage.notices == ["possible cross-protocol attack: POST or Host: received"] * 2
 
 
 @pytest.mark.parametrize("step", [100, 100_000])

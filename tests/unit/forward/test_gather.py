@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
-from proxy.cluster.slot import slot_of
+from proxy.forward.clients import output_bytes
 from proxy.forward.request import live
 from proxy.resp import errors
 from proxy.resp.encode import array, bulk, encode_command, integer
-from proxy.resp.readers import CommandReader
-from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, TEXTS, A, B, C, Play, Stage
+from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, TEXTS, A, B, C, Play
+from tests.support.dialogue import GET_A, PING, answer
 
 BAD_PART = b"-ERR a node answered part of this command in an unexpected form\r\n"
 MGET_A, MGET_B = encode_command("MGET", KEY_A), encode_command("MGET", KEY_B)
@@ -19,84 +17,6 @@ DEL_A, DEL_B = encode_command("DEL", KEY_A), encode_command("DEL", KEY_B)
 MSET_A, MSET_B = encode_command("MSET", KEY_A, "1"), encode_command("MSET", KEY_B, "2")
 MGET, DEL = encode_command("MGET", KEY_A, KEY_B), encode_command("DEL", KEY_A, KEY_B)
 MSET = encode_command("MSET", KEY_A, "1", KEY_B, "2")
-
-
-def answer(stage: Stage, replies: dict[bytes, bytes]) -> list[bytes]:
-    """Every node answers each frame it has got; the frames, sorted."""
-    stage.turn()
-    got = []
-    for ends in stage.nodes.values():
-        for end in ends:
-            for frame, _ in CommandReader().feed(end.get()):
-                got.append(frame)
-                end.send(replies[frame])
-    stage.turn()
-    return sorted(got)
-
-
-@pytest.mark.parametrize(
-    "frame",
-    [
-        encode_command("MGET", "{b}1", "{b}2", "{b}1"),
-        encode_command("mset", "{b}1", "x", "{b}2", "y"),
-        encode_command("DEL", KEY_A),
-        b"*3\r\n$6\r\nUnLink\r\n$4\r\n{b}1\r\n$4\r\n{b}2\r\n",
-    ],
-)
-def test_one_slot_stays_one_command(play: Play, frame: bytes) -> None:
-    stage = play()
-    client = stage.client()
-    client.send(frame)
-    assert answer(stage, {frame: b"+whatever\r\n"}) == [frame]
-    assert client.get() == b"+whatever\r\n"
-    assert sum(command["split"] for command in stage.count("commands").values()) == 0
-
-
-def test_one_part_per_slot_and_the_answer_in_the_order_of_the_keys(play: Play) -> None:
-    """Not one per key, and not one per node, where it would be CROSSSLOT. Elements travel as they came."""
-    stage = play()
-    client = stage.client()
-    client.send(encode_command("mGet", KEY_A, "{c}1", "{b}2", "f", KEY_B, b"\r\n{b}"))
-    assert slot_of(b"f") != SLOT_A
-    parts = {
-        encode_command("mGet", KEY_A, "{b}2", b"\r\n{b}"): array([bulk("b"), b"$-1\r\n", bulk("b2")]),
-        encode_command("mGet", "{c}1", KEY_B): array([bulk("c1"), bulk(b"*\r\n$")]),
-        encode_command("mGet", "f"): array([bulk("")]),
-    }
-    assert answer(stage, parts) == sorted(parts)
-    assert client.get() == array([bulk("b"), bulk("c1"), b"$-1\r\n", bulk(""), bulk(b"*\r\n$"), bulk("b2")])
-    figures = stage.count("commands")["mget"]
-    assert (figures["split"], figures["calls"], figures["errors"]) == (1, 1, {})
-    assert list(stage.nodes) == [A, B]
-
-
-def test_duplicates_get_their_value_each_time(play: Play) -> None:
-    stage = play()
-    client = stage.client()
-    client.send(encode_command("MGET", KEY_B, KEY_A, KEY_B, KEY_A, KEY_B))
-    parts = {
-        encode_command("MGET", KEY_B, KEY_B, KEY_B): array([bulk("2"), bulk("2"), bulk("2")]),
-        encode_command("MGET", KEY_A, KEY_A): array([bulk("1"), bulk("1")]),
-    }
-    answer(stage, parts)
-    assert client.get() == array([bulk(n) for n in (2, 1, 2, 1, 2)])
-
-
-def test_parts_of_a_batch_leave_with_everything_else(play: Play) -> None:
-    stage = play(packets=True)
-    stage.router.warm(2)
-    stage.turn()
-    client = stage.client()
-    client.send(MGET + DEL + MSET)
-    stage.turn()
-    assert stage.node(A).packets() == [MGET_A + DEL_A + MSET_A]
-    assert stage.node(B).packets() == [MGET_B + DEL_B + MSET_B]
-    stage.node(B).send(array([bulk("2")]) + integer(1) + b"+OK\r\n")
-    stage.turn()
-    assert client.packets() == []
-    stage.node(A).send(array([bulk("1")]) + integer(1) + b"+OK\r\n")
-    stage.turn()
-    assert client.packets() == [array([bulk("1"), bulk("2")]) + integer(2) + b"+OK\r\n"]
 
 
 @pytest.mark.parametrize("name", ["DEL", "UNLINK", "EXISTS", "TOUCH"])
@@ -111,19 +31,6 @@ def test_sums(play: Play, name: str) -> None:
     }
     assert answer(stage, parts) == sorted(parts)
     assert client.get() == b":12345678902\r\n"
-
-
-def test_mset_keeps_pairs_and_their_order(play: Play) -> None:
-    """The last of two values for one key wins, as it does unsplit."""
-    stage = play()
-    client = stage.client()
-    client.send(encode_command("MSET", KEY_A, b"\r\n", KEY_B, "", KEY_A, "last"))
-    parts = {
-        encode_command("MSET", KEY_A, b"\r\n", KEY_A, "last"): b"+OK\r\n",
-        encode_command("MSET", KEY_B, ""): b"+OK\r\n",
-    }
-    assert answer(stage, parts) == sorted(parts)
-    assert client.get() == b"+OK\r\n"
 
 
 @pytest.mark.parametrize(
@@ -324,27 +231,6 @@ def test_a_part_that_nobody_waits_for_is_not_sent_again(play: Play, fate: str) -
     assert live() == stage.live
 
 
-def test_many_keys_over_many_slots(play: Play) -> None:
-    """Thousands of parts, twice, so that what is reused from command to command is proven clean."""
-    stage = play(hard_output=1 << 30)
-    client = stage.client()
-    chance = random.Random(1)
-    for count in (3000, 50, 3000):
-        keys = [b"key:%d" % chance.randrange(5000) for _ in range(count)]
-        client.send(encode_command("MGET", *keys))
-        stage.turn()
-        frames = 0
-        for end in (stage.node(n) for n in (A, B, C)):
-            reader = CommandReader()
-            while asked := stage.drink(end):
-                for _, words in reader.feed(asked):
-                    assert len({slot_of(key) for key in words[1:]}) == 1
-                    frames += 1
-                    stage.pour(end, array([bulk(b"<" + key + b">") for key in words[1:]]))
-        assert frames == len({slot_of(key) for key in keys})
-        assert stage.drink(client) == array([bulk(b"<" + key + b">") for key in keys])
-
-
 def test_resp3_parts(play: Play) -> None:
     stage = play()
     client = stage.client()
@@ -383,3 +269,72 @@ def test_what_parts_held_is_forgotten_with_the_answer(play: Play) -> None:
         answer(stage, {MGET_A: array([bulk(b"a" * 15_000)]), MGET_B: array([bulk(b"b" * 15_000)])})
         assert client.get() == array([bulk(b"a" * 15_000), bulk(b"b" * 15_000)])
         assert stage.accepted.output_bytes == 0
+
+
+# -- nobody waits any more
+
+
+@pytest.mark.parametrize("form", ["whole", "in pieces", "first answered"])
+def test_parts_of_a_client_that_left_are_not_held(play: Play, form: str) -> None:
+    """What was held is given back at once, what comes later is dropped (it was 424 MB at a hard limit of 8)."""
+    stage = play(shards=[(A, [], [(0, 16383)])])
+    client, other = stage.client(), stage.client()
+    client.send(encode_command("MGET", KEY_A, KEY_B, KEY_C))
+    stage.turn()
+    other.send(GET_A)
+    stage.turn()
+    node = stage.node(A)
+    large = array([bulk(b"v" * 400_000)])
+    if form != "whole":
+        stage.pour(node, large + large[:200_000])
+        assert output_bytes(stage.path) > 400_000
+    client.close()
+    stage.turn()
+    assert output_bytes(stage.path) == 0
+    if form == "whole":
+        stage.pour(node, large * 3)
+    elif form == "in pieces":
+        stage.pour(node, large[200_000:400_000])
+        assert output_bytes(stage.path) == 0
+        stage.pour(node, large[400_000:] + large)
+    else:
+        stage.pour(node, large[200_000:] + b"-ERR no\r\n")
+    assert output_bytes(stage.path) == 0
+    node.send(bulk("mine"))
+    stage.turn()
+    assert other.get() == bulk("mine")
+    assert live() == stage.live
+
+
+@pytest.mark.parametrize("form", ["whole", "in pieces"])
+def test_a_client_that_is_cut_off_for_what_its_parts_hold(play: Play, form: str) -> None:
+    """By a part in the middle: the others' bytes go with it, and nothing more is held."""
+    stage = play(shards=[(A, [], [(0, 16383)])], hard_output=500_000)
+    client = stage.client()
+    client.send(encode_command("MGET", KEY_A, KEY_B, KEY_C) + PING)
+    stage.turn()
+    node = stage.node(A)
+    large = array([bulk(b"v" * 300_000)])
+    stage.pour(node, large + (large if form == "whole" else large[:250_000]))
+    assert stage.count("closed")["output_limit"] == 1
+    assert (client.closed, output_bytes(stage.path)) == (True, 0)
+    stage.pour(node, (b"" if form == "whole" else large[250_000:]) + large)
+    assert output_bytes(stage.path) == 0
+    assert live() == stage.live
+
+
+def test_an_answer_larger_than_the_client_may_hold(play: Play) -> None:
+    """The parts fit, what is made of them together with what is not yet taken does not."""
+    stage = play(shards=[(A, [], [(0, 16383)])], hard_output=600_000)
+    client = stage.client()
+    client.send(GET_A)
+    stage.turn()
+    node = stage.node(A)
+    stage.pour(node, bulk(b"w" * 700_000))  # most of it lies in the kernel's buffer
+    left = stage.accepted.output_bytes
+    client.send(encode_command("MGET", KEY_A, KEY_B))
+    stage.turn()
+    stage.pour(node, array([bulk(b"v" * ((600_000 - left) // 2))]) * 2)
+    assert stage.count("closed")["output_limit"] == 1
+    assert output_bytes(stage.path) == 0
+    assert live() == stage.live

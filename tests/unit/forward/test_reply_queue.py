@@ -7,6 +7,7 @@ import pytest
 from proxy.forward.clients import output_bytes
 from proxy.resp.encode import bulk, encode_command
 from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, TEXTS, A, B, C, End, Play, Stage
+from tests.support.dialogue import exchange
 
 GET_A, GET_B, GET_C = (encode_command("GET", key) for key in (KEY_A, KEY_B, KEY_C))
 
@@ -390,3 +391,49 @@ def test_a_client_that_takes_nothing_is_closed_at_the_end_of_its_input(play: Pla
     stage.turn()
     assert not stage.path.clients
     assert stage.count("closed")["quit"] == 1
+
+
+def test_a_burst_of_large_replies_after_small_ones(play: Play) -> None:
+    """What its replies were like says nothing of the next burst: it begins with few of them under way."""
+    stage = play()
+    client = stage.client()
+    for _ in range(2):
+        client.send(GET_A * 50)
+        stage.turn()
+        exchange(stage, A, GET_A * 50, bulk("v") * 50)
+        assert stage.drink(client) == bulk("v") * 50
+    client.send(encode_command("GET", "{b}large") * 600)
+    stage.turn()
+    node = stage.node(A)
+    asked = node.get().count(b"large")
+    assert 1 <= asked <= 129  # 8 times the soft limit of 1 MB, 64 KB each
+    large = bulk(b"v" * 1_000_000)
+    for _ in range(20):  # a reader that takes nothing is asked nothing more for
+        stage.pour(node, large)
+        asked += node.get().count(b"large")
+    assert asked <= 160
+    assert stage.accepted.output_bytes > 15_000_000
+    client.close()
+    stage.turn()
+    assert output_bytes(stage.path) == 0
+
+
+def test_a_burst_of_small_replies_is_soon_all_under_way(play: Play) -> None:
+    stage = play(max_pending=2000)
+    client = stage.client()
+    node = None
+    for _ in range(2):
+        client.send(GET_A * 1000)
+        stage.turn()
+        node = stage.node(A)
+        asked = node.get().count(GET_A)
+        rounds = 0
+        while asked < 1000:
+            node.send(bulk("v") * 32)
+            stage.turn()
+            asked += node.get().count(GET_A)
+            rounds += 1
+            assert rounds < 40
+        node.send(bulk("v") * (1000 - 32 * rounds))
+        stage.turn()
+        assert stage.drink(client) == bulk("v") * 1000

@@ -52,7 +52,7 @@ def test_more_than_are_kept_for_reuse(play: Play) -> None:
     client = stage.client()
     for _ in range(2):
         stage.pour(client, GET_B + GET_A * 6000)
-        assert live() == start + 6001
+        stage.until(lambda: live() == start + 6001)  # a client has its turns
         stage.drink(stage.node(A))
         stage.pour(stage.node(A), (b"-ERR " + b"x" * 200 + b"\r\n" + bulk("v")) * 3000)
         stage.node(B).send(b"-LOADING Redis is loading the dataset in memory\r\n")
@@ -82,3 +82,99 @@ def test_those_of_clients_that_left_go_with_their_replies(play: Play) -> None:
     stage.node(B).close()
     stage.turn()
     assert live() == start
+
+
+# -- owners: every move there is (request.pyx), on which a sanitizer build aborts if it is not legal
+
+
+LOADING = b"-LOADING Redis is loading the dataset in memory\r\n"
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "answered",
+        "refused before it was sent",
+        "parked, sent, answered",
+        "parked twice",
+        "parked until its deadline",
+        "parked until the end",
+        "redirected",
+        "lost and parked",
+        "lost and failed",
+        "timed out when sent",
+        "timed out unsent",
+        "cancelled and lost",
+        "never sent",
+    ],
+)
+@pytest.mark.parametrize("form", ["single", "parts"])
+def test_every_way_a_request_may_go(play: Play, way: str, form: str, left: bool) -> None:
+    """Alone or as a part, with its client or after it has left: it is given back, once."""
+    start = live()
+    timed = "timed out" in way or "deadline" in way or way == "cancelled and lost"
+    stage = play(
+        [(A, [], [(16000, 16383)])] if way == "refused before it was sent" else None,
+        timeout_s=0.0 if timed and "parked" not in way else 0.01 if timed else 5.0,
+        backoff_s=1000.0,
+    )
+    client = stage.client()
+    frame = encode_command("SET", KEY_A, "1") if form == "single" else encode_command("MSET", KEY_A, "1", "{c}", "2")
+    mine = encode_command("SET" if form == "single" else "MSET", KEY_A, "1")
+    unsent = way in ("timed out unsent", "cancelled and lost", "never sent")
+    client.send(frame)
+    stage.loop.run()
+    wanted, stage.wanted = stage.wanted, []
+    if left and unsent:
+        client.close()
+        stage.turn()
+    if unsent:
+        stage.router.sweep()
+        if way == "cancelled and lost":
+            stage.unreachable.update((A, B))
+            stage.wanted = wanted
+        elif way == "timed out unsent":
+            stage.wanted = wanted
+        stage.turn(1)
+        stage.unreachable.clear()
+        stage.turn()
+    elif way != "refused before it was sent":
+        stage.wanted = wanted
+        stage.turn()
+        if left:
+            client.close()
+            stage.turn()
+        node = stage.node(A)
+        assert node.get() == mine
+        if way.startswith("parked"):
+            node.send(LOADING)
+            stage.turn()
+            assert stage.parking.waiting == (0 if left else 1)
+        if way in ("parked, sent, answered", "parked twice"):
+            stage.parking.wake_all()
+            stage.turn()
+            assert node.get() == (b"" if left else mine)
+        if way == "parked until its deadline":
+            stage.until(lambda: stage.parking.waiting == 0)
+        elif way == "redirected":
+            node.send(b"-ASK 3300 %s\r\n" % str(B).encode())
+        elif way.startswith("lost"):
+            node.close()
+        elif way == "timed out when sent":
+            stage.router.sweep()
+            node.send(b"+OK\r\n")
+        elif way == "parked twice" and not left:
+            node.send(LOADING)
+        elif way in ("answered", "parked, sent, answered") and (way == "answered" or not left):
+            node.send(b"+OK\r\n")
+        stage.turn(6)
+    if way == "parked until the end":
+        stage.parking.stop()
+    if way == "answered" and form == "parts" and not left:
+        stage.node(B).send(b"+OK\r\n")
+        stage.turn()
+        assert client.get() == b"+OK\r\n"
+    if not left and way in ("answered", "parked, sent, answered") and form == "single":
+        assert client.get() == b"+OK\r\n"
+        assert live() == start

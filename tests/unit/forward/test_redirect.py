@@ -1,0 +1,431 @@
+"""What a node's error line means for a request: followed, waited for, or the client's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from proxy.cluster.slot import slot_of
+from proxy.cluster.topology import Address
+from proxy.resp.encode import array, bulk, encode_command
+from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, SLOT_B, SLOT_C, THIRDS, A, B, C, Play, Stage
+from tests.support.dialogue import ASKING, GET_A, GET_B, PING, REFUSALS, SET_A, D, always, ask, exchange, moved
+
+
+def test_moved_is_followed_and_learnt_at_once(play: Play) -> None:
+    stage = play()
+    client, other = stage.client(), stage.client()
+    client.send(SET_A)
+    stage.turn()
+    exchange(stage, A, SET_A, moved(B))
+    other.send(GET_A + encode_command("GET", "{b}2"))  # same slot: goes to the right node from now on
+    stage.turn()
+    exchange(stage, B, SET_A + GET_A + encode_command("GET", "{b}2"), b"+OK\r\n" + bulk("1") + bulk("2"))
+    assert (client.get(), other.get()) == (b"+OK\r\n", bulk("1") + bulk("2"))
+    assert stage.stale_for == ["moved"]
+    assert stage.count("redirections")["moved"] == 1
+    assert stage.count("commands")["set"]["errors"] == {}
+
+
+def test_moved_to_a_node_nobody_knows(play: Play) -> None:
+    """It is not dialled for an error line's sake, but waited for until a topology names it."""
+    stage = play(backoff_s=1000.0, timeout_s=5000.0)
+    client = stage.client()
+    client.send(SET_A + GET_A)
+    stage.turn()
+    exchange(stage, A, SET_A + GET_A, moved(D) + moved(D))
+    stage.turn()
+    assert stage.parking.waiting == 2
+    assert D not in stage.nodes
+    assert D not in stage.router.nodes
+    assert stage.stale_for == ["moved", "moved"]
+    stage.router.publish([(D, [], [(0, 5460)]), *THIRDS[1:]])
+    stage.parking.wake_all()
+    stage.turn()
+    exchange(stage, D, SET_A + GET_A, b"+OK\r\n" + bulk("1"))
+    assert client.get() == b"+OK\r\n" + bulk("1")
+
+
+def test_moved_to_a_node_that_stays_unknown(play: Play) -> None:
+    """The client gets the server's own line when its time is over."""
+    stage = play(timeout_s=0.05)
+    client = stage.client()
+    client.send(GET_A)
+    stage.turn()
+    line = moved(D)
+    give_up = time.monotonic() + 10
+    while not (said := client.get()):
+        assert time.monotonic() < give_up
+        for end in stage.nodes[A]:
+            for _ in range(end.get().count(GET_A)):
+                end.send(line)
+        stage.turn(1)
+    assert said == line
+    assert D not in stage.nodes
+
+
+def test_moved_to_itself_and_without_a_host(play: Play) -> None:
+    """An empty host is the node that said so; its own window may move while the bytes are queued there again."""
+    stage = play()
+    client = stage.client()
+    large = encode_command("SET", KEY_A, b"v" * 50_000)
+    client.send(large + GET_A)
+    stage.turn()
+    exchange(stage, A, large + GET_A, moved(":7001") + bulk("v"))
+    exchange(stage, A, large, moved("?:7001"))
+    exchange(stage, A, large, b"+OK\r\n")
+    assert client.get() == b"+OK\r\n" + bulk("v")
+    client.send(GET_A)
+    stage.turn()
+    exchange(stage, A, GET_A, moved(":7003"))
+    assert stage.router.nodes.keys() == {A, B, C}
+    exchange(stage, C, GET_A, bulk("3"))
+    assert client.get() == bulk("3")
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_replica_that_says_it_is_the_primary(play: Play, size: int) -> None:
+    """Its READONLY connection is of no use then, yet the bytes of the command still stand in that one's window."""
+    stage = play(shards=[(A, [B], [(0, 16383)])], reads="replica")
+    client = stage.client()
+    frame = encode_command("GET", b"k" * size)
+    client.send(frame)
+    stage.turn()
+    exchange(stage, B, frame, moved(B, slot_of(b"k" * size)))
+    exchange(stage, B, frame, bulk("v"))
+    assert client.get() == bulk("v")
+    assert [len(stage.nodes[B]), stage.nodes[B][0].closed] == [2, True]
+    assert not stage.router.nodes[B].replica
+    assert stage.lost_for == []
+
+
+def test_moved_promotes_a_replica(play: Play) -> None:
+    stage = play(shards=[(A, [B], [(0, 16383)])])
+    client, reader = stage.client(), stage.client(reads="replica")
+    reader.send(GET_A)
+    client.send(SET_A)
+    stage.turn()
+    exchange(stage, A, SET_A, moved(B))
+    assert stage.nodes[B][0].get() == GET_A
+    assert stage.nodes[B][1].get() == SET_A
+    stage.nodes[B][0].send(bulk("old"))
+    stage.nodes[B][1].send(b"+OK\r\n")
+    stage.turn()
+    assert (client.get(), reader.get()) == (b"+OK\r\n", bulk("old"))
+    assert stage.nodes[B][0].closed
+
+
+def test_ask_is_followed_for_once(play: Play) -> None:
+    """ASKING and its command adjacent, whatever else goes there; the slot stays where it was."""
+    stage = play(packets=True)
+    stage.router.warm(2)
+    stage.turn()
+    clients = [stage.client() for _ in range(3)]
+    for client in clients:
+        client.send(SET_A)
+    stage.turn()
+    assert stage.node(A).packets() == [SET_A * 3]
+    clients.append(stage.client())
+    stage.node(A).send(ask(B) * 3)
+    clients[3].send(GET_B)
+    stage.turn()
+    (packet,) = stage.node(B).packets()
+    assert sorted(packet.split(ASKING + SET_A)) == [b"", b"", b"", GET_B]
+    first = packet.partition(GET_B)[0].count(ASKING)
+    stage.node(B).send(b"+OK\r\n+OK\r\n" * first + bulk("b") + b"+OK\r\n+OK\r\n" * (3 - first))
+    stage.turn()
+    assert [client.get() for client in clients] == [b"+OK\r\n"] * 3 + [bulk("b")]
+    clients[0].send(SET_A)
+    stage.turn()
+    assert stage.node(A).get() == SET_A
+    assert stage.stale_for == []
+    assert stage.count("redirections")["ask"] == 3
+
+
+def test_asking_refused(play: Play) -> None:
+    """Whatever is said to ASKING is dropped; what is said to the command counts."""
+    stage = play()
+    client = stage.client()
+    client.send(SET_A)
+    stage.turn()
+    exchange(stage, A, SET_A, ask(B))
+    exchange(stage, B, ASKING + SET_A, b"-ERR This instance has cluster support disabled\r\n-ERR no\r\n")
+    assert client.get() == b"-ERR no\r\n"
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 5])
+@pytest.mark.parametrize("line", [moved, ask])
+def test_redirections_are_limited(play: Play, limit: int, line: object) -> None:
+    """The server's own error reaches the client; which node is asked next depends on the round."""
+    stage = play(max_redirections=limit)
+    client = stage.client()
+    client.send(SET_A)
+    rounds = 0
+    last = b""
+    while not (said := client.get()):
+        stage.turn(1)
+        for address, ends in list(stage.nodes.items()):
+            for end in ends:
+                got = end.get()
+                if not got:
+                    continue
+                assert got in (SET_A, ASKING + SET_A)
+                rounds += 1
+                to = {A: B, B: C, C: A}[address]
+                last = moved(to) if line is moved else ask(to)
+                end.send((b"+OK\r\n" if got != SET_A else b"") + last)
+        assert rounds < 20
+    assert said == last
+    assert rounds == limit + 1
+    stage.turn(10)
+    assert client.get() == b""
+    assert stage.count("commands")["set"]["errors"] == {"MOVED" if line is moved else "ASK": 1}
+
+
+def test_two_nodes_that_name_each_other_are_given_time(play: Play) -> None:
+    """While a slot changes hands: from the second round on it waits a little, or as long as nothing changes."""
+    stage = play(backoff_s=1000.0, timeout_s=5000.0)
+    client = stage.client()
+    client.send(SET_A)
+    stage.turn()
+    exchange(stage, A, SET_A, moved(B))
+    exchange(stage, B, SET_A, moved(A))
+    exchange(stage, A, SET_A, moved(B))
+    stage.turn()
+    assert (stage.node(B).get(), stage.parking.waiting) == (b"", 1)
+    stage.parking.wake_all()
+    exchange(stage, B, SET_A, b"+OK\r\n")
+    assert client.get() == b"+OK\r\n"
+
+
+@pytest.mark.parametrize("line", [b"-MOVED 99999 a:1\r\n", b"-MOVED 1\r\n", b"-ASK 1 nohost\r\n", b"-MOVEDX 1 a:1\r\n"])
+def test_what_only_looks_like_a_redirection(play: Play, line: bytes) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(GET_A)
+    stage.turn()
+    exchange(stage, A, GET_A, line)
+    assert client.get() == line
+
+
+@pytest.mark.parametrize("word", list(REFUSALS))
+def test_refused_for_a_while(play: Play, word: str) -> None:
+    """Nothing was executed: it is sent again, a write too, until it is answered."""
+    stage = play()
+    client = stage.client()
+    client.send(SET_A)
+    for _ in range(4):
+        exchange(stage, A, SET_A, REFUSALS[word])
+        assert client.get() == b""
+    exchange(stage, A, SET_A, b"+OK\r\n")
+    assert client.get() == b"+OK\r\n"
+    assert stage.count("redirections")[word] == 4
+    assert stage.count("retries")[word, "retried"] == 4
+    assert set(stage.stale_for) == ({word} if word in ("readonly", "clusterdown") else set())
+    assert stage.parking.waiting == 0
+    assert stage.count("commands")["set"]["errors"] == {}
+
+
+@pytest.mark.parametrize("word", list(REFUSALS))
+@pytest.mark.parametrize("timeout_s", [0.0, 0.1])
+def test_refused_until_the_deadline(play: Play, word: str, timeout_s: float) -> None:
+    """Given up with what the server said last."""
+    stage = play(timeout_s=timeout_s, backoff_s=1.0)
+    client = stage.client()
+    client.send(SET_A)
+    stage.turn()
+    exchange(stage, A, SET_A, REFUSALS[word])
+    assert stage.hear(client) == REFUSALS[word]
+    assert stage.node(A).get() == b""
+    retries = stage.count("retries")
+    assert (retries[word, "retried"], retries[word, "gave_up"]) == (1 if timeout_s else 0, 1)
+    assert stage.count("timeouts") == (1 if timeout_s else 0)
+    assert stage.count("commands")["set"]["errors"] == {word.upper(): 1}
+
+
+def test_a_replica_that_refuses_reads_is_reported(play: Play) -> None:
+    stage = play(shards=[(A, [B], [(0, 16383)])], reads="prefer_replica")
+    client = stage.client()
+    client.send(GET_A + GET_A)
+    stage.turn()
+    exchange(stage, B, GET_A * 2, REFUSALS["loading"] + REFUSALS["masterdown"])
+    assert stage.unfit == ["loading", "link to the primary down"]
+    exchange(stage, A, GET_A * 2, bulk("1") + bulk("2"))
+    assert client.get() == bulk("1") + bulk("2")
+
+
+def test_moved_to_a_node_that_is_down(play: Play) -> None:
+    """A failover's usual beginning: it is waited for."""
+    stage = play()
+    stage.unreachable.add(B)
+    stage.router.warm(2)
+    stage.turn()
+    assert stage.router.nodes[B].down
+    client = stage.client()
+    client.send(SET_A)
+    stage.turn()
+    exchange(stage, A, SET_A, moved(B))
+    assert stage.parking.waiting == 1
+    stage.unreachable.clear()
+    exchange(stage, B, SET_A, b"+OK\r\n")
+    assert client.get() == b"+OK\r\n"
+
+
+def test_a_redirection_for_nobody_is_not_followed(play: Play) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(SET_A + SET_A)
+    stage.turn()
+    client.close()
+    stage.turn()
+    exchange(stage, A, SET_A * 2, moved(B) + REFUSALS["tryagain"])
+    assert B not in stage.nodes
+    assert stage.parking.waiting == 0
+
+
+# -- who is believed
+
+SCRIPTS = [
+    encode_command(name, body, "1", KEY_A, "x")
+    for name, body in (("EVAL", "return 1"), ("EVALSHA", "f" * 40), ("FCALL", "f"))
+]
+SCRIPTS_RO = [encode_command(f"{name}_RO", "f", "1", KEY_A) for name in ("EVAL", "EVALSHA", "FCALL")]
+
+
+def goes_to(stage: Stage, key: bytes) -> list[Address]:
+    """Where another client's GET of a key goes."""
+    frame = encode_command("GET", key)
+    client = stage.client()
+    client.send(frame)
+    stage.turn()
+    places = [address for address, ends in stage.nodes.items() for end in ends if frame in end.get()]
+    for address in places:
+        stage.node(address).send(b"$-1\r\n")
+    stage.turn()
+    client.close()
+    stage.turn()
+    return places
+
+
+@pytest.mark.parametrize("slot", [SLOT_B, SLOT_C, 0])
+def test_moved_of_another_slot_is_followed_but_not_learnt(play: Play, slot: int) -> None:
+    """Neither for the slot it names nor for the one that was asked for."""
+    stage = play()
+    client = stage.client()
+    client.send(SET_A)
+    stage.turn()
+    exchange(stage, A, SET_A, moved(C, slot))
+    exchange(stage, C, SET_A, b"+OK\r\n")
+    assert client.get() == b"+OK\r\n"
+    assert [goes_to(stage, key) for key in (KEY_A, KEY_B, KEY_C)] == [[A], [B], [C]]
+    assert stage.stale_for == ["moved"]
+
+
+@pytest.mark.parametrize("frame", SCRIPTS + SCRIPTS_RO)
+@pytest.mark.parametrize("line", [moved, ask])
+def test_a_script_is_followed_once_for_itself(play: Play, frame: bytes, line: Callable[..., bytes]) -> None:
+    """Its second redirection is the client's; nobody else's commands go elsewhere for it."""
+    stage = play()
+    client = stage.client()
+    client.send(frame)
+    stage.turn()
+    exchange(stage, A, frame, line(B))
+    exchange(stage, B, (ASKING if line is ask else b"") + frame, (b"+OK\r\n" if line is ask else b"") + line(C))
+    stage.turn(6)
+    assert client.get() == line(C)
+    assert C not in stage.nodes
+    assert goes_to(stage, KEY_A) == [A]
+
+
+@pytest.mark.parametrize("frame", SCRIPTS)
+def test_what_no_server_says_of_a_script_is_its_own(play: Play, frame: bytes) -> None:
+    """Another slot than its own: a forgery, which is an ordinary error and no reason for anything."""
+    stage = play()
+    client = stage.client()
+    client.send(frame)
+    stage.turn()
+    exchange(stage, A, frame, moved(B, SLOT_C))
+    assert client.get() == moved(B, SLOT_C)
+    assert (stage.stale_for, stage.count("redirections")["moved"], list(stage.nodes)) == ([], 0, [A])
+
+
+def test_a_keyless_script_has_no_slot_to_be_moved(play: Play) -> None:
+    stage = play()
+    client = stage.client()
+    frame = encode_command("EVAL", "return redis.error_reply('MOVED 15495 10.6.6.6:6379')", "0")
+    client.send(frame)
+    stage.turn()
+    (place,) = stage.nodes
+    exchange(stage, place, frame, moved("10.6.6.6:6379", SLOT_C))
+    assert client.get() == moved("10.6.6.6:6379", SLOT_C)
+    assert (stage.stale_for, list(stage.router.nodes)) == ([], [A, B, C])
+
+
+@pytest.mark.parametrize("host", ["10.6.6.6", "a..b", "x" * 200, "\xff", "-", "[::1]", "10.0.0.1"])
+@pytest.mark.parametrize("frame", [SET_A, SCRIPTS[0]])
+def test_unknown_hosts_are_never_nodes(play: Play, frame: bytes, host: str) -> None:
+    """Not dialled, not known, in no figure; a refresh is asked for, and the line is the client's when time is over."""
+    stage = play(backoff_s=1000.0, timeout_s=0.02)
+    client = stage.client()
+    client.send(frame)
+    stage.turn()
+    line = b"-MOVED %d %s:6379\r\n" % (SLOT_A, host.encode("latin-1"))
+    exchange(stage, A, frame, line)
+    assert stage.hear(client) == line
+    assert list(stage.router.nodes) == [A, B, C]
+    assert set(stage.nodes) == {A}
+    assert stage.stale_for == ["moved"]
+    assert stage.wanted == []
+
+
+@pytest.mark.parametrize("read_only", SCRIPTS_RO)
+@pytest.mark.parametrize("word", ["loading", "masterdown"])
+def test_a_script_makes_no_replica_unfit(play: Play, read_only: bytes, word: str) -> None:
+    stage = play(shards=[(A, [B], [(0, 16383)])], reads="replica")
+    client = stage.client()
+    client.send(read_only)
+    stage.turn()
+    exchange(stage, B, read_only, REFUSALS[word])
+    exchange(stage, B, read_only, b":1\r\n")
+    assert (client.get(), stage.unfit) == (b":1\r\n", [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"-TRYAGAIN later\r\n",
+        b"-LOADING x\r\n",
+        b"-CLUSTERDOWN\r\n",
+        b"-READONLY You can't write\r\n",
+        b"-MASTERDOWN Link\r\n",
+        b"-TRYAGAIN Multiple keys request during rehashing of slot \r\n",
+    ],
+)
+@pytest.mark.parametrize("frame", [SCRIPTS[0], SET_A])
+def test_only_the_servers_own_words_are_a_refusal(play: Play, line: bytes, frame: bytes) -> None:
+    """A script that had its effect and says so is not run again (INCR was, 53 times)."""
+    stage = play()
+    client = stage.client()
+    client.send(frame + PING)
+    stage.turn()
+    exchange(stage, A, frame, line)
+    stage.turn(6)
+    assert client.get() == line + b"+PONG\r\n"
+    assert (stage.node(A).get(), sum(stage.count("redirections").values())) == (b"", 0)
+
+
+def test_a_fan_out_is_not_led_elsewhere(play: Play) -> None:
+    """A node's own answer is wanted, and not another's in its place."""
+    stage = play()
+    always(stage, ("primaries", PING, 0), finish=array)
+    client = stage.client()
+    client.send(encode_command("ECHO", "x"))
+    stage.turn()
+    for address in (A, B):
+        exchange(stage, address, PING, b"+PONG\r\n")
+    exchange(stage, C, PING, moved(A))
+    stage.turn(6)
+    assert stage.node(A).get() == b""
+    assert client.get() == moved(A)
