@@ -46,8 +46,7 @@ cdef enum:
 cdef class Client(Outlet):
     """One client. The Python-visible attributes are what proxy.serve reads and changes."""
 
-    def __cinit__(self, DataPath path, ClientSettings settings, str address, str local_address,
-                  uint64_t client_id):
+    def __cinit__(self, DataPath path, ClientSettings settings, str address, str local_address, uint64_t client_id):
         self.path = path
         self.reactor = path.reactor
         self.settings = settings
@@ -84,7 +83,7 @@ cdef class Client(Outlet):
 
     @property
     def last_command(self):
-        """Name of the last command, "other" when it has none of its own in the metrics."""
+        """Name of the last command, "other" when the metrics have no name for it."""
         for name, index in self.path.counters.metrics.items():
             if index == self.last_metric:
                 return name
@@ -112,7 +111,7 @@ cdef class Client(Outlet):
 
     @property
     def listener_reads(self):
-        """Name of the read policy it began with."""
+        """... and of the one it began with."""
         return READ_POLICIES[self.settings.reads]
 
     def set_reads(self, name):
@@ -162,8 +161,6 @@ cdef class Client(Outlet):
         """Whether it has taken output out of the kernel's buffer since it was last asked: slowly, but it does."""
         cdef int before = self.untaken
         self.untaken = self.in_kernel()
-        if self.untaken != before:
-            self.active_ns = self.reactor.now
         return self.untaken != before
 
     cdef void begin_turn(self) noexcept:
@@ -350,7 +347,7 @@ cdef class Client(Outlet):
         self.end(CLOSE_PROTOCOL)
 
     cdef void failed(self, int metric, str what, error) noexcept:
-        """proxy.serve raised in the place of an answer: the client is told, and so is the log."""
+        """proxy.serve raised instead of answering: the client is told, and so is the log."""
         self.path.counts.internal_errors += 1
         self.say(metric, b"-ERR internal error\r\n")
         self.path.desk.raised(what, error)

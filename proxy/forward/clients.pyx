@@ -75,7 +75,11 @@ def close_idle(DataPath path, double idle_s):
     path.reactor.tick()
     limit = path.reactor.now - <int64_t> (idle_s * 1e9)
     for c in list(path.clients):
-        if c.active_ns < limit and c.replies.head == NULL and not c.draining and not c.takes():
+        if c.active_ns >= limit or c.replies.head != NULL or c.draining:
+            continue
+        if c.takes():
+            c.active_ns = path.reactor.now
+        else:
             c.close(CLOSE_IDLE)
 
 
