@@ -179,13 +179,14 @@ cdef int local(Client client, Call* call) noexcept:
         words.append(call.frame[call.args[i].off:call.args[i].off + call.args[i].len])
     try:
         answer = client.path.desk.answer(client, words)
+        if client.fd < 0:
+            return CALL_DONE                # closed by its own command
         if answer is None:
             if client.replies.inflight == 0:
                 raise RuntimeError("there is nothing to wait for")
             return CALL_NOT_NOW
         if isinstance(answer, Ask):
-            if client.fd >= 0:              # else it was closed by its own command
-                send_ask(client, call, <Ask> answer)
+            send_ask(client, call, <Ask> answer)
         else:
             client.say(metric, answer)
     except Exception as error:
