@@ -17,7 +17,7 @@ from itertools import count, pairwise
 
 import pytest
 
-from proxy.embedded import EmbeddedCluster, EmbeddedNode
+from proxy.embedded import EmbeddedCluster, EmbeddedNode, wait_for
 from tests.support.cluster import slot_of
 from tests.support.proxyd import ProxyDaemon
 from tests.support.raw import RawClient, encode
@@ -46,6 +46,7 @@ class Appender(threading.Thread):
         super().__init__(daemon=True)
         self.key = key
         self.sent = 0
+        self.answered = 0
         self.wrong: list[bytes] = []
         self.error: BaseException | None = None
         self.stopping = threading.Event()
@@ -59,9 +60,8 @@ class Appender(threading.Thread):
             self.error = error
 
     def _append(self, raw: RawClient) -> None:
-        answered = 0
-        while not self.stopping.is_set() or answered < self.sent:
-            if not self.stopping.is_set() and self.sent - answered < 4 * PIPELINE:
+        while not self.stopping.is_set() or self.answered < self.sent:
+            if not self.stopping.is_set() and self.sent - self.answered < 4 * PIPELINE:
                 numbers = range(self.sent, self.sent + PIPELINE)
                 # Each in a packet of its own: the proxy reads them one by one, between other things.
                 for number in numbers:
@@ -70,7 +70,7 @@ class Appender(threading.Thread):
                 continue
             if not (reply := raw.frame()).startswith(b":"):
                 self.wrong.append(reply)
-            answered += 1
+            self.answered += 1
 
 
 class Other(threading.Thread):
@@ -97,13 +97,25 @@ class Other(threading.Thread):
             self.error = error
 
 
-def move_back_and_forth(cluster: EmbeddedCluster, moves: int) -> None:
-    """Moves the slot with its keys so many times between its owner and another primary."""
+def move_back_and_forth(cluster: EmbeddedCluster, appenders: list[Appender], moves: int) -> None:
+    """Moves the slot with its keys so many times between its owner and another primary.
+
+    What was sent before a move is over is answered before the next one begins: an ASKING that is late by two moves
+    makes a key where the slot is being imported again and the old key has not come yet. No client can help that.
+    """
     source: EmbeddedNode = cluster.owner_of(SLOT)
     target = next(node for node in cluster.primaries() if node is not source)
     for _ in range(moves):
         cluster.move_slots([SLOT], source, target, batch=3)
         source, target = target, source
+        sent = [appender.sent for appender in appenders]
+        wait_for(
+            lambda sent=sent: all(
+                appender.answered >= count or appender.error for appender, count in zip(appenders, sent, strict=True)
+            ),
+            20,
+            "what was sent before the move is answered",
+        )
 
 
 def inversions(items: list[int]) -> int:
@@ -130,7 +142,7 @@ def keeps_order(cluster: EmbeddedCluster, daemon: ProxyDaemon, moves: int) -> No
 
         for thread in (*appenders, *others):
             thread.start()
-        move_back_and_forth(cluster, moves)
+        move_back_and_forth(cluster, appenders, moves)
         redirected = daemon.metric("redis_proxy_redirections_total") - before
     lists = {appender.key: [int(n) for n in items(cluster, appender.key)] for appender in appenders}
     turned = sum(map(inversions, lists.values()))
