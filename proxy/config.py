@@ -34,6 +34,7 @@ from proxy.config_values import (
     LogLevel,
     Node,
     NodeName,
+    Pause,
     ReadPolicy,
     Redirections,
     Seconds,
@@ -42,6 +43,7 @@ from proxy.config_values import (
     SecretFile,
     SocketPath,
     Switchable,
+    Window,
     Workers,
     YesOrNo,
     has_port,
@@ -146,13 +148,13 @@ class Backends(Section):
 
     connections: Connections = _option(1, "Shared connections per node and protocol.")
     connect_timeout: Seconds = _option("1s", "How long connecting and the handshake may take.")
-    max_window: Bytes = _option(
+    max_window: Window = _option(
         "16mb",
-        "Bytes of unanswered commands on one connection before further ones must wait; as many bytes may then wait.",
+        "Bytes of unanswered commands on one connection before more must wait (as many again); at least 64kb.",
     )
-    batch_pause: SecondsOrOff = _option(
-        "0.05ms",
-        "With many active clients: how long to wait for more of them before a batch is handled; 0 = not at all.",
+    batch_pause: Pause = _option(
+        "50us",
+        "With many active clients: how long to wait for more of them before a batch is handled; 0 = not, at most 10ms.",
     )
     stall_timeout: Seconds = _option("10s", "A connection with commands pending that gives no byte so long is closed.")
     backoff_min: Seconds = _option("50ms", "First pause before a node is connected to again.")

@@ -113,6 +113,24 @@ def _positive(value: float) -> float:
     return value
 
 
+def _at_most(most: str) -> AfterValidator:
+    def check(value: float) -> float:
+        if value > parse_duration(most):
+            raise ValueError(f"should be at most {most}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _at_least(least: str) -> AfterValidator:
+    def check(value: int) -> int:
+        if value < parse_size(least):
+            raise ValueError(f"should be at least {least}")
+        return value
+
+    return AfterValidator(check)
+
+
 def _not_empty(entries: tuple[object, ...]) -> tuple[object, ...]:
     # Not min_length: pydantic counts only the valid entries, and a bad one is reported by itself.
     if not entries:
@@ -212,6 +230,9 @@ SOME = (AfterValidator(_not_empty), Field(json_schema_extra={"minItems": 1}))
 SecondsOrOff = Annotated[float, BeforeValidator(parse_duration), _Seconds, _Duration]
 Seconds = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_positive), _Seconds, _Duration]
 Bytes = Annotated[int, BeforeValidator(parse_size), AfterValidator(_positive), _Bytes, _Size]
+# A batch's pause delays every answer in it; a smaller window would park what a single read brings in.
+Pause = Annotated[SecondsOrOff, _at_most("10ms")]
+Window = Annotated[Bytes, _at_least("64kb")]
 Connections = Annotated[int, Field(ge=1, le=64), BeforeValidator(_whole)]
 Redirections = Annotated[int, Field(ge=0, le=100), BeforeValidator(_whole)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)]

@@ -15,7 +15,14 @@ from decimal import Decimal
 from ipaddress import ip_address
 from posixpath import realpath
 
-DURATION_UNITS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
+DURATION_UNITS = {
+    "us": Decimal("0.000001"),
+    "ms": Decimal("0.001"),
+    "s": Decimal(1),
+    "m": Decimal(60),
+    "h": Decimal(3600),
+    "d": Decimal(86400),
+}
 # redis.conf's ("Note on units" at its top): k is 1000, kb is 1024; any case.
 SIZE_UNITS = {
     "b": Decimal(1),
@@ -67,7 +74,7 @@ class Address:
 
 
 def parse_duration(written: object) -> float:
-    """Seconds of `250ms`, `1.5s`, `5m`, `1h`, `2d` or a bare 0; at most a year."""
+    """Seconds of `50us`, `250ms`, `1.5s`, `5m`, `1h`, `2d` or a bare 0; at most a year."""
     seconds = _quantity(written, DURATION_UNITS, DURATION_HINT)
     if seconds > DURATION_MAX:
         raise ValueError(f"'{written}' is longer than 365d")
@@ -85,9 +92,9 @@ def parse_size(written: object) -> int:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest whole spelling: 300.0 -> `5m`, 0.25 -> `250ms`, 0.0 -> `0`."""
+    """The shortest whole spelling: 300.0 -> `5m`, 0.25 -> `250ms`, 0.00005 -> `50us`, 0.0 -> `0`."""
     exact = Decimal(repr(seconds))
-    return _spelling(exact, DURATION_UNITS) or (f"{(exact * 1000).normalize():f}ms" if exact else "0")
+    return _spelling(exact, DURATION_UNITS) or (f"{(exact / DURATION_UNITS['us']).normalize():f}us" if exact else "0")
 
 
 def format_size(size: int) -> str:

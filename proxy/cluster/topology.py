@@ -74,7 +74,10 @@ def map_address(address: Address, address_map: Mapping[str, str]) -> Address:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node as another one described it. `epoch` is its config epoch, 0 when not told; "" = not announced."""
+    """One node as another one described it. `epoch` is its config epoch, 0 when not told; "" = not announced.
+
+    `endpoint` and `port` are what it is announced with, before any address_map; port 0 = that of the address.
+    """
 
     id: str
     address: Address
@@ -84,6 +87,18 @@ class Node:
     ip: str = ""
     hostname: str = ""
     zone: str = ""
+    endpoint: str = ""
+    port: int = 0
+
+    @property
+    def announced_port(self) -> int:
+        """The port other nodes name it by."""
+        return self.port or self.address.port
+
+    @property
+    def announced_hosts(self) -> tuple[str, ...]:
+        """Every host other nodes may name it by: which one is up to their cluster-preferred-endpoint-type."""
+        return tuple(host for host in (self.endpoint, self.ip, self.hostname) if host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,20 +159,50 @@ class Topology:
         return self.covered == SLOTS and all(owner is not None and owner.health != "fail" for owner in owners)
 
 
-def aliases(topology: Topology, address_map: Mapping[str, str]) -> dict[Address, Address]:
-    """Every way to name a node of the topology -> its address: as it is dialled, by its ip, by its hostname.
+class NodeNames:
+    """Every way to name a node of a topology: what a redirection calls it -> its address.
 
-    What a redirection calls a node depends on the servers' preferred endpoint, which need not be the one in use here
-    (`cluster.endpoint`).
+    That depends on the servers' preferred endpoint, which need not be the one in use here (`cluster.endpoint`), and
+    they name the port they announce, not the one it is mapped to.
     """
-    found = {node.address: node.address for node in topology.nodes()}
-    for node in topology.nodes():
-        for host in (node.ip, node.hostname):
-            if host:
-                named = Address(host, node.address.port)
-                found.setdefault(named, node.address)
-                found.setdefault(map_address(named, address_map), node.address)
-    return found
+
+    def __init__(self, topology: Topology, address_map: Mapping[str, str]) -> None:
+        self._map = address_map
+        self._found: dict[Address, Address] = {}
+        self._hosts: dict[Address, tuple[str, ...]] = {}
+        self._on_port: dict[int, set[Address]] = {}
+        told = [
+            (Address(host, node.announced_port), node.address)
+            for node in topology.nodes()
+            for host in node.announced_hosts
+        ]
+        # In this order: where ports are mapped crosswise, one node's name is the place where another one is dialled.
+        for named, address in told:
+            self._found.setdefault(named, address)
+        for node in topology.nodes():
+            self._found.setdefault(node.address, node.address)
+            self._hosts.setdefault(node.address, (*node.announced_hosts, node.address.host))
+            self._on_port.setdefault(node.announced_port, set()).add(node.address)
+        for named, address in told:
+            self._found.setdefault(map_address(named, address_map), address)
+
+    def find(self, host: str, port: int, asked: Address) -> Address | None:
+        """The node that `asked` named in a redirection; None = none of the topology.
+
+        An empty host is one it does not know: its own (cluster-preferred-endpoint-type unknown-endpoint), or that of a
+        node without a hostname where these are preferred. Never `asked` itself then: nobody redirects to itself.
+        """
+        if host:
+            return self._named(Address(host, port))
+        for own in self._hosts.get(asked, (asked.host,)):
+            found = self._named(Address(own, port))
+            if found is not None and found != asked:
+                return found
+        others = self._on_port.get(port, set()) - {asked}
+        return others.pop() if len(others) == 1 else None
+
+    def _named(self, named: Address) -> Address | None:
+        return self._found.get(named) or self._found.get(map_address(named, self._map))
 
 
 # --- which answers to believe

@@ -288,6 +288,8 @@ def _node(node: NodeEntry, lines: Mapping[str, NodeLine], asked: Address, rules:
         ip=node.ip if node.ip != "?" else "",
         hostname=node.hostname if node.hostname != "?" else "",
         zone=node.zone,
+        endpoint=_told(node.endpoint),
+        port=node.port,
     )
 
 

@@ -74,6 +74,8 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "info": _LOCAL,
     "time": _LOCAL,
     "cluster": _LOCAL,
+    # Admin by flag, but redis-benchmark and frameworks start with it. A server's answer without the passwords.
+    "config|get": _LOCAL,
 
     # CLUSTER: what changes the servers' cluster is not for clients ...
     "cluster|addslots": _REFUSED,
@@ -108,7 +110,6 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     # The same on every server.
     "command": _ANY,
     "lolwut": _ANY,
-    "config|get": _ANY,                     # admin by flag, but redis-benchmark and frameworks start with it
     "module|list": _ANY,                    # admin by flag; RedisInsight asks
     "acl|cat": _ANY,
     "acl|genpass": _ANY,

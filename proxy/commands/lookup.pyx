@@ -11,13 +11,15 @@ Invariants:
 - Commands lie first in `rows` ([0, ntop)), subcommands behind them, so that a client sending the literal name
   `object|encoding` finds nothing, as on a server.
 - Names are compared eight bytes at a time after folding A-Z only: Redis's strcasecmp in the C locale.
+- A name that no command has counts for as much of it as stands before a NUL: servers look by the whole, but compare C
+  strings, so that with luck (a bucket of their hash table) `shutdown\\0x` is SHUTDOWN there.
 """
 import sys
 from time import perf_counter_ns
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memchr, memcpy
 
 from proxy.commands.keys cimport KEYS_NO_MEMORY, KEYS_OK, KeyList, asks_to_block, find_keys, keys_free
 from proxy.resp.scanner cimport Arg
@@ -149,6 +151,13 @@ cdef Py_ssize_t subcommand_of(const Command* rows, const uint32_t* buckets, uint
     return row_of(rows, buckets, mask, full, head + 1 + n)
 
 
+cdef inline size_t c_length(const char* frame, const Arg* arg) noexcept nogil:
+    # What strlen() would say of the argument.
+    cdef const char* p = frame + arg.off
+    cdef const char* nul = <const char*>memchr(p, 0, arg.len) if arg.len else NULL
+    return <size_t>(nul - p) if nul != NULL else arg.len
+
+
 cdef class CommandTable:
     """The commands of one kind of server, by name. See lookup.pyi for the Python side."""
 
@@ -193,11 +202,16 @@ cdef class CommandTable:
     cdef const Command* find(self, const char* frame, const Arg* args, size_t argc) noexcept nogil:
         cdef const Command* row
         cdef Py_ssize_t i = row_of(self.rows, self.buckets, self.mask, frame + args[0].off, args[0].len)
+        if i < 0:
+            i = row_of(self.rows, self.buckets, self.mask, frame + args[0].off, c_length(frame, &args[0]))
         if i < 0 or i >= self.ntop:
             return &self.unknown
         row = &self.rows[i]
         if row.container and argc > 1:
             i = subcommand_of(self.rows, self.buckets, self.mask, row, frame + args[1].off, args[1].len)
+            if i < 0:
+                i = subcommand_of(self.rows, self.buckets, self.mask, row, frame + args[1].off,
+                                  c_length(frame, &args[1]))
             if i >= 0:
                 return &self.rows[i]
         return row

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from proxy.cluster.topology import Address
 from proxy.control.tasks import background
+from proxy.control.upstream import UpstreamSettings, upstream_to
 from proxy.forward.backend import Backend, BackendState
 from proxy.log import get, warn_limited
 from proxy.resp.decode import Decoder, ReplyError
@@ -51,6 +52,10 @@ _LIMITS: list[tuple[str, ...]] = [
 ]
 
 
+# The servers' own minimum for these options, and what is as good as no limit: other values are nonsense.
+_LEAST, _NO_LIMIT = 1 << 20, 1 << 48
+
+
 def _number(reply: object) -> int:
     """The value in a reply to CONFIG GET of one option; 0 = not told."""
     if isinstance(reply, dict):
@@ -58,9 +63,10 @@ def _number(reply: object) -> int:
     if not isinstance(reply, list) or len(reply) != 2:
         return 0
     try:
-        return max(0, int(reply[1]))
+        told = int(reply[1])
     except (TypeError, ValueError):
         return 0
+    return told if _LEAST <= told < _NO_LIMIT else 0
 
 
 class HandshakeError(Exception):
@@ -95,6 +101,17 @@ class BackendPool:
         self._limits = {address: told for address, told in self._limits.items() if address in nodes}
         bulks, queries = zip(*self._limits.values(), strict=True) if self._limits else ((), ())
         return min(filter(None, bulks), default=0), min(filter(None, queries), default=0)
+
+    async def ask_limits(self, address: Address, settings: UpstreamSettings) -> None:
+        """Asks a node anew what it takes; what it does not tell now stays as it was told before."""
+        try:
+            async with upstream_to(address, settings) as upstream:
+                told = [_number(reply) for reply in await upstream.ask(*_LIMITS)]
+        except Exception as error:  # whatever a node or a library makes of it, it is no answer
+            log.debug("node does not tell what it takes", node=str(address), error=str(error))
+            return
+        if any(told):
+            self._limits[address] = told[0], told[1]
 
     def reconfigure(self, settings: PoolSettings) -> None:
         """New settings; what is being connected, or waits to be, begins anew with them.
@@ -185,6 +202,8 @@ class BackendPool:
                     continue
                 self._failures.pop(backend, None)
                 self._up_since[backend] = time.monotonic()
+                if not any(self._limits.get(backend.node.address, (0, 0))):
+                    warn_limited(log, f"limits:{label}", "node does not tell what it takes (CONFIG GET)", node=label)
                 self._on_up(backend)
                 return
         finally:

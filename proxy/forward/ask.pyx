@@ -11,6 +11,7 @@ from proxy.cluster.slot cimport SLOTS
 from proxy.forward.backend cimport Backend
 from proxy.forward.gather cimport Gather, combine_first, combine_python, gather_begin, gather_new
 from proxy.forward.node cimport Node
+from proxy.forward.prepare cimport new_request
 from proxy.forward.request cimport (
     REQ_READ, TARGET_ANY, TARGET_LEASE, TARGET_NODE, TARGET_SLOT, Request,
 )
@@ -90,7 +91,7 @@ cdef void send_ask(Client client, Call* call, Ask ask):
     g.finish = ask.finish
     g.raised = client.path.desk.raised
     g.kept = parts                          # with the leased connections among them
-    parent = client.request(call)
+    parent = new_request(client, call)
     if parent == NULL:
         g.discard()
         return

@@ -37,6 +37,7 @@ cdef class Backend(Pipeline):
     cdef void salvage(self) noexcept
     cdef bint process(self, char* p, size_t n) noexcept
     cdef bint premature(self) noexcept
+    cdef bint unearned(self, char kind) noexcept
     cdef void blame(self) noexcept
     cdef bint pushed(self, const char* p, size_t n, bint final) noexcept
     cdef void reply(self, const char* p, size_t n) noexcept

@@ -216,16 +216,13 @@ cdef class Backend(Pipeline):
                     if not self.pushed(p, whole, True):
                         return False
                 else:
-                    r = self.head
-                    if r == NULL or self.sent_pos <= r.pos:
-                        self.lose("a reply that nothing was asked for")
+                    if self.unearned(self.scan.kind):
+                        self.blame()
                         return False
-                    partly = self.premature()
-                    if partly:
-                        r.swallow = 0               # whatever it says is the last that is heard of it
+                    partly = self.premature() and not self.head.swallow
                     self.reply(p, whole)
-                    if partly:
-                        self.lose("a reply to a command that was not wholly sent")
+                    if partly:                      # an error: it has been told, and this node will read no further
+                        self.lose("an error for a command that was not wholly sent")
                     if self.fd < 0:
                         return False
                 self.passing = False
@@ -238,15 +235,15 @@ cdef class Backend(Pipeline):
             if rc == SCAN_ERROR:
                 self.lose("a malformed reply")
                 return False
-            if whole >= PASS_MIN and self.scan.kind != c"-":
+            if whole >= PASS_MIN and (self.scan.kind != c"-" or self.scan.in_line):
                 if self.scan.push:
                     if not self.pushed(p, whole, False):
                         return False
                 else:
-                    r = self.head
-                    if r == NULL or self.premature():
+                    if self.unearned(p[0] if not self.passing else self.scan.kind):
                         self.blame()
                         return False
+                    r = self.head
                     if r.sink != NULL and not r.swallow:
                         (<Sink> r.sink).deliver(r, p, whole, False, False)
                         if self.fd < 0:
@@ -258,7 +255,7 @@ cdef class Backend(Pipeline):
             if n > REST_MAX:
                 self.lose("an endless line in a reply")
                 return False
-            if n and not self.passing and p[0] != c">" and (self.head == NULL or self.premature()):
+            if n and not self.passing and p[0] != c">" and self.unearned(p[0]):
                 self.blame()
                 return False
             break
@@ -272,11 +269,24 @@ cdef class Backend(Pipeline):
         """Whether the node answers a command that it has not wholly got."""
         return self.head.pos + span(self.head) > self.sent_pos
 
+    cdef bint unearned(self, char kind) noexcept:
+        """Whether a reply that begins so is one to nothing, or to half a command.
+
+        Half a command may be answered with an error, and what comes before it wholly: ASKING, or a part of a
+        transaction.
+        """
+        cdef Request* r = self.head
+        if r == NULL or self.sent_pos <= r.pos:
+            return True
+        if not self.premature() or kind == c"-":
+            return False
+        return r.swallow == 0 or self.sent_pos < r.pos + r.prefix
+
     cdef void blame(self) noexcept:
-        """The beginning of a reply to nothing, or to half a command: that command is not tried again."""
+        """A reply that was not earned ends the connection; the command it would be for is not tried again."""
         if self.head != NULL and self.head.pos < self.sent_pos:
             self.head.flags |= REQ_BLAMED
-        self.lose("the beginning of a reply that nothing was asked for")
+        self.lose("a reply to what was not wholly sent")
 
     cdef bint pushed(self, const char* p, size_t n, bint final) noexcept:
         """A piece of a push: kept until it is whole, then for the port. False when the connection was given up."""
@@ -296,11 +306,11 @@ cdef class Backend(Pipeline):
     cdef void reply(self, const char* p, size_t n) noexcept:
         """The last piece of a reply to the head request, or of one that it swallows."""
         cdef Request* r = self.head
-        cdef bint error = self.scan.kind == c"-" and not self.passing
+        cdef bint error = self.scan.kind == c"-"
         cdef size_t size
         if r.swallow:
             r.swallow -= 1
-            if error and r.swallow < r.own_swallow and not r.flags & REQ_SWALLOWED:
+            if error and not self.passing and r.swallow < r.own_swallow and not r.flags & REQ_SWALLOWED:
                 r.flags |= REQ_SWALLOWED            # the first of its own, not the prefix's
                 request_fault(r, p, n)
             return
@@ -327,7 +337,7 @@ cdef class Backend(Pipeline):
             request_free(r)
             return
         request_move(r, STATE_PAIRING)
-        if error:
+        if error and not self.passing:      # no line that redirects is so long that it is passed on in pieces
             if r.flags & REQ_SWALLOWED:
                 # What was refused first says why; the last reply only that something was (EXECABORT).
                 fault = r.fault

@@ -33,6 +33,7 @@ cdef class Client(Outlet):
     cdef int last_metric
     cdef int64_t active_ns                  # when bytes last came from it or were taken by it
     cdef bint paused                        # not read: too much under way or not taken, or a command must wait
+    cdef bint waits_for_room                # ... on the connection its next command would go to
     cdef bint eof                           # nothing more will come
     cdef readonly bint half_closed          # it said so; what it sent before may not be read yet
     cdef bint closing                       # closed as soon as everything is answered and taken; no more input counts
@@ -50,12 +51,12 @@ cdef class Client(Outlet):
     cdef void read(self) noexcept
     cdef void ignore(self) noexcept
     cdef void pause(self) noexcept
+    cdef void wait_for_room(self) noexcept
     cdef size_t parse(self, const char* buf, size_t n) noexcept
     cdef void parse_rest(self) noexcept
     cdef int parse_inline(self, const char* line, size_t n) noexcept
     cdef void fault(self, int code) noexcept
     cdef int run(self, const char* frame, size_t n, const ArgVec* args) noexcept
-    cdef Request* request(self, const Call* call) noexcept
     cdef void say(self, int metric, bytes text) noexcept
     cdef void failed(self, int metric, str what, error) noexcept
     cdef void resume(self) noexcept

@@ -24,8 +24,6 @@ from proxy.forward.reactor cimport (
     may_postpone,
 )
 from proxy.forward.reply_queue cimport SEND_FAILED, SENT_ALL
-from proxy.forward.request cimport REQ_READ, REQ_SCRIPT, TARGET_ANY, TARGET_SLOT, request_new
-from proxy.commands.lookup cimport CMD_READONLY, CMD_SCRIPT
 from proxy.resp.inline cimport INLINE_EMPTY, INLINE_OK, INLINE_UNBALANCED, inline_command, inline_trim
 from proxy.resp.scanner cimport (
     FAULT_NO_MEMORY, FAULT_UNBALANCED, SCAN_DONE, SCAN_INLINE, SCAN_MORE, args_free, command_scan_reset, scan_command,
@@ -39,6 +37,7 @@ cdef enum:
     TURN = 512              # units of a turn: a forwarded command is one, some 0.3 us
     COST_BYTES = 11         # ... and 2^11 bytes of it are another
     COST_INLINE = 2         # ... and being written as a line another
+    LARGE_REST = 1 << 20    # input that is not kept for a client that has said goodbye and waits for room
     POSTPONE_MAX = 4096     # output that may wait for a batch while more is due
 
 
@@ -119,12 +118,11 @@ cdef class Client(Outlet):
         self.policy = READ_POLICIES.index(name)
 
     def set_proto(self, int proto):
-        """Commands from now on go to backends of this protocol, 2 or 3, where they could overtake what is under way:
-        whoever calls this has waited for all of it."""
+        """Commands from now on go to backends of this protocol, 2 or 3. Before it, what was under way is answered."""
         self.proto = proto
 
     def push(self, bytes frame, bint behind=False):
-        """Sends a push, between two replies; behind: not before the replies that have come for it already."""
+        """Sends a push between two replies; behind: those that have come for it already before it."""
         self.replies.push(frame, len(frame), behind)
 
     def close_after_reply(self):
@@ -149,6 +147,7 @@ cdef class Client(Outlet):
         if events & EVENT_END:
             self.half_closed = True
             self.want(self.interest & ~WANT_END)        # it would be reported for ever
+            self.reactor.touch(self)
         if events & EVENT_READ and self.interest & WANT_READ:
             if self.lingering_ns:
                 self.ignore()
@@ -256,6 +255,15 @@ cdef class Client(Outlet):
         self.want(self.interest & ~WANT_READ)
         self.reactor.touch(self)
 
+    cdef void wait_for_room(self) noexcept:
+        """Its next command is for a connection whose window is full: it is not begun before there is room."""
+        self.waits_for_room = True
+        self.path.exchange.wait(self)
+
+    cdef void room(self) noexcept:
+        self.waits_for_room = False
+        self.reactor.touch(self)
+
     cdef void parse_rest(self) noexcept:
         """Goes on with the client's own buffer."""
         cdef size_t used = self.parse(self.rest.data + self.rest.start, buffer_len(&self.rest))
@@ -294,7 +302,7 @@ cdef class Client(Outlet):
                     command_scan_reset(&self.scan)
                     result = self.parse_inline(buf + done, rc)
                 if result == CALL_NOT_NOW:
-                    self.replies.unsettled = True
+                    self.replies.unsettled = not self.waits_for_room or self.replies.unsettled
                     self.pause()
                     break
                 done += size
@@ -352,30 +360,7 @@ cdef class Client(Outlet):
         self.say(metric, b"-ERR internal error\r\n")
         self.path.desk.raised(what, error)
 
-    # -- commands ------------------------------------------------------------------------------------------------
-
-    cdef Request* request(self, const Call* call) noexcept:
-        """A new request for a call at the end of the order; NULL (and the client closed) when there is no memory."""
-        cdef Request* r = request_new()
-        if r == NULL:
-            self.close(CLOSE_ERROR)
-            return NULL
-        self.path.commands += 1
-        r.number = self.path.commands
-        r.sink = <void*> self.replies
-        r.start_ns = self.reactor.now
-        r.deadline_ns = r.start_ns + self.settings.timeout_ns
-        r.affinity = self.affinity
-        r.command = call.row.metric
-        r.flags = (REQ_READ if call.row.flags & CMD_READONLY else 0) | (
-            REQ_SCRIPT if call.row.flags & CMD_SCRIPT else 0)
-        r.policy = self.policy
-        r.proto = self.proto
-        r.len = call.n
-        r.slot = <short> call.slot
-        r.target = TARGET_SLOT if call.slot >= 0 else TARGET_ANY
-        self.replies.append(r)
-        return r
+    # -- answers of our own --------------------------------------------------------------------------------------
 
     cdef void say(self, int metric, bytes text) noexcept:
         """An answer of our own, in its turn."""
@@ -416,7 +401,10 @@ cdef class Client(Outlet):
             ):
                 self.depart()
                 return
-        if self.paused and replies.relieved():
+            if self.waits_for_room and (self.half_closed or self.eof) and buffer_len(&self.rest) > LARGE_REST:
+                self.close(CLOSE_CLIENT)        # it has most likely left, and what it wanted would be kept for nobody
+                return
+        if self.paused and not self.waits_for_room and replies.relieved():
             self.paused = False
             self.resume()
 

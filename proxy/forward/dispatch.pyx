@@ -24,6 +24,7 @@ from proxy.forward.gather cimport (
     Combine, Gather, combine_array, combine_first, combine_sum, gather_begin, gather_new,
 )
 from proxy.forward.ports cimport Outlet
+from proxy.forward.prepare cimport must_wait, new_request
 from proxy.forward.request cimport TARGET_ANY, TARGET_SLOT, Request
 from proxy.forward.split cimport Plan, plan_trim, split_plan
 
@@ -86,11 +87,13 @@ cdef int forward_anywhere(Client client, Call* call) noexcept:
 
 cdef inline int send_on(Client client, Call* call) noexcept:
     """As it came, to where its slot says."""
-    cdef Request* r = client.request(call)
+    cdef Request* r
+    if client.path.exchange.full and must_wait(client, call, call.slot):
+        return CALL_NOT_NOW
+    r = new_request(client, call)
     if r == NULL:
         return CALL_DONE
     if r.target == TARGET_ANY:
-        r.node = client.served_by
         client.path.exchange.submit(r, call.frame, call.n)
         client.served_by = client.path.exchange.router.served_by
     else:
@@ -134,12 +137,17 @@ cdef int split(Client client, Call* call, bint pairs, Combine combine) noexcept:
         return send_on(client, call)
     nkeys = call.keys.n
     n = plan.nparts
+    if client.path.exchange.full:
+        for i in range(n):
+            if must_wait(client, call, plan.parts[i].slot):
+                plan_trim(plan)
+                return CALL_NOT_NOW
     g = gather_new(client.replies, n, <uint32_t> nkeys, combine)
     if g is None:
         client.close(CLOSE_ERROR)
         return CALL_DONE
     memcpy(g.part_of, plan.part_of, nkeys * sizeof(uint32_t))
-    parent = client.request(call)
+    parent = new_request(client, call)
     if parent == NULL:
         g.discard()
         return CALL_DONE

@@ -1,7 +1,9 @@
 """Requests on their way out, and what becomes of those that come back unanswered."""
+from libc.stdint cimport uint32_t
+
 from proxy.forward.counters cimport CounterBlock
 from proxy.forward.parking cimport Parking
-from proxy.forward.ports cimport Recovery
+from proxy.forward.ports cimport Outlet, Recovery
 from proxy.forward.redirect cimport Redirect
 from proxy.forward.request cimport Request
 from proxy.forward.router cimport Router
@@ -12,6 +14,8 @@ cdef class Exchange(Recovery):
     cdef readonly Parking parking
     cdef CounterBlock* counts
     cdef object port
+    cdef uint32_t full              # connections whose windows are full
+    cdef list waiting               # clients that wait for room on one of them, in that order
     # Ready error lines (proxy.resp.errors).
     cdef bytes text_uncovered
     cdef bytes text_unknown
@@ -22,6 +26,8 @@ cdef class Exchange(Recovery):
     cdef bytes text_lost
     cdef bytes text_gone
     cdef bytes text_memory
+    cdef bint must_wait(self, Request* r) noexcept
+    cdef void wait(self, Outlet client)
     cdef void submit(self, Request* r, const char* p, size_t n) noexcept
     cdef void park(self, Request* r, const char* p, size_t n, int reason) noexcept
     cdef void fail(self, Request* r, bytes text) noexcept

@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Requests on their way out, and what becomes of those that come back unanswered (DESIGN 5).
 
-`submit` sends a request to where the router says. An error that redirects or refuses is judged by Redirect; what finds
-its node down, its window full, or is lost unsent or was a read, is parked (Parking) and submitted anew, until its
+`submit` sends a request to where the router says. A command for a connection whose window is full is not begun at
+all: its client waits until there is room (`must_wait`, `wait`). An error that redirects or refuses is judged by
+Redirect; what finds its node down, or is lost unsent or was a read, is parked (Parking) and submitted anew, until its
 deadline, when the client gets the server's own last error. A write that was sent and lost gets an error that says it
 may have been executed; nothing is ever sent twice that may have been executed.
 """
@@ -12,11 +13,10 @@ from proxy.forward.backend cimport Backend
 from proxy.forward.counters cimport (
     OUTCOME_GAVE_UP, OUTCOME_UNSAFE, RETRY_DOWN, RETRY_FULL, RETRY_LOST, Counters,
 )
-from proxy.forward.parking cimport CANNOT_PARK, PARKED
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
-from proxy.forward.ports cimport SENT_PARTLY, SENT_WHOLLY, Sink
+from proxy.forward.ports cimport SENT_PARTLY, SENT_WHOLLY, Outlet, Sink
 from proxy.forward.reactor cimport Peer, Reactor
-from proxy.forward.redirect cimport FULL, ORDINARY, STRANDED
+from proxy.forward.redirect cimport ORDINARY, STRANDED
 from proxy.forward.request cimport (
     REQ_BLAMED, REQ_READ, REQ_STREAMING, REQ_SWALLOWED, TARGET_LEASE, request_forget, request_free, request_unhold,
 )
@@ -39,6 +39,7 @@ cdef class Exchange(Recovery):
         self.parking.counts = counters.block
         self.redirect = Redirect(router, self.parking, max_redirections=max_redirections)
         self.redirect.counts = counters.block
+        self.waiting = []
         self.text_uncovered = texts["uncovered"]
         self.text_unknown = texts["unknown"]
         self.text_down = texts["down"]
@@ -88,10 +89,7 @@ cdef class Exchange(Recovery):
         self.submit(r, r.own, r.len)
 
     cdef void park(self, Request* r, const char* p, size_t n, int reason) noexcept:
-        cdef int result = self.parking.park(r, p, n, reason)
-        if result == CANNOT_PARK:
-            self.expired(r, reason)
-        elif result != PARKED:
+        if not self.parking.park(r, p, n, reason):
             self.fail(r, self.text_memory)
 
     # -- what comes back -----------------------------------------------------------------------------------------
@@ -100,8 +98,6 @@ cdef class Exchange(Recovery):
         cdef int verdict = self.redirect.judge(<Backend> backend, r, bytes, p, n)
         if verdict == STRANDED:
             self.fail(r, self.text_memory)
-        elif verdict == FULL:
-            self.expired(r, RETRY_FULL)
         return verdict != ORDINARY
 
     cdef void lost(self, Peer backend, Request* r, const char* bytes, int sent) noexcept:
@@ -133,8 +129,25 @@ cdef class Exchange(Recovery):
             self.counts.timeouts += 1
         self.fail(r, self.text_timeout_sent if sent and not r.flags & REQ_READ else self.text_timeout)
 
+    cdef void filled(self) noexcept:
+        self.full += 1
+
     cdef void room(self) noexcept:
+        cdef list waiting = self.waiting
+        cdef Outlet client
+        self.full -= 1
         self.parking.wake_soon()
+        self.waiting = []
+        for client in waiting:              # in the order in which they came to wait
+            client.room()
+
+    cdef bint must_wait(self, Request* r) noexcept:
+        """Whether a command that has not been begun is to wait for room on the connection it would go to."""
+        return self.full and self.router.choose(r) == CHOSEN and (<Backend> self.router.chosen).full
+
+    cdef void wait(self, Outlet client):
+        """Has the client told (Outlet.room) when there is room somewhere again."""
+        self.waiting.append(client)
 
     cdef void expired(self, Request* r, int reason) noexcept:
         self.give_up(r, self.text_full if reason == RETRY_FULL else self.text_down)

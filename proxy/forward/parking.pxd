@@ -7,11 +7,6 @@ from proxy.forward.ports cimport Recovery
 from proxy.forward.reactor cimport Reactor
 from proxy.forward.request cimport Request
 
-cdef enum ParkResult:
-    PARKED = 0              # or its time was over: it is not the caller's any more
-    CANNOT_PARK = 1         # too many bytes are parked
-    NO_ROOM = 2             # there is no memory
-
 cdef class Parking:
     cdef Reactor reactor
     cdef Recovery recovery
@@ -22,7 +17,6 @@ cdef class Parking:
     cdef bint unsorted
     cdef readonly size_t waiting    # requests parked
     cdef readonly size_t bytes      # of their commands
-    cdef public size_t max_bytes    # ... from which on nothing more is parked
     cdef uint32_t parked_in[SLOTS]  # of them, per slot
     cdef object timer               # None while nothing is parked
     cdef bint soon                  # a wake_all is under way
@@ -30,7 +24,7 @@ cdef class Parking:
     cdef object _wake_all
     cdef public int64_t backoff_min_ns
     cdef public int64_t backoff_max_ns
-    cdef int park(self, Request* r, const char* p, size_t n, int reason) noexcept
+    cdef bint park(self, Request* r, const char* p, size_t n, int reason) noexcept
     cdef void wake_soon(self) noexcept
     cdef void append(self, Request* r) noexcept
     cdef Request* empty(self) noexcept

@@ -3,7 +3,6 @@ class Parking:
 
     backoff_min_ns: int
     backoff_max_ns: int
-    max_bytes: int  # of parked commands, from which on nothing more is parked
     @property
     def waiting(self) -> int:
         """Requests parked."""

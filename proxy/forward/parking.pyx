@@ -66,28 +66,26 @@ cdef Request* sorted_by_number(Request* r) noexcept nogil:
 cdef class Parking:
     """One per worker; Exchange makes it and sets `recovery`."""
 
-    def __cinit__(self, Reactor reactor, loop, *, int64_t backoff_min_ns, int64_t backoff_max_ns,
-                  size_t max_bytes=16 << 20):
+    def __cinit__(self, Reactor reactor, loop, *, int64_t backoff_min_ns, int64_t backoff_max_ns):
         self.reactor = reactor
         self.loop = loop
         self.backoff_min_ns = backoff_min_ns
         self.backoff_max_ns = backoff_max_ns
-        self.max_bytes = max_bytes
         self._wake = self.wake
         self._wake_all = self.wake_all
 
-    cdef int park(self, Request* r, const char* p, size_t n, int reason) noexcept:
-        """Keeps it for a while, never beyond its deadline: a ParkResult. p[0:n]: its bytes; they may be r.own."""
+    cdef bint park(self, Request* r, const char* p, size_t n, int reason) noexcept:
+        """Keeps it for a while, never beyond its deadline. p[0:n]: its bytes; they may be r.own.
+
+        False when there is no memory: the request is still the caller's then.
+        """
         cdef int64_t delay = self.backoff_min_ns << (r.attempts if r.attempts < 16 else 16)
         if self.reactor.now >= r.deadline_ns:
             self.counts.retries[reason][OUTCOME_GAVE_UP] += 1
             self.recovery.expired(r, reason)
-            return PARKED
-        if self.bytes >= self.max_bytes:
-            self.counts.retries[reason][OUTCOME_GAVE_UP] += 1
-            return CANNOT_PARK
+            return True
         if not request_keep(r, p, n):
-            return NO_ROOM
+            return False
         self.counts.retries[reason][OUTCOME_RETRIED] += 1
         if delay > self.backoff_max_ns:
             delay = self.backoff_max_ns
@@ -103,7 +101,7 @@ cdef class Parking:
         self.append(r)
         if self.timer is None:
             self.timer = self.loop.call_later(TICK_S, self._wake)
-        return PARKED
+        return True
 
     cdef void append(self, Request* r) noexcept:
         if r.slot >= 0:

@@ -25,8 +25,7 @@ cdef class Pipeline(Peer):
     cdef Request* tail
     cdef Request* cancelled                 # the first cancelled request in the queue
     cdef readonly size_t pending
-    cdef bint full                          # somebody was told so
-    cdef void* admitted                     # gather of the last part that was queued; only ever compared
+    cdef bint full                          # takes nothing new, until half of it is empty
     cdef int64_t progress_ns                # when bytes last came, or bytes of the oldest request went
     cdef int64_t next_deadline_ns           # no pending deadline is earlier
     cdef int enqueue(self, Request* r, const char* p, size_t n) noexcept

@@ -55,13 +55,13 @@ cdef class Pipeline(Peer):
         p must not point into this backend's own window.
         """
         cdef size_t live = self.win.end - self.win.start
-        if live >= self.settings.max_window and not (r.flags & REQ_EMBEDDED and r.sink == self.admitted):
-            self.full = True
+        if self.full and not r.flags & REQ_EMBEDDED:    # a command that has begun to be sent is sent with all its parts
             return WINDOW_FULL
-        if r.flags & REQ_EMBEDDED:
-            self.admitted = r.sink      # a command that has begun to be sent is sent whole, with all its parts
         if not buffer_append(&self.win, p, n):
             return NO_MEMORY
+        if live + n >= self.settings.max_window and not self.full:
+            self.full = True
+            self.recovery.filled()
         request_move(r, STATE_QUEUED)
         r.pos = self.win_pos + live
         r.len = n
@@ -123,7 +123,7 @@ cdef class Pipeline(Peer):
             if self.sent_pos < self.win_pos:
                 self.sent_pos = self.win_pos
             request_free(r)
-        if self.full and self.win.end - self.win.start < self.settings.max_window // 2:
+        if self.full and self.win.end - self.win.start <= self.settings.max_window // 2:
             self.full = False
             self.recovery.room()
         if self.win.start == self.win.end:

@@ -25,6 +25,8 @@ cdef enum Sent:
     SENT_WHOLLY = 2
 
 cdef class Outlet(Peer):
+    # There is room again in a window that was full.
+    cdef void room(self) noexcept
     # Closes it for a CloseReason.
     cdef void shut(self, int reason) noexcept
 
@@ -35,7 +37,8 @@ cdef class Recovery:
     cdef void lost(self, Peer backend, Request* r, const char* bytes, int sent) noexcept
     # The deadline has passed; sent: the node may have seen all of it.
     cdef void timed_out(self, Request* r, bint sent) noexcept
-    # There is room in a window that was full.
+    # A window is full: it takes nothing new; there is room in one that was.
+    cdef void filled(self) noexcept
     cdef void room(self) noexcept
     # A parked request's time has come (its bytes are in `own`), or its deadline has passed.
     cdef void resubmit(self, Request* r) noexcept

@@ -34,6 +34,9 @@ cdef class Sink:
 cdef class Outlet(Peer):
     """The peer a reply queue writes to: a client."""
 
+    cdef void room(self) noexcept:
+        pass
+
     cdef void shut(self, int reason) noexcept:
         pass
 
@@ -48,6 +51,9 @@ cdef class Recovery:
         pass
 
     cdef void timed_out(self, Request* r, bint sent) noexcept:
+        pass
+
+    cdef void filled(self) noexcept:
         pass
 
     cdef void room(self) noexcept:

@@ -10,7 +10,6 @@ cdef enum Verdict:
     ORDINARY = 0            # the client's
     TAKEN = 1               # sent elsewhere, or parked
     STRANDED = 2            # there is no memory to do either
-    FULL = 3                # too much is parked already
 
 cdef class Redirect:
     cdef Router router

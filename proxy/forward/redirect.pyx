@@ -19,7 +19,6 @@ from proxy.cluster.redirection cimport (
 from proxy.forward.counters cimport (
     RETRY_CLUSTERDOWN, RETRY_FULL, RETRY_LOADING, RETRY_MASTERDOWN, RETRY_MOVED, RETRY_READONLY, RETRY_TRYAGAIN,
 )
-from proxy.forward.parking cimport CANNOT_PARK, PARKED
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
 from proxy.forward.ports cimport Sink
 from proxy.forward.request cimport REQ_SCRIPT, TARGET_LEASE, TARGET_NODE, request_fault, request_forget, request_keep
@@ -59,15 +58,18 @@ cdef class Redirect:
                 return ORDINARY             # for this node or connection and no other
             self.counts.redirections[kind] += 1
             (<Sink> r.sink).unsettle()
+            request_fault(r, p, n)              # for the case that its time is over before it is answered
             node = self.known(to.host[:to.host_len], to.port, backend.node)
             if kind == REDIR_MOVED or node is None:
                 self.port.stale("moved")
             if r.redirections >= (1 if script else self.max_redirections):
-                return ORDINARY
+                if script:
+                    return ORDINARY
+                r.redirections = 0          # the nodes do not agree: they are given time, up to the deadline
+                return self.wait(r, bytes, RETRY_MOVED)
             if node is None:
                 if script:
                     r.redirections += 1
-                request_fault(r, p, n)
                 return self.wait(r, bytes, RETRY_MOVED)
             r.redirections += 1
             if kind == REDIR_MOVED and to.slot == r.slot and not script:
@@ -89,9 +91,7 @@ cdef class Redirect:
         return None if address is None else self.router.nodes.get(address)
 
     cdef int wait(self, Request* r, const char* bytes, int reason) noexcept:
-        """Parks it."""
-        cdef int result = self.parking.park(r, bytes, r.len, reason)
-        return TAKEN if result == PARKED else FULL if result == CANNOT_PARK else STRANDED
+        return TAKEN if self.parking.park(r, bytes, r.len, reason) else STRANDED
 
     cdef int follow(self, Backend backend, Request* r, const char* bytes, Node node, bint ask) noexcept:
         """Sends a redirected request to the node named."""

@@ -67,13 +67,3 @@ cdef inline bint is_double(const char* p, size_t n) noexcept nogil:
         if i == digits:
             return False
     return i == n
-
-
-cdef inline bint is_digits(const char* p, size_t n) noexcept nogil:
-    cdef size_t i = 1 if n and (p[0] == c'-' or p[0] == c'+') else 0
-    if i == n:
-        return False
-    for i in range(i, n):
-        if p[i] < c'0' or p[i] > c'9':
-            return False
-    return True

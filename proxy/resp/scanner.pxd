@@ -58,6 +58,7 @@ cdef struct ReplyScan:
     uint8_t push                        # the frame is a push, not a reply
     uint8_t attributes                  # > 0 while inside a leading attribute
     uint8_t in_chunk                    # inside a streamed string
+    uint8_t in_line                     # inside a long line whose beginning has been passed
     int depth                           # open streamed aggregates
     int64_t stack[REPLY_STREAM_DEPTH]   # `pending` of the levels around them, negated for a streamed map
 

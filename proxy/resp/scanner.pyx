@@ -25,13 +25,13 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memchr, memcmp
 
-from proxy.resp.number cimport is_crlf, is_digits, is_double, string2ll
+from proxy.resp.number cimport is_crlf, is_double, string2ll
 
 cdef enum:
     ARGS_MIN = 16                   # first size of an argument vector
     UNAUTH_ARGS = 10                # networking.c: limits before AUTH
     UNAUTH_BULK = 16384
-    LINE_MAX = 1 << 20              # a simple string, error or big number in a reply
+    LINE_PASS = 8192                # a simple string, error or big number is passed in pieces from this length on
     NUMBER_MAX = 325                # a double's text (hiredis's limit)
 
 cdef int64_t BULK_MAX = <int64_t>1 << 32            # one bulk in a reply: beyond any value a server holds
@@ -215,6 +215,7 @@ cdef void reply_scan_reset(ReplyScan* s) noexcept nogil:
     s.push = 0
     s.attributes = 0
     s.in_chunk = 0
+    s.in_line = 0
     s.depth = 0
 
 
@@ -252,19 +253,33 @@ cdef int text_line(ReplyScan* s, const char** at, const char* end) noexcept nogi
     """A line of text: + - ( , # _ by their first byte. Moves `at` past it, or leaves it."""
     cdef const char* p = at[0] + 1
     cdef uint8_t kind = <uint8_t>at[0][0]
-    cdef size_t limit = LINE_MAX
+    cdef size_t limit = <size_t> -1
     cdef size_t n = end - p
     cdef const char* cr = <const char*>memchr(p + s.searched, c'\r', n - s.searched)
     if kind == c',' or kind == c'#' or kind == c'_':
         limit = NUMBER_MAX
     if cr == NULL:
-        s.searched = n
-        return SCAN_ERROR if n > limit else SCAN_MORE
+        if n > limit:
+            return SCAN_ERROR
+        if n >= LINE_PASS:                      # scripts make lines of any length, and numbers of any text
+            if kind != c'(' and memchr(p, c'\n', n) != NULL:
+                return SCAN_ERROR
+            s.in_line = kind
+            s.searched = 0
+            at[0] = end
+        else:
+            s.searched = n
+        return SCAN_MORE
     n = cr - p
     if n > limit:
         return SCAN_ERROR
     if cr + 1 == end:
-        s.searched = n
+        if n >= LINE_PASS and limit != NUMBER_MAX:
+            s.in_line = kind
+            s.searched = 0
+            at[0] = cr
+        else:
+            s.searched = n
         return SCAN_MORE
     s.searched = 0
     if cr[1] != c'\n':
@@ -279,9 +294,26 @@ cdef int text_line(ReplyScan* s, const char** at, const char* end) noexcept nogi
     elif kind == c'#':
         if n != 1 or ((p[0] | 32) != c't' and (p[0] | 32) != c'f'):
             return SCAN_ERROR
-    elif not (is_double(p, n) if kind == c',' else is_digits(p, n)):
+    elif kind == c',' and not is_double(p, n):
         return SCAN_ERROR
     at[0] = cr + 2
+    return SCAN_DONE
+
+
+cdef int pass_line(ReplyScan* s, const char** at, const char* end) noexcept nogil:
+    """What is there of a long line, and its CRLF once both bytes are."""
+    cdef const char* p = at[0]
+    cdef const char* cr = <const char*>memchr(p, c'\r', end - p)
+    cdef const char* stop = cr if cr != NULL else end
+    if s.in_line != c'(' and memchr(p, c'\n', stop - p) != NULL:
+        return SCAN_ERROR
+    at[0] = stop
+    if cr == NULL or cr + 1 == end:
+        return SCAN_MORE
+    if cr[1] != c'\n':
+        return SCAN_ERROR
+    at[0] = cr + 2
+    s.in_line = 0
     return SCAN_DONE
 
 
@@ -383,6 +415,12 @@ cdef int scan_reply(ReplyScan* s, const char* data, size_t n, size_t* used) noex
                 pending -= 1
         elif p == end:
             got = SCAN_MORE
+        elif s.in_line:
+            t = p
+            got = pass_line(s, &t, end)
+            p = t
+            if got == SCAN_DONE:
+                pending -= 1
         elif s.in_chunk or (pending == 0 and p[0] == c'.'):
             t = p
             s.pending = pending
@@ -451,6 +489,8 @@ cdef int scan_reply(ReplyScan* s, const char* data, size_t n, size_t* used) noex
                 if got == SCAN_DONE:
                     p = t
                     pending -= 1
+                elif s.in_line:
+                    p = t
             else:
                 got = SCAN_ERROR
             # Every branch has left p at the value it refuses.

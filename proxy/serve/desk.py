@@ -3,17 +3,18 @@
 Why: the compiled client knows one desk instead of every module here. Called by proxy.forward.client, per command that
 the proxy answers or refuses itself; never for a forwarded one.
 
-Invariant: every method returns ready bytes (or None where it says so) and raises for no input of a client.
+Invariant: every method returns ready bytes (or None or an Ask where it says so) and raises for no input of a client.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from proxy.forward.ask import Ask
 from proxy.forward.counters import CLOSE_REASON_NAMES
 from proxy.resp import errors
 from proxy.resp.readers import fault_text
-from proxy.serve import local
+from proxy.serve import config_get, local
 from proxy.serve.context import ClientLike, ServeContext
 
 # They may move a client to other connections to the nodes (RESP2, RESP3), where what follows could overtake what is
@@ -46,10 +47,16 @@ class Desk:
         self._on_notice = on_notice
         self._on_raised = on_raised
 
-    def answer(self, client: ClientLike, args: list[bytes]) -> bytes | None:
-        """The reply to a command of CLASS_LOCAL; None = not before all that is under way is answered: ask again."""
-        if client.pending and args[0].lower() in _BARRIERS:
+    def answer(self, client: ClientLike, args: list[bytes]) -> bytes | Ask | None:
+        """The reply to a command of CLASS_LOCAL, or what to ask the servers for it.
+
+        None = not before all that is under way is answered: ask again.
+        """
+        name = args[0].lower()
+        if client.pending and name in _BARRIERS:
             return None
+        if name == b"config" and b"".join(args[1:2]).lower() == b"get":
+            return config_get.answer(args)
         return local.answer(self.ctx, client, args)
 
     def raised(self, what: str, error: BaseException) -> None:

@@ -12,8 +12,9 @@ whatever order they were asked in, each at most once (Redis's genRedisInfoString
 from __future__ import annotations
 
 import os
-import platform
 import resource
+import struct
+import sys
 import time
 from collections.abc import Callable, Iterable
 
@@ -26,6 +27,14 @@ Lines = Iterable[str]
 Section = Callable[[ServeContext, ClientLike], Lines]
 
 _EVERYTHING = frozenset({b"default", b"all", b"everything"})
+# Worked out once. (platform.architecture() would start a program, each time.)
+_UNAME = os.uname()
+_OS = f"{_UNAME.sysname} {_UNAME.release} {_UNAME.machine}"
+_ARCH_BITS = struct.calcsize("P") * 8
+_PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+_SYSTEM_MEMORY = _PAGE_SIZE * os.sysconf("SC_PHYS_PAGES")
+# Linux gives kilobytes, macOS bytes (getrusage(2)).
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _STATS = (
     "total_connections_received",
     "total_commands_processed",
@@ -70,9 +79,8 @@ def _server(ctx: ServeContext, client: ClientLike) -> Lines:
         # Valkey calls redis_mode so unless it is told to be compatible; here both names are given.
         yield "server_mode:standalone"
     yield "redis_mode:standalone"
-    system = os.uname()
-    yield f"os:{system.sysname} {system.release} {system.machine}"
-    yield f"arch_bits:{platform.architecture()[0].removesuffix('bit')}"
+    yield f"os:{_OS}"
+    yield f"arch_bits:{_ARCH_BITS}"
     yield f"process_id:{ctx.process_id or os.getpid()}"
     yield f"run_id:{ctx.run_id}"
     yield f"tcp_port:{endpoint_of(client.local_address, None)[1]}"
@@ -91,10 +99,8 @@ def _memory(ctx: ServeContext, client: ClientLike) -> Lines:
     figures = {}
     if (rss := _resident()) is not None:
         figures["used_memory"] = figures["used_memory_rss"] = rss
-    # Linux gives kilobytes, macOS bytes (getrusage(2)).
-    unit = 1 if platform.system() == "Darwin" else 1024
-    figures["used_memory_peak"] = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, rss or 0)
-    figures["total_system_memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    figures["used_memory_peak"] = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT, rss or 0)
+    figures["total_system_memory"] = _SYSTEM_MEMORY
     for name, size in figures.items():
         yield f"{name}:{size}"
         yield f"{name}_human:{human(size)}"
@@ -104,7 +110,7 @@ def _resident() -> int | None:
     """Bytes of resident memory; None where there is no /proc."""
     try:
         with open("/proc/self/statm", encoding="ascii") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            return int(statm.read().split()[1]) * _PAGE_SIZE
     except OSError:
         return None
 

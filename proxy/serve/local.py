@@ -49,6 +49,7 @@ CLIENT_HELP = (
 )
 
 OK = encode.simple("OK")
+_PRINTABLE = bytes(range(0x21, 0x7F))
 OUT_OF_INT_RANGE = errors.line("ERR value is out of range, value must between -2147483648 and 2147483647")
 # Until redis/redis#11809 (7.2) the sentence forgot the protocol.
 _NOAUTH_HELLO_OLD = errors.NOAUTH_HELLO.replace(b"HELLO <proto> AUTH", b"HELLO AUTH")
@@ -93,7 +94,7 @@ def _before_7_2(server_version: str) -> bool:
 
 def _printable(word: bytes) -> bool:
     """What a client may call itself: no blanks, no control characters, ASCII (validateClientAttr)."""
-    return all(0x21 <= byte <= 0x7E for byte in word)
+    return not word.translate(None, _PRINTABLE)
 
 
 def _right_password(ctx: ServeContext, user: bytes, password: bytes) -> bool:

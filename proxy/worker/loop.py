@@ -14,12 +14,12 @@ import gc
 import mmap
 import socket
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from proxy import __version__
 from proxy import log as logs
-from proxy.cluster.topology import Address, Node, Topology, aliases, map_address
+from proxy.cluster.topology import Address, Node, NodeNames, Topology
 from proxy.commands.lookup import CommandTable
 from proxy.commands.rows import Row, merge_rows
 from proxy.commands.table import ROWS, SOURCE
@@ -30,7 +30,6 @@ from proxy.control.command_table import load_rows
 from proxy.control.node_health import NodeHealth
 from proxy.control.tasks import background
 from proxy.control.topology_refresh import TopologyRefresher
-from proxy.control.upstream import UpstreamError
 from proxy.forward.backend import Backend
 from proxy.forward.buffer import trim
 from proxy.forward.clients import accept, close_all, close_idle, close_lingering, drain, follow_reads
@@ -55,6 +54,7 @@ _SWEEP_S = 0.05  # deadlines and stalls are noticed this late at most
 _LINGER_S = 1.0  # a client that was told the end has this long to close
 _FIRST_TOPOLOGY_S = 1.0  # start-up waits this long for the cluster before it takes clients without
 _TRIM_S = 2.0
+_NAMED_MAX = 100  # characters of what a redirection names that are logged
 _COMMANDS_EVERY_S = 300.0
 _COMMANDS_RETRY_S = 2.0
 
@@ -120,7 +120,6 @@ class Worker:
         self.router.port = self
         self.exchange.bind(self)
         self.parking = self.exchange.parking
-        self.parking.max_bytes = settings.backends.max_window
         self.context = ServeContext(
             client_password=settings.clients.secret or None,
             server_version="7.0.0",
@@ -159,7 +158,8 @@ class Worker:
         self.context.stats = self.figures.stats
         self.context.nodes = self.figures.nodes
         self._readiness = self.figures.readiness
-        self._aliases: Mapping[Address, Address] = {}  # every way to name a node of the topology -> its address
+        self._names: NodeNames | None = None  # of the nodes of the topology
+        self._limits = (0, 0)  # of the nodes, as last seen
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._commands_task: asyncio.Task[None] | None = None
         self._commands_due = asyncio.Event()
@@ -255,7 +255,7 @@ class Worker:
         requests = settings.requests
         self.reactor.pause_ns = parts.ns(settings.backends.batch_pause)
         self.backend_settings.stall_ns = parts.ns(settings.backends.stall_timeout)
-        self.backend_settings.max_window = self.parking.max_bytes = settings.backends.max_window
+        self._limit()
         self.router.failover_ns = parts.ns(requests.failover_timeout)
         self.router.connections = settings.backends.connections
         self.parking.backoff_min_ns = parts.ns(requests.retry_backoff_min)
@@ -277,6 +277,8 @@ class Worker:
             self._renew()
         if (refresh := parts.refresh_settings(settings)) != self.refresher.settings:
             self.refresher.reconfigure(refresh)
+        if settings.clients != old.clients:
+            self._commands_due.set()  # the nodes' limits may have been changed with ours
         return trouble
 
     def _apply_log(self, settings: Settings) -> str:
@@ -341,13 +343,16 @@ class Worker:
         self.refresher.trigger(reason)
 
     def resolve(self, host: str, port: int, node: DataNode) -> Address | None:
-        """Which node of the topology a redirection names, by its address, ip or hostname; None = none of them.
+        """Which node of the topology a redirection names, however it is named; None = none of them.
 
-        An empty host means the node that gave it.
+        node: who gave it, of whose endpoint an empty host speaks.
         """
-        if not host:
-            return self._aliases.get(Address(node.address.host, port))
-        return self._aliases.get(map_address(Address(host, port), self.settings.cluster.address_map))
+        found = None if self._names is None else self._names.find(host, port, node.address)
+        if found is None:
+            text = "a redirection names a node that is not in the topology"
+            named = "".join(c if " " <= c <= "~" else "?" for c in f"{host}:{port}"[:_NAMED_MAX])
+            logs.warn_limited(log, "redirection-unknown", text, named=named, node=node.label)
+        return found
 
     def node_unfit(self, node: DataNode, reason: str) -> None:
         """A replica refused a read for a reason that will last a while; the next probe says when it is over."""
@@ -368,7 +373,8 @@ class Worker:
                 for shard in topology.shards
             ]
         )
-        self._aliases = aliases(topology, self.settings.cluster.address_map)
+        self._limit()
+        self._names = NodeNames(topology, self.settings.cluster.address_map)
         before, self.context.topology = self.context.topology, topology
         if before is not None and not before.by_id.keys() & topology.by_id.keys():
             self._commands_due.set()  # another cluster has other servers
@@ -391,8 +397,26 @@ class Worker:
 
     def _backend_up(self, backend: Backend) -> None:
         log.debug("connected", node=backend.node.label, resp=backend.proto)
-        self.path.limit(*self.pool.limits(self.router.nodes))
+        self._limit()
         self.parking.wake_all()
+
+    def _limit(self) -> None:
+        """Puts what the nodes take at most in force, beside our own limits."""
+        primaries = [node.address for node in self.router.nodes.values() if not node.replica]
+        bulk, query = limits = self.pool.limits(primaries)
+        self.path.limit(bulk, query)
+        # A node that is paused reads on: a whole window may come to lie in its query buffer.
+        window = self.settings.backends.max_window
+        self.backend_settings.max_window = min(window, query // 2) if query else window
+        if limits != self._limits:
+            self._limits = limits
+            clients = self.settings.clients
+            if 0 < bulk < clients.max_bulk or 0 < query < clients.max_query:
+                log.warning(
+                    "the nodes take less than clients.max_bulk and clients.max_query, which is in force now",
+                    proto_max_bulk_len=bulk,
+                    client_query_buffer_limit=query,
+                )
 
     def _table(self) -> CommandTable:
         """A table of the rows at hand, its new names told."""
@@ -411,7 +435,7 @@ class Worker:
             for node in self._primaries():
                 try:
                     loaded = await load_rows(node.address, parts.upstream_settings(self.settings))
-                except UpstreamError as error:
+                except Exception as error:  # also what a broken node makes a library raise: this task must go on
                     logs.warn_limited(
                         log, "commands", "node does not tell its commands", node=str(node.address), error=str(error)
                     )
@@ -423,6 +447,9 @@ class Worker:
                 self.context.valkey_version = loaded.version if loaded.server == "valkey" else ""
                 pause_s = _COMMANDS_EVERY_S
                 break
+            for node in self._primaries():
+                await self.pool.ask_limits(node.address, parts.upstream_settings(self.settings))
+            self._limit()
             try:
                 async with asyncio.timeout(pause_s):
                     await self._commands_due.wait()

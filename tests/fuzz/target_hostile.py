@@ -174,7 +174,6 @@ def play(conversations: list[list[list[bytes]]], said: tuple[bytes, ...], chance
         hard_output=chance.choice([1000, 30000, 1 << 30, 1 << 30]),
         max_window=chance.choice([1, 1000, 16 << 20]),
     )
-    stage.parking.max_bytes = chance.choice([10000, 16 << 20])
     stage.path.desk = AskingDesk(stage, ledger)
     speakers: list[Speaker] = []
     for commands in conversations:

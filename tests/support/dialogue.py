@@ -11,9 +11,10 @@ from typing import Any
 
 from proxy.cluster.topology import Address
 from proxy.forward.ask import Ask
+from proxy.forward.backend import Backend
 from proxy.resp.encode import encode_command
 from proxy.resp.readers import CommandReader
-from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, Stage
+from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, A, Stage
 
 D = Address("10.0.0.4", 7004)  # not a node of the usual topology
 ASKING = encode_command("ASKING")
@@ -88,3 +89,21 @@ def always(stage: Stage, *parts: Any, **options: Any) -> None:
 def pending(stage: Stage) -> int:
     """Requests that wait for a reply, at all nodes."""
     return sum(int(node.figures()["pending"]) for node in stage.router.nodes.values())
+
+
+def sized(size: int, n: object = "v") -> bytes:
+    """A write of about that size."""
+    return encode_command("SET", KEY_A, str(n).encode().ljust(size, b"."))
+
+
+def connecting(stage: Stage) -> Backend:
+    """A's connection, under way for as long as the test leaves it so."""
+    stage.router.warm(2)
+    wanted, stage.wanted = stage.wanted, []
+    (backend,) = (backend for backend in wanted if backend.node.address == A)
+    return backend
+
+
+def arrive(stage: Stage, backend: Backend) -> None:
+    stage.connect(backend)
+    stage.turn()

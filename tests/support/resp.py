@@ -165,9 +165,9 @@ def disagreement(data: bytes) -> str | None:
     """How the reply scanner and hiredis differ on a stream, None when they agree or the difference is a stated one.
 
     Stated differences: what hiredis does not know (attributes, blob errors, streams: streams with their bytes are not
-    compared); the scanner checks the CRLF after a bulk, takes no bulk above 4 GiB, wants digits in a big number, no NUL
-    for a boolean, and gives up on a line as soon as it cannot become sound; it takes a leading '+' and any exponent in
-    a double or big number, and any nesting.
+    compared); the scanner checks the CRLF after a bulk, takes no bulk above 4 GiB, no NUL for a boolean, and gives up
+    on a line as soon as it cannot become sound; it takes a leading '+' and any exponent in a double, any text in a big
+    number, and any nesting.
     """
     if _EXTENSIONS.search(data) or _BIG_COUNT.search(data):
         return None
@@ -189,7 +189,7 @@ def disagreement(data: bytes) -> str | None:
             return None
         if bulk and int(bulk[1]) > 1 << 32:
             return None
-        if re.match(rb"\(-?\r\n|#\0\r\n", rest):
+        if re.match(rb"#\0\r\n", rest):
             return None
         if end == "more" and hiredis_reads(data + b"\r\n")[1] not in ("", "more"):
             return None
@@ -199,6 +199,6 @@ def disagreement(data: bytes) -> str | None:
             return None
         if "double" in end and re.search(rb",(\+|[^\r]*[eE])", data[start:]):
             return None
-        if "bignum" in end and re.search(rb"\(\+", data[start:]):
+        if end == "Bad bignum value" and re.search(rb"\((?!-?\d+\r)[^\r]*", data[start:]):
             return None
     return f"frames end at {ends} ({fault!r}), with hiredis at {theirs} ({end!r})"

@@ -164,6 +164,12 @@ log:
     assert settings.log.level == "info"
 
 
+@pytest.mark.parametrize(("pause", "seconds"), [("10ms", 0.01), ("50us", 0.00005), (0, 0.0)])
+def test_bounds_of_pause_and_window(load, pause, seconds):
+    backends = load(SEEDS + f"backends: {{batch_pause: {pause}, max_window: 64kb}}").backends
+    assert (backends.batch_pause, backends.max_window) == (seconds, 65536)
+
+
 def test_settings_can_be_sent_to_another_process(load, tmp_path):
     (tmp_path / "secret").write_text("s3cr3t")
     settings = load(
@@ -329,6 +335,10 @@ commands: [debug]
             "3: listeners[0].owner: only the file of a unix: address has an owner",
         ),
         ("clients: {output_soft_limit: 2gb}", "2: clients.output_soft_limit: more than output_hard_limit"),
+        ("backends: {batch_pause: 10001us}", "2: backends.batch_pause: should be at most 10ms"),
+        ("backends: {batch_pause: 1s}", "2: backends.batch_pause: should be at most 10ms"),
+        ("backends: {max_window: 65535b}", "2: backends.max_window: should be at least 64kb"),
+        ("backends: {max_window: 0}", "2: backends.max_window: should be"),
         ("backends: {backoff_min: 3s}", "2: backends.backoff_min: longer than backoff_max"),
         ("requests: {retry_backoff_min: 1s}", "2: requests.retry_backoff_min: longer than retry_backoff_max"),
         (

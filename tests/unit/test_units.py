@@ -18,6 +18,8 @@ from proxy.units import (
 @pytest.mark.parametrize(
     ("written", "seconds"),
     [
+        ("50us", 0.00005),
+        ("0.05ms", 0.00005),
         ("250ms", 0.25),
         ("30s", 30.0),
         ("1.5s", 1.5),
@@ -64,15 +66,24 @@ def test_bad_sizes(written):
 
 @pytest.mark.parametrize(
     ("seconds", "spelt"),
-    [(0.25, "250ms"), (5.0, "5s"), (90.0, "90s"), (300.0, "5m"), (3600.0, "1h"), (0.0, "0"), (0.0005, "0.5ms")],
+    [
+        (0.25, "250ms"),
+        (5.0, "5s"),
+        (90.0, "90s"),
+        (300.0, "5m"),
+        (3600.0, "1h"),
+        (0.0, "0"),
+        (0.00005, "50us"),
+        (5e-7, "0.5us"),
+    ],
 )
 def test_spelling_of_durations(seconds, spelt):
     assert format_duration(seconds) == spelt
 
 
-@given(st.integers(0, 365 * 86400 * 1000))
-def test_duration_round_trip(milliseconds):
-    assert parse_duration(format_duration(milliseconds / 1000)) == milliseconds / 1000
+@given(st.integers(0, 365 * 86400 * 1000), st.sampled_from([1000, 1_000_000]))
+def test_duration_round_trip(count, per_second):
+    assert parse_duration(format_duration(count / per_second)) == count / per_second
 
 
 @given(st.integers(0, 1 << 40))

@@ -228,6 +228,16 @@ class TestAddresses:
         topology = read([shard([0, 1], shard_node(1), shard_node(2, "replica"), shard_node(3, "replica"))], rules=rules)
         assert [str(node.address) for node in topology.nodes()] == ["localhost:17001", "gateway:7002", "10.0.0.3:7003"]
 
+    def test_what_is_announced_is_kept(self) -> None:
+        told = [
+            shard_node(1, hostname="h"),
+            shard_node(2, "replica", endpoint="?"),
+            shard_node(3, "replica", endpoint="lb"),
+        ]
+        nodes = read([shard([0, 1], *told)], rules=AddressRules(address_map={"lb:7003": "gate:1"})).nodes()
+        assert [(one.endpoint, one.port) for one in nodes] == [("10.0.0.1", 7001), ("", 7002), ("lb", 7003)]
+        assert [one.announced_hosts for one in nodes][1:] == [("10.0.0.2",), ("lb", "10.0.0.3", "lb")]
+
     def test_the_host_asked_is_mapped_only_with_its_port(self) -> None:
         """It was reached as it is; but several forwarded ports may hide behind it."""
         reply = [shard([0, 1], shard_node(1, endpoint=None), shard_node(2, "replica", endpoint=None))]

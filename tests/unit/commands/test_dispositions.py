@@ -35,12 +35,12 @@ def test_every_name_decided_on_exists() -> None:
 EXPECTED = {
     "FORWARD": "get set getex getdel sort sort_ro georadius eval evalsha_ro fcall fcall_ro xread xreadgroup spublish "
     "object|encoding memory|usage xgroup|create dump restore msetnx msetex copy rename zunionstore lmpop",
-    "ANY": "command command|docs command|getkeys config|get lolwut publish module|list acl|cat config|help script|help "
+    "ANY": "command command|docs command|getkeys lolwut publish module|list acl|cat config|help script|help "
     "object|help xgroup|help config script object memory acl",
     "PING": "ping",
     "LOCAL": "echo quit reset hello auth select readonly readwrite info time asking client client|id client|reply "
-    "client|tracking client|kill client|help cluster cluster|info cluster|slots cluster|shards cluster|nodes "
-    "cluster|myid cluster|keyslot cluster|links cluster|help cluster|replicas",
+    "client|tracking client|kill client|help config|get cluster cluster|info cluster|slots cluster|shards "
+    "cluster|nodes cluster|myid cluster|keyslot cluster|links cluster|help cluster|replicas",
     "SPLIT_MGET": "mget",
     "SPLIT_MSET": "mset",
     "SPLIT_SUM": "del unlink exists touch",

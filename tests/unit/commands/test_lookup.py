@@ -54,8 +54,8 @@ def test_near_misses_are_unknown() -> None:
     known = set(TOP)
     for name in TOP:
         raw = name.encode()
-        for near in (raw[:-1], raw[1:], raw + b"x", raw + b"\0", raw[:-1] + b"\0", b"\0" + raw, raw + b" ", raw * 9):
-            if near.decode() not in known:
+        for near in (raw[:-1], raw[1:], raw + b"x", raw[:-1] + b"\0", b"\0" + raw, raw + b" ", raw * 9):
+            if near.partition(b"\0")[0].decode() not in known:
                 assert name_of(near) == ""
         for i in range(len(raw)):
             assert name_of(raw[:i] + bytes([raw[i] | 0x80]) + raw[i + 1 :]) == ""
@@ -116,7 +116,7 @@ def test_a_subcommands_own_row() -> None:
     facts = TABLE.lookup(b"OBJECT", b"Encoding", b"k")
     assert (facts["name"], facts["arity"], facts["only_key"]) == ("object|encoding", 3, 2)
     assert TABLE.lookup(b"CONFIG", b"SET", b"a", b"b")["klass"] is CommandClass.UNSERVED
-    assert TABLE.lookup(b"CONFIG", b"GET", b"a")["klass"] is CommandClass.ANY
+    assert TABLE.lookup(b"CONFIG", b"GET", b"a")["klass"] is CommandClass.LOCAL
 
 
 def test_the_literal_full_name_is_unknown_as_on_a_server() -> None:
@@ -228,3 +228,18 @@ def test_only_key_is_for_exactly_one_key() -> None:
     }
     assert {keys[n] for n in ("mget", "del", "sort", "georadius", "migrate", "zunionstore", "eval", "rename")} == {-1}
     assert {keys[n] for n in ("ping", "publish", "config|get", "client", "flushall")} == {0}
+
+
+@pytest.mark.parametrize("tail", [b"\0", b"\0x", b"\0" * 100, b"\0get"])
+def test_a_name_ends_at_a_nul_as_on_a_server_that_compares_c_strings(tail: bytes) -> None:
+    for name, klass in (("shutdown", "REFUSED"), ("multi", "UNSERVED"), ("get", "FORWARD"), ("select", "LOCAL")):
+        facts = TABLE.lookup(name.upper().encode() + tail, b"k")
+        assert (facts["name"], facts["klass"].name) == (name, klass)
+    for name, klass in (("config|set", "UNSERVED"), ("config|get", "LOCAL"), ("acl|setuser", "REFUSED")):
+        container, sub = name.encode().split(b"|")
+        for words in ((container, sub + tail), (container + tail, sub), (container + tail, sub + tail)):
+            facts = TABLE.lookup(*words, b"k")
+            assert (facts["name"], facts["klass"].name) == (name, klass)
+    assert name_of(b"nosuch" + tail) == ""
+    assert name_of(tail) == ""
+    assert name_of(b"config", tail) == "config"

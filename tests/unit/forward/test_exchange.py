@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from proxy.resp.encode import bulk
 from tests.support.datapath import TEXTS, A, B, Play
 from tests.support.dialogue import GET_A, GET_B, REFUSALS, SET_A, exchange, moved
@@ -54,18 +56,38 @@ def test_a_node_that_stays_down_until_the_deadline(play: Play) -> None:
     assert (sum(gave_up), stage.count("timeouts")) == (2, 2)
 
 
-def test_limits_may_be_changed(play: Play) -> None:
+@pytest.mark.parametrize("limit", [0, 1, 2])
+def test_limits_may_be_changed(play: Play, limit: int) -> None:
     """They hold from the next redirection, or the next time something is parked, on."""
     stage = play(backoff_s=1000.0, timeout_s=5000.0)
     client = stage.client()
-    stage.exchange.redirect.max_redirections = 0
+    stage.exchange.redirect.max_redirections = limit
     client.send(SET_A)
     stage.turn()
-    exchange(stage, A, SET_A, moved(B))
-    assert client.get() == moved(B)
+    for n in range(limit + 1):
+        assert stage.parking.waiting == 0
+        exchange(stage, (A, B)[n % 2], SET_A, moved((B, A)[n % 2]))
+    stage.turn(6)
+    assert (client.get(), stage.parking.waiting) == (b"", 1)
     stage.parking.backoff_min_ns = stage.parking.backoff_max_ns = 1000
-    client.send(SET_A)
-    stage.turn()
-    exchange(stage, A, SET_A, REFUSALS["loading"])
-    exchange(stage, A, SET_A, b"+OK\r\n")
+    stage.parking.wake_all()
+    at = (A, B, A)[limit]
+    exchange(stage, at, SET_A, REFUSALS["loading"])
+    exchange(stage, at, SET_A, b"+OK\r\n")
     assert client.get() == b"+OK\r\n"
+
+
+def test_answers_in_the_socket_are_taken_before_the_connection_is_given_up(play: Play) -> None:
+    """+OK was there: nobody is told that his write may have been executed."""
+    stage = play()
+    one, two = stage.client(), stage.client()
+    one.send(SET_A)
+    stage.turn()
+    assert stage.node(A).get() == SET_A
+    stage.node(A).send(b"+OK\r\n")
+    stage.node(A).close()
+    two.send(SET_A)
+    stage.turn(6)
+    assert one.get() == b"+OK\r\n"
+    exchange(stage, A, SET_A, b"+OK\r\n")
+    assert two.get() == b"+OK\r\n"

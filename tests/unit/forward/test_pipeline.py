@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.cluster.slot import slot_of
-from proxy.forward.backend import Backend, BackendState
+from proxy.forward.backend import BackendState
 from proxy.forward.ports import PushPort
-from proxy.forward.request import live
-from proxy.resp.encode import array, bulk, encode_command, integer
-from proxy.resp.readers import CommandReader
-from tests.support.datapath import KEY_A, KEY_B, SLOT_A, TEXTS, A, B, C, Play, Stage
-from tests.support.dialogue import ASKING, GET_A, PING, SET_A, always, ask, exchange, pending
+from proxy.resp.encode import bulk, encode_command, integer
+from tests.support.datapath import KEY_A, SLOT_A, TEXTS, A, C, Play
+from tests.support.dialogue import (
+    GET_A,
+    SET_A,
+    always,
+    arrive,
+    connecting,
+    exchange,
+    pending,
+    sized,
+)
 
 
 def test_a_timed_out_request_leaves_a_ghost(play: Play) -> None:
@@ -134,167 +140,6 @@ def test_asking_goes_with_its_command_when_both_are_unsent(play: Play) -> None:
     assert stage.node(C).get() == encode_command("GET", "a")
 
 
-# -- windows
-
-
-def sized(size: int, n: object = "v") -> bytes:
-    """A write of about that size."""
-    return encode_command("SET", KEY_A, str(n).encode().ljust(size, b"."))
-
-
-def connecting(stage: Stage) -> Backend:
-    """A's connection, under way for as long as the test leaves it so."""
-    stage.router.warm(2)
-    wanted, stage.wanted = stage.wanted, []
-    (backend,) = (backend for backend in wanted if backend.node.address == A)
-    return backend
-
-
-def arrive(stage: Stage, backend: Backend) -> None:
-    stage.connect(backend)
-    stage.turn()
-
-
-def test_a_full_window_parks_and_goes_on_in_order(play: Play) -> None:
-    """The first that finds it full waits, its client sends nothing that could overtake, and so do others in turn."""
-    stage = play(max_window=2000, backoff_s=1000.0, timeout_s=5000.0)
-    clients = [stage.client() for _ in range(6)]
-    frames = [sized(900, n) for n in range(6)]
-    for client, frame in zip(clients, frames, strict=True):
-        client.send(frame + GET_A)
-        stage.turn(1)
-    stage.turn()
-    node = stage.node(A)
-    assert node.get() == frames[0] + GET_A + frames[1] + GET_A + frames[2]
-    assert stage.parking.waiting == 4  # the third one's GET, and three writes
-    assert stage.count("retries")["node_busy", "retried"] == 4
-    node.send(b"+OK\r\n")
-    stage.turn()
-    assert node.get() == b""  # half of it must be free, else every answer would wake everybody
-    node.send(bulk("0") + b"+OK\r\n" + bulk("1"))
-    stage.turn()
-    assert node.get() == GET_A + frames[3] + frames[4]
-    assert stage.parking.waiting == 1
-    node.send(b"+OK\r\n" + bulk("2") + b"+OK\r\n+OK\r\n")
-    stage.turn()
-    assert node.get() == GET_A + GET_A + frames[5]
-    node.send(bulk("3") + bulk("4") + b"+OK\r\n")
-    stage.turn()
-    exchange(stage, A, GET_A, bulk("5"))
-    assert [client.get() for client in clients] == [b"+OK\r\n" + bulk(n) for n in range(6)]
-    assert (stage.parking.waiting, stage.parking.bytes, pending(stage)) == (0, 0, 0)
-
-
-def test_a_full_window_until_the_deadline(play: Play) -> None:
-    """A node that takes nothing: its clients are told that it is busy."""
-    stage = play(max_window=1000, timeout_s=0.02)
-    client, other = stage.client(timeout_ns=10**12), stage.client()
-    client.send(sized(2000))
-    stage.turn()
-    other.send(SET_A)
-    assert stage.hear(other) == TEXTS["full"]
-    assert stage.node(A).get() == sized(2000)
-    gave_up = {key for key, count in stage.count("retries").items() if key[1] == "gave_up" and count}
-    assert gave_up == {("node_busy", "gave_up")}
-
-
-def test_only_so_many_bytes_are_parked(play: Play) -> None:
-    """What comes then fails at once; what is parked already goes on."""
-    stage = play(max_window=1000, backoff_s=1000.0, timeout_s=5000.0)
-    stage.parking.max_bytes = 3000
-    clients = [stage.client() for _ in range(5)]
-    frames = [sized(1600, n) for n in range(5)]
-    for client, frame in zip(clients, frames, strict=True):
-        client.send(frame + PING)
-        stage.turn(1)
-    stage.turn()
-    assert [client.get() for client in clients] == [b""] * 3 + [TEXTS["full"] + b"+PONG\r\n"] * 2
-    assert (stage.parking.waiting, stage.parking.bytes) == (2, len(frames[1] + frames[2]))
-    assert stage.count("retries")["node_busy", "gave_up"] == 2
-    for n in range(3):
-        exchange(stage, A, frames[n], b"+OK\r\n")
-    stage.turn()
-    assert [client.get() for client in clients[:3]] == [b"+OK\r\n+PONG\r\n"] * 3
-
-
-@pytest.mark.parametrize("name", ["MGET", "MSET"])
-@pytest.mark.parametrize("busy", [False, True])
-def test_one_command_larger_than_the_window_goes_whole(play: Play, name: str, busy: bool) -> None:
-    """Its parts would wait for one another otherwise; when the window is full before it, all of it waits."""
-    stage = play(max_window=1000, timeout_s=5000.0)
-    client, other = stage.client(), stage.client()
-    if busy:
-        other.send(sized(1500))
-        stage.turn()
-    keys = [f"{{{n}}}{'k' * 300}" for n in range(40)]
-    client.send(encode_command(name, *(word for key in keys for word in ([key] if name == "MGET" else [key, "v"]))))
-    stage.turn()
-    if busy:
-        exchange(stage, A, sized(1500), b"+OK\r\n")
-        stage.turn()
-    parts = 0
-    for address in (A, B, C):
-        frames = CommandReader().feed(stage.node(address).get())
-        assert sum(len(frame) for frame, _ in frames) > 2000
-        parts += len(frames)
-        stage.node(address).send((array([bulk("v")]) if name == "MGET" else b"+OK\r\n") * len(frames))
-    assert parts == len({slot_of(key.encode()) for key in keys}) > 30
-    stage.turn()
-    assert client.get() == (array([bulk("v")] * 40) if name == "MGET" else b"+OK\r\n")
-    assert stage.count("retries")["node_busy", "gave_up"] == 0
-
-
-def test_nothing_of_a_client_that_left_waits_for_room(play: Play) -> None:
-    """12 clients that come, send much and leave: what is parked for them is dropped, never sent."""
-    stage = play(max_window=100_000, backoff_s=1000.0, timeout_s=5000.0)
-    stage.router.warm(2)
-    stage.turn()
-    for n in range(12):
-        client = stage.client()
-        stage.pour(client, sized(90_000, n))
-        client.close()
-        stage.turn()
-    node = stage.node(A)
-    got = stage.drink(node)
-    assert got == sized(90_000, 0) + sized(90_000, 1)
-    node.send(b"+OK\r\n+OK\r\n")
-    stage.turn()
-    assert (stage.parking.waiting, stage.parking.bytes, node.get(), live()) == (0, 0, b"", stage.live)
-
-
-def test_a_window_that_was_full_when_the_connection_is_lost(play: Play) -> None:
-    """There is room on the next one: nobody waits for his backoff."""
-    stage = play(max_window=100, backoff_s=1000.0, timeout_s=5000.0)
-    one, two = stage.client(), stage.client()
-    one.send(sized(200))
-    stage.turn()
-    two.send(SET_A)
-    stage.turn()
-    assert (stage.node(A).get(), stage.parking.waiting) == (sized(200), 1)
-    stage.node(A).close()
-    stage.turn(6)
-    assert one.get() == TEXTS["lost"]
-    exchange(stage, A, SET_A, b"+OK\r\n")
-    assert two.get() == b"+OK\r\n"
-
-
-def test_asking_for_a_node_whose_window_is_full(play: Play) -> None:
-    """The prefix is not left there without its command."""
-    stage = play(max_window=1000, backoff_s=1000.0, timeout_s=5000.0)
-    one, two = stage.client(), stage.client()
-    one.send(encode_command("SET", KEY_B, b"v" * 1500))
-    two.send(SET_A)
-    stage.turn()
-    assert stage.node(B).get() == encode_command("SET", KEY_B, b"v" * 1500)
-    exchange(stage, A, SET_A, ask(B))
-    assert (stage.node(B).get(), stage.parking.waiting) == (b"", 1)
-    stage.node(B).send(b"+OK\r\n")  # room: tried again where it belongs
-    stage.turn()
-    exchange(stage, A, SET_A, ask(B))
-    exchange(stage, B, ASKING + SET_A, b"+OK\r\n+OK\r\n")
-    assert (one.get(), two.get()) == (b"+OK\r\n", b"+OK\r\n")
-
-
 # -- cancelled: timed out before anything was sent
 
 
@@ -390,7 +235,7 @@ def test_room_that_cancelling_makes(play: Play) -> None:
     stage.turn(1)
     after.send(SET_A)
     stage.turn(1)
-    assert stage.parking.waiting == 1
+    assert (stage.parking.waiting, backend.pending) == (0, 1)
     stage.router.sweep()
     stage.turn()
     assert (late.get(), stage.parking.waiting, backend.pending) == (TEXTS["timeout"], 0, 1)

@@ -155,33 +155,70 @@ def test_asking_refused(play: Play) -> None:
     assert client.get() == b"-ERR no\r\n"
 
 
+def led_round(stage: Stage, line: Callable[..., bytes]) -> list[bytes]:
+    """Every node sends each SET_A that it has got to the next node; what was said."""
+    said = []
+    for address, ends in list(stage.nodes.items()):
+        for end in ends:
+            if not (got := end.get()):
+                continue
+            assert got in (SET_A, ASKING + SET_A)
+            said.append(line({A: B, B: C, C: A}[address]))
+            end.send((b"+OK\r\n" if got != SET_A else b"") + said[-1])
+    return said
+
+
 @pytest.mark.parametrize("limit", [0, 1, 2, 5])
 @pytest.mark.parametrize("line", [moved, ask])
-def test_redirections_are_limited(play: Play, limit: int, line: object) -> None:
-    """The server's own error reaches the client; which node is asked next depends on the round."""
-    stage = play(max_redirections=limit)
+def test_redirections_are_limited(play: Play, limit: int, line: Callable[..., bytes]) -> None:
+    """Then it waits, and begins anew; from the third in a row on each waits, too."""
+    stage = play(max_redirections=limit, backoff_s=1000.0, timeout_s=5000.0)
     client = stage.client()
     client.send(SET_A)
-    rounds = 0
-    last = b""
-    while not (said := client.get()):
-        stage.turn(1)
-        for address, ends in list(stage.nodes.items()):
-            for end in ends:
-                got = end.get()
-                if not got:
-                    continue
-                assert got in (SET_A, ASKING + SET_A)
-                rounds += 1
-                to = {A: B, B: C, C: A}[address]
-                last = moved(to) if line is moved else ask(to)
-                end.send((b"+OK\r\n" if got != SET_A else b"") + last)
-        assert rounds < 20
-    assert said == last
-    assert rounds == limit + 1
+    stage.turn()
+    for waits in range(4):
+        rounds = []
+        while not stage.parking.waiting:
+            rounds += led_round(stage, line)
+            assert len(rounds) <= limit + 1
+            stage.turn()
+        if limit < 3 or waits == 0:
+            assert len(rounds) == min(limit, 2) + 1
+        stage.turn(10)
+        assert (led_round(stage, line), client.get()) == ([], b"")
+        assert stage.count("retries")["moved", "retried"] == waits + 1
+        stage.parking.wake_all()
+        stage.turn()
+    (node,) = (address for address, ends in stage.nodes.items() for end in ends if end.get())
+    stage.node(node).send(b"+OK\r\n")
+    stage.turn()
+    assert client.get() == b"+OK\r\n"
+    assert stage.count("commands")["set"]["errors"] == {}
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5])
+@pytest.mark.parametrize("line", [moved, ask])
+def test_redirections_are_followed_until_the_deadline(play: Play, limit: int, line: Callable[..., bytes]) -> None:
+    """The server's own error reaches the client, once; how often nodes are asked is bounded by backoff."""
+    stage = play(max_redirections=limit, timeout_s=0.1, backoff_s=0.005, backoff_max_s=0.005)
+    client = stage.client()
+    client.send(SET_A)
+    said: list[bytes] = []
+    got = b""
+
+    def told() -> bool:
+        nonlocal got
+        said.extend(led_round(stage, line))
+        got += client.get()
+        return got != b""
+
+    stage.until(told)
+    assert got in said[-limit - 1 :]
+    assert limit + 1 < len(said) < 100
     stage.turn(10)
-    assert client.get() == b""
+    assert (client.get(), stage.parking.waiting, led_round(stage, line)) == (b"", 0, [])
     assert stage.count("commands")["set"]["errors"] == {"MOVED" if line is moved else "ASK": 1}
+    assert stage.count("retries")["moved", "gave_up"] == 1
 
 
 def test_two_nodes_that_name_each_other_are_given_time(play: Play) -> None:
@@ -198,6 +235,19 @@ def test_two_nodes_that_name_each_other_are_given_time(play: Play) -> None:
     stage.parking.wake_all()
     exchange(stage, B, SET_A, b"+OK\r\n")
     assert client.get() == b"+OK\r\n"
+
+
+def test_two_nodes_that_name_each_other_until_the_deadline(play: Play) -> None:
+    """Whoever waits for them gets the last line when time is over."""
+    stage = play(backoff_s=1000.0, timeout_s=0.05)
+    client = stage.client()
+    client.send(SET_A)
+    stage.turn()
+    exchange(stage, A, SET_A, moved(B))
+    exchange(stage, B, SET_A, moved(A))
+    exchange(stage, A, SET_A, moved(B))
+    assert stage.parking.waiting == 1
+    assert stage.hear(client) == moved(B)
 
 
 @pytest.mark.parametrize("line", [b"-MOVED 99999 a:1\r\n", b"-MOVED 1\r\n", b"-ASK 1 nohost\r\n", b"-MOVEDX 1 a:1\r\n"])

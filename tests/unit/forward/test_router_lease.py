@@ -266,23 +266,14 @@ def test_a_redirection_does_not_lead_away_from_it(play: Play, line: bytes) -> No
     assert client.get() == line
 
 
-@pytest.mark.parametrize("lost", [False, True])
-def test_what_waits_for_its_window(play: Play, lost: bool) -> None:
-    """It goes on there when there is room, or is gone with the connection."""
+def test_a_window_does_not_hold_what_is_asked_on_it(play: Play) -> None:
+    """An Ask is a command that has begun: proxy.serve must not be asked for it twice."""
     stage = play(max_window=50)
     client = stage.client()
     leased(stage)
     client.send(ECHO * 3)
     stage.turn()
-    assert (stage.node(A).get(), stage.parking.waiting) == (POP * 2, 1)
-    if lost:
-        stage.node(A).close()
-        stage.turn(6)
-        assert client.get() == TEXTS["lost"] * 2 + TEXTS["gone"]
-        return
-    stage.node(A).send(b"*-1\r\n*0\r\n")
-    stage.turn(6)
-    exchange(stage, A, POP, b"*1\r\n+3\r\n")
+    exchange(stage, A, POP * 3, b"*-1\r\n*0\r\n*1\r\n+3\r\n")
     assert client.get() == b"*-1\r\n*0\r\n*1\r\n+3\r\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 
 import pytest
 
@@ -136,3 +137,10 @@ def test_memory_and_cpu_are_this_process() -> None:
 )
 def test_human(size: int, text: str) -> None:
     assert info.human(size) == text
+
+
+def test_info_starts_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """platform.architecture() does, each time: milliseconds in which the worker serves nobody."""
+    expected = platform.architecture()[0].removesuffix("bit")
+    monkeypatch.setattr("subprocess.Popen", None)
+    assert sections("server")["Server"]["arch_bits"] == expected

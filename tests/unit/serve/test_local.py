@@ -247,3 +247,9 @@ def test_no_input_raises(name: bytes, filler: bytes) -> None:
             assert answer.endswith(b"\r\n")
             if answer[:1] in (b"-", b"+"):
                 assert answer.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("byte", range(256))
+def test_which_bytes_a_name_may_have(byte: int) -> None:
+    expected = b"+OK\r\n" if 0x21 <= byte <= 0x7E else errors.CLIENT_NAME
+    assert ask(FakeClient(), "CLIENT", "SETNAME", b"a" + bytes([byte]) + b"b") == expected

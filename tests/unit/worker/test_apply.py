@@ -210,15 +210,24 @@ class TestRequests:
         run(configured([node.address], requests=slow), scene)
 
     def test_max_redirections(self, node: FakeNode) -> None:
+        """As many are followed at once; then it waits, until the client gets the server's line."""
         node.on("GET", f"-MOVED 12182 {node.address}\r\n".encode())
+        slow = {"timeout": "300ms", "retry_backoff_min": "30m", "retry_backoff_max": "30m"}
 
         async def scene(worker: Worker, port: Port) -> None:
             client = Client(worker)
             for allowed in (0, 2):
-                seen = len(node.seen("GET"))
-                worker.apply(configured([node.address], requests={"max_redirections": allowed}))
-                assert isinstance(await client.ask("GET", "foo"), ReplyError)
-                assert len(node.seen("GET")) - seen == 1 + allowed
+                seen, rounds = len(node.seen("GET")), worker.counters.snapshot()["retries"]["moved", "retried"]
+                worker.apply(configured([node.address], requests={"max_redirections": allowed, **slow}))
+                begun_s = time.monotonic()
+                answer = await client.ask("GET", "foo")
+                assert isinstance(answer, ReplyError)
+                assert str(answer).startswith("MOVED 12182")
+                assert 0.2 < time.monotonic() - begun_s < 5
+                # a refresh begins another round, whatever the backoff; the deadline may come in the middle of one
+                rounds = worker.counters.snapshot()["retries"]["moved", "retried"] - rounds
+                assert 1 <= rounds < 20
+                assert rounds * (1 + allowed) <= len(node.seen("GET")) - seen <= (rounds + 1) * (1 + allowed)
 
         run(configured([node.address]), scene)
 

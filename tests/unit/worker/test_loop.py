@@ -7,14 +7,16 @@ import mmap
 import os
 import socket
 import time
+from collections.abc import Callable
 
 import pytest
 
+from proxy.cluster.topology import Address
 from proxy.embedded import HOST, EmbeddedCluster, free_port
 from proxy.forward.counters import COUNTERS_SIZE, Counters
 from proxy.log import FIELDS
 from proxy.worker.loop import Worker
-from tests.support.fake_node import FakeNode
+from tests.support.fake_node import FakeNode, Shard, shards_reply
 from tests.support.raw import array, bulk
 from tests.unit.worker.scene import RUN_ID, TCP, UNIX, Client, Port, configured, connected, run, until
 
@@ -105,6 +107,36 @@ class TestTake:
 
         listeners = [{"address": TCP, "reads": "any"}, {"address": UNIX, "reads": "replica"}]
         run(configured([node.address], listeners=listeners), scene)
+
+
+class TestResolve:
+    def test_by_every_name(self, node: FakeNode, start_node: Callable[[str], FakeNode]) -> None:
+        """The ports of the topology are mapped; a redirection has the announced one, with whatever host."""
+        other = start_node("b")
+        halves = [[(0, 8191)], [(8192, 16383)]]
+        node.shards = shards_reply(
+            [Shard(halves[n], [((one.id, HOST, 7001 + n), "master")]) for n, one in enumerate((node, other))]
+        )
+        address_map = {f"{HOST}:7001": node.address, f"{HOST}:7002": other.address}
+
+        async def scene(worker: Worker, port: Port) -> None:
+            asked = worker.router.nodes[Address(HOST, node.port)]
+            for host, number in ((HOST, 7002), (HOST, other.port), ("", 7002)):
+                assert worker.resolve(host, number, asked) == Address(HOST, other.port)
+            assert worker.resolve("", 7003, asked) is None
+
+        run(configured([node.address], cluster={"address_map": address_map}), scene)
+
+    def test_what_names_no_node_is_logged_once(self, node: FakeNode, caplog: pytest.LogCaptureFixture) -> None:
+        async def scene(worker: Worker, port: Port) -> None:
+            asked = worker.router.nodes[Address(HOST, node.port)]
+            for n in range(100):
+                assert worker.resolve(f"\u00e9{n}" + "x" * 250, 1, asked) is None
+
+        run(configured([node.address]), scene)
+        (record,) = [record for record in caplog.records if "redirection" in record.msg]
+        assert record.msg == "a redirection names a node that is not in the topology"
+        assert getattr(record, FIELDS) == {"named": "?0" + "x" * 98, "node": node.address}
 
 
 class TestCounters:

@@ -1,0 +1,68 @@
+"""CONFIG GET: a server's answer without its secrets, which are the cluster's and not its clients'.
+
+Why: with the cluster's password a client would not need the proxy, nor keep to what it allows. Who calls it:
+proxy.serve.desk, for the one subcommand of CONFIG that is served.
+
+Invariants: a secret's value is the empty string, as if it were not set; every other byte is as the server sent it. Of
+an array or a map that is malformed the client sees nothing (the call raises). Errors of a server are passed on before.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from proxy.forward.ask import Ask
+from proxy.resp import encode, errors
+from proxy.resp.decode import decode
+from proxy.resp.readers import ReplyReader
+
+NAME: Final = b"config|get"
+SECRETS: Final = frozenset(
+    {
+        b"masterauth",
+        b"masteruser",
+        b"primaryauth",
+        b"primaryuser",
+        b"requirepass",
+        b"tls-client-key-file-pass",
+        b"tls-key-file-pass",
+    }
+)
+_EMPTY: Final = encode.bulk(b"")
+
+
+def answer(args: list[bytes]) -> Ask | bytes:
+    """CONFIG GET parameter [parameter ...], asked of any primary."""
+    if len(args) < 3:
+        return errors.wrong_arity(NAME)
+    return Ask([("any", encode.encode_command(*args), 0)], finish=_finish, read=True)
+
+
+def _finish(replies: list[bytes]) -> bytes:
+    return without_secrets(replies[0])
+
+
+def without_secrets(reply: bytes) -> bytes:
+    """A flat array (RESP2) or a map (RESP3) of names and values with the secrets' values emptied; others as they are.
+
+    Each element is kept as its bytes, so that nothing is lost in reading and writing: a name that came twice, a type.
+    """
+    if reply[:1] not in (b"*", b"%"):
+        return reply
+    head = reply.index(b"\r\n") + 2
+    items = [frame for frame, _, _ in ReplyReader().feed(reply[head:])]
+    changed = False
+    for at in range(0, len(items) - 1, 2):
+        if _is_secret(items[at]) and items[at + 1] != _EMPTY:
+            items[at + 1] = _EMPTY
+            changed = True
+    return reply[:head] + b"".join(items) if changed else reply
+
+
+def _is_secret(frame: bytes) -> bool:
+    """Whether an option's name, as a frame, means a secret.
+
+    A server repeats a name as the client spelt it, and some compare names as C strings: what follows a NUL is nothing.
+    """
+    name = decode(frame)
+    return isinstance(name, bytes) and name.partition(b"\0")[0].lower() in SECRETS
