@@ -32,6 +32,6 @@ Nobody is trusted: a node answers only what it was wholly sent, an error line le
 topology, and a client has a budget of time per batch, a limit on what is under way, and one on what is held for it.
 
 Modules import one way: buffer < request < reactor < ports, counters < node, pipeline < backend < router < parking <
-redirect < exchange; reply_queue < gather; split, call < datapath < client < prepare < ask < dispatch < clients. Nothing here
-imports asyncio, logging, redis or prometheus_client; a loop is only asked to call back.
+redirect < exchange; reply_queue < gather; split, call < datapath < client < prepare < ask < dispatch < clients.
+Nothing here imports asyncio, logging, redis or prometheus_client; a loop is only asked to call back.
 """
