@@ -150,7 +150,7 @@ class Backends(Section):
     connect_timeout: Seconds = _option("1s", "How long connecting and the handshake may take.")
     max_window: Window = _option(
         "16mb",
-        "Bytes of unanswered commands on one connection before more must wait (as many again); at least 64kb.",
+        "Bytes of unanswered commands on one connection from which on clients wait with more; at least 64kb.",
     )
     batch_pause: Pause = _option(
         "50us",
