@@ -68,7 +68,6 @@ cdef class Reactor:
     cdef uint32_t active                    # distinct clients heard in the last period
     cdef uint32_t heard                     # ... in this one
     cdef readonly uint64_t batches
-    cdef int64_t last_batch                 # when the last one ended
     cdef double seen                        # events lately, and the time they took (ns)
     cdef double took
     cdef int64_t last_begun

@@ -9,12 +9,11 @@ that a number cannot be reused while events for it are still in the batch.
 No peer has a batch for itself: one that has more to do than its turn allows asks for another (`more`), and is given one
 in the next batch, behind all others (`go_on`). uvloop's own callbacks run between two batches.
 
-With many active clients and many events a batch waits for a moment (`pause_ns` after the last one ended) before it is
-taken, as network cards coalesce interrupts: woken by the first of many events it would handle each with its own sends,
-and every send wakes a server or a client for one command. With few clients, whose next event waits for our answer, or
-with long pipelines, whose events are few, nothing waits. For the same reason a client's small output may be put off by
-one batch while more replies are due to it (`postpone`); should no batch come, an alarm brings one after half a
-millisecond.
+With many active clients and many events a batch waits for a moment (`pause_ns`) before it is taken, as network cards
+coalesce interrupts: woken by the first of many events it would handle each with its own sends, and every send wakes a
+server or a client for one command. With few clients, whose next event waits for our answer, or with long pipelines,
+whose events are few, nothing waits. For the same reason a client's small output may be put off by one batch while more
+replies are due to it (`postpone`); should no batch come, an alarm brings one after half a millisecond.
 
 What other code touches outside a batch (a timer, a control task) arms one `call_soon`, which is a batch without events.
 """
@@ -273,13 +272,11 @@ cdef class Reactor:
             self.end_batch()
             if n < EVENTS:
                 break
-        self.last_batch = monotonic_ns()
         self.go_on()
 
     cdef void begin(self) noexcept:
-        """Counts active clients, and waits for what is left of the pause when there are many."""
+        """Counts active clients, and waits for more of them when there are many."""
         cdef timespec pause
-        cdef int64_t left
         self.now = monotonic_ns()
         if self.now >= self.period_ends:
             # A silent period leaves nobody active: many of them may have passed.
@@ -289,11 +286,9 @@ cdef class Reactor:
             self.period_ends = self.now + PERIOD_NS
         if self.active < PAUSE_FROM or self.waiting or self.seen * self.pause_ns < PAUSE_FOR * self.took:
             return
-        left = self.pause_ns - (self.now - self.last_batch)
-        if left > PAUSE_SLACK_NS:
-            pause.tv_sec = 0
-            pause.tv_nsec = left
-            nanosleep(&pause, NULL)
+        pause.tv_sec = 0
+        pause.tv_nsec = self.pause_ns
+        nanosleep(&pause, NULL)
 
     cdef void turns(self) noexcept:
         """One turn for everybody who asked for one before this batch."""
