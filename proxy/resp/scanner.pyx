@@ -8,18 +8,15 @@ Invariants
 * No byte outside [frame, frame + n) or [data, data + n) is read.
 * The outcome does not depend on how the stream was cut: bytes given at once or one by one make the same frames and
   faults. A fault is therefore decided by a fixed prefix of the stream, never by what else lies in the buffer.
-* Nothing passed is looked at again, but for the partial count line at hand (its digits only; a long line remembers
-  `searched`).
+* Nothing passed is looked at again, but for the digits of the partial count line at hand.
 * No recursion, and memory only for arguments that were really seen, whatever counts are announced.
 
 CommandScan, from reset: count line (want -1) -> per argument: header (bulk -1) -> body (bulk >= 0) -> SCAN_DONE.
 ReplyScan: between frames (pending 0, depth 0) -> value (body -1) <-> bulk body (body >= 0) -> between frames.
 
-Commands are judged as processMultibulkBuffer and processInlineBuffer of Redis's networking.c do, with two differences
-a pipeline shared by many clients asks for. The two bytes after a line's or an argument's end must be CRLF: Redis skips
-them unseen, Valkey answers `invalid CRLF in request` and closes, so what one client sent loosely would cost all others
-their connection. And lines are searched up to max_inline bytes, where Redis finds a later ending if it happens to come
-in the same read.
+Commands are judged as processMultibulkBuffer and processInlineBuffer of Redis (networking.c) do, but for two things. The
+two bytes after a line's or an argument's end must be CRLF: Redis skips them, Valkey closes, and others share the
+connection. And lines are searched up to max_inline bytes only.
 """
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, realloc
@@ -258,28 +255,18 @@ cdef int text_line(ReplyScan* s, const char** at, const char* end) noexcept nogi
     cdef const char* cr = <const char*>memchr(p + s.searched, c'\r', n - s.searched)
     if kind == c',' or kind == c'#' or kind == c'_':
         limit = NUMBER_MAX
-    if cr == NULL:
-        if n > limit:
-            return SCAN_ERROR
+    if cr != NULL:
+        n = cr - p
+    if n > limit:
+        return SCAN_ERROR
+    if cr == NULL or cr + 1 == end:
+        s.searched = n
         if n >= LINE_PASS:                      # scripts make lines of any length, and numbers of any text
             if kind != c'(' and memchr(p, c'\n', n) != NULL:
                 return SCAN_ERROR
             s.in_line = kind
             s.searched = 0
-            at[0] = end
-        else:
-            s.searched = n
-        return SCAN_MORE
-    n = cr - p
-    if n > limit:
-        return SCAN_ERROR
-    if cr + 1 == end:
-        if n >= LINE_PASS and limit != NUMBER_MAX:
-            s.in_line = kind
-            s.searched = 0
-            at[0] = cr
-        else:
-            s.searched = n
+            at[0] = p + n
         return SCAN_MORE
     s.searched = 0
     if cr[1] != c'\n':
