@@ -14,7 +14,7 @@ Invariants
 CommandScan, from reset: count line (want -1) -> per argument: header (bulk -1) -> body (bulk >= 0) -> SCAN_DONE.
 ReplyScan: between frames (pending 0, depth 0) -> value (body -1) <-> bulk body (body >= 0) -> between frames.
 
-Commands are judged as processMultibulkBuffer and processInlineBuffer of Redis (networking.c) do, but for two things. The
+Commands are judged as processMultibulkBuffer and processInlineBuffer of networking.c do, but for two things. The
 two bytes after a line's or an argument's end must be CRLF: Redis skips them, Valkey closes, and others share the
 connection. And lines are searched up to max_inline bytes only.
 """
