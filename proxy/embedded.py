@@ -67,7 +67,7 @@ _given: list[int] = []  # descriptors that hold the names of the last ports give
 
 
 def free_port(bus: bool = False) -> int:
-    """A loopback TCP port nobody listens on, nor was given lately (abstract sockets say so); bus: nor 10000 above it."""
+    """A loopback TCP port nobody listens on, nor was given lately (abstract sockets say so); bus: nor 10000 above."""
     for _ in range(500):
         port = random.randint(PORT_FIRST, PORT_LAST)
         if _is_free(port) and (not bus or _is_free(port + BUS_OFFSET)):
