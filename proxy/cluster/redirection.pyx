@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """A server's error line read as what it means for routing.
 
-forward.retry calls parse_redirection for every error reply; Python code has parse. A line that is recognized makes the
+forward.redirect calls parse_redirection for every error reply; Python code has parse. A line that is recognized makes the
 proxy send the command again, so it must prove that nothing was executed. A first word does not prove that: a script may
 return any error it likes (`return redis.error_reply('TRYAGAIN later')`), and so may a module. Therefore only lines that
 are, to the last byte, what a server says before it executes anything are recognized; the rest are the client's.
