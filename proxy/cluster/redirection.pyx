@@ -1,10 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """A server's error line read as what it means for routing.
 
-forward.redirect calls parse_redirection for every error reply; Python code has parse. A line that is recognized makes the
-proxy send the command again, so it must prove that nothing was executed. A first word does not prove that: a script may
-return any error it likes (`return redis.error_reply('TRYAGAIN later')`), and so may a module. Therefore only lines that
-are, to the last byte, what a server says before it executes anything are recognized; the rest are the client's.
+forward.redirect calls parse_redirection for every error reply; Python code has parse. A line that is recognized makes
+the proxy send the command again, so it must prove that nothing was executed. A first word does not prove that: a
+script may return any error it likes (`return redis.error_reply('TRYAGAIN later')`), and so may a module. Therefore
+only lines that are, to the last byte, what a server says before it executes anything are recognized; the rest are the
+client's.
 
 * Redirections: `-MOVED <slot> <host>:<port>` and `-ASK ...` (clusterRedirectClient in Redis's cluster.c), where the
   host may be empty or `?` (endpoint unknown: the address the command went to), a name, an IPv4 address, or an IPv6

@@ -16,7 +16,6 @@ cdef class Parking:
     cdef Request* last
     cdef bint unsorted
     cdef readonly size_t waiting    # requests parked
-    cdef readonly size_t bytes      # of their commands
     cdef uint32_t parked_in[SLOTS]  # of them, per slot
     cdef object timer               # None while nothing is parked
     cdef bint soon                  # a wake_all is under way

@@ -6,9 +6,6 @@ class Parking:
     @property
     def waiting(self) -> int:
         """Requests parked."""
-    @property
-    def bytes(self) -> int:
-        """Of the parked commands."""
     def wake(self) -> None:
         """Submits anew what has waited long enough; ends what is past its deadline."""
     def wake_all(self) -> None:

@@ -115,7 +115,6 @@ cdef class Parking:
                 self.unsorted = True
         self.last = r
         self.waiting += 1
-        self.bytes += r.len
 
     cdef Request* empty(self) noexcept:
         """Takes the whole list, whose head is returned, by their numbers."""
@@ -126,7 +125,7 @@ cdef class Parking:
                 self.parked_in[r.slot] = 0
             r = r.bnext
         self.first = NULL
-        self.waiting = self.bytes = 0
+        self.waiting = 0
         self.unsorted = False
         return head
 

@@ -188,7 +188,7 @@ def test_any_number_of_bytes_may_be_parked(play: Play) -> None:
     stage.node(A).send(REFUSALS["loading"] * 5)
     stage.turn()
     assert [client.get() for client in clients] == [b""] * 5
-    assert (stage.parking.waiting, stage.parking.bytes) == (5, 5 * len(frame))
+    assert stage.parking.waiting == 5
     assert stage.count("retries")["loading", "gave_up"] == 0
     stage.parking.wake_all()
     stage.turn()
