@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from proxy import __version__
 
 if TYPE_CHECKING:
-    from proxy.config import Settings
+    from proxy.config.models import Settings
 
 EXIT_CONFIG = 78
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return demo.main(words[1:])
     if words[:1] == ["schema"]:
-        from proxy.config import schema
+        from proxy.config.models import schema
 
         print(json.dumps(schema(), indent=2))
         return 0
@@ -65,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _load(options: argparse.Namespace) -> Settings:
-    from proxy.config import from_seeds, load
+    from proxy.config.models import from_seeds, load
 
     return load(options.config) if options.config else from_seeds(options.seeds)
 
 
 def _check(options: argparse.Namespace) -> int:
-    from proxy.config import ConfigFaults, effective
+    from proxy.config.models import ConfigFaults, effective
 
     try:
         settings = _load(options)
@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace) -> int:
     forks = Forks()
     forks.start()  # first of all: it imports what the workers need while this process imports what it needs itself
     try:
-        from proxy.config import ConfigFaults
+        from proxy.config.models import ConfigFaults
         from proxy.run import run
 
         try:

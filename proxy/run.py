@@ -19,14 +19,14 @@ from collections.abc import Callable
 
 import uvloop
 
-from proxy import log as logs
-from proxy.config import Settings
-from proxy.notify import Notifier
-from proxy.sockets import ListenError, Listening, close_unused, inherited, open_listener, unwanted
-from proxy.supervisor import descriptors
+from proxy.config.models import Settings
 from proxy.supervisor.forks import Forks
 from proxy.supervisor.handover import HandoverError, Taken, take_over
 from proxy.supervisor.life import StartError, Supervisor
+from proxy.system import limits as descriptors
+from proxy.system import log as logs
+from proxy.system.sd_notify import Notifier
+from proxy.system.sockets import ListenError, Listening, close_unused, inherited, open_listener, unwanted
 
 EXIT_FAILED = 1
 _OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

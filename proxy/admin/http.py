@@ -19,8 +19,8 @@ from typing import Any
 
 from aiohttp import web
 
-from proxy import log as logs
-from proxy.admin.door import Door, bind
+from proxy.admin.listener import Door, bind
+from proxy.system import log as logs
 
 Metrics = Callable[[str], Awaitable[tuple[bytes, str]]]  # Accept header -> (body, Content-Type)
 Probe = Callable[[], Awaitable[tuple[bool, Mapping[str, Any]]]]  # -> (good, details)

@@ -1,7 +1,7 @@
 """What one scrape or probe knows of the proxy, as plain values; merged from the supervisor and its workers.
 
 Why: the shapes stand between those who count (data path, worker) and those who show (metrics, probes, INFO), and are
-plain so that they travel between processes. Called by proxy.worker (fills a WorkerState), proxy.messages (carries it),
+plain so that they travel between processes. Called by proxy.worker (fills a WorkerState), proxy.ipc.messages (carries it),
 proxy.supervisor (fills OwnValues), proxy.admin.merge and proxy.admin.metrics (shows).
 """
 

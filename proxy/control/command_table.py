@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from proxy.cluster.topology import Address
 from proxy.commands.rows import Row, rows_from_command_reply
-from proxy.control.upstream import ErrorReply, UpstreamError, UpstreamSettings, upstream_to
+from proxy.control.node_client import ErrorReply, UpstreamError, UpstreamSettings, upstream_to
 
 
 @dataclass(frozen=True, slots=True)

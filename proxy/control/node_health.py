@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from proxy.cluster.topology import Address, Health, Node
+from proxy.control.node_client import ErrorReply, Upstream, UpstreamAuthError, UpstreamError, UpstreamSettings, connect
 from proxy.control.tasks import background
-from proxy.control.upstream import ErrorReply, Upstream, UpstreamAuthError, UpstreamError, UpstreamSettings, connect
-from proxy.log import get, warn_limited
+from proxy.system.log import get, warn_limited
 
 # The first probes of a new topology are spread over this long (or the interval, if that is shorter).
 _FIRST_SPREAD_S = 0.2

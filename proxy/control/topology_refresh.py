@@ -31,9 +31,9 @@ from typing import Final
 
 from proxy.cluster.topology import Address, Topology, TopologyError, Verdict, accept, diff
 from proxy.cluster.topology_replies import AddressRules, EndpointChoice, build
+from proxy.control.node_client import ErrorReply, UpstreamAuthError, UpstreamError, UpstreamSettings, upstream_to
 from proxy.control.tasks import background
-from proxy.control.upstream import ErrorReply, UpstreamAuthError, UpstreamError, UpstreamSettings, upstream_to
-from proxy.log import get, warn_limited
+from proxy.system.log import get, warn_limited
 
 TRIGGERS: Final = ("start", "interval", "retry", "moved", "lost", "uncovered", "other")
 OUTCOMES: Final = ("changed", "unchanged", "refused", "failed")

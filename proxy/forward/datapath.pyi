@@ -57,7 +57,7 @@ class DataPath:
     """What all clients of a worker share."""
 
     table: CommandTable
-    desk: Any  # proxy.serve.desk.Desk, which this layer must not name
+    desk: Any  # proxy.serve.responder.Desk, which this layer must not name
     on_close: Callable[[], object] | None  # called when a client is closed; must not raise
     def __init__(
         self, reactor: Reactor, exchange: Exchange, counters: Counters, table: CommandTable, desk: Any

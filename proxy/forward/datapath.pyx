@@ -78,7 +78,7 @@ cdef class ClientSettings(OutputLimits):
 
 @cython.final
 cdef class DataPath:
-    """What all clients of a worker share. desk: proxy.serve.desk.Desk, for whatever is not a plain forward."""
+    """What all clients of a worker share. desk: proxy.serve.responder.Desk, for whatever is not a plain forward."""
 
     def __cinit__(self, Reactor reactor, Exchange exchange, Counters counters, CommandTable table, desk):
         self.reactor = reactor

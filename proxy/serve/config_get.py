@@ -1,7 +1,7 @@
 """CONFIG GET: a server's answer without its secrets, which are the cluster's and not its clients'.
 
 Why: with the cluster's password a client would not need the proxy, nor keep to what it allows. Who calls it:
-proxy.serve.desk, for the one subcommand of CONFIG that is served.
+proxy.serve.responder, for the one subcommand of CONFIG that is served.
 
 Invariants: a secret's value is the empty string, as if it were not set; every other byte is as the server sent it. Of
 an array or a map that is malformed the client sees nothing (the call raises). Errors of a server are passed on before.

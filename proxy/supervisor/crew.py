@@ -23,12 +23,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
-from proxy import log as logs
 from proxy.admin.snapshot import CounterValues, WorkerState
-from proxy.channel import Channel, pair
-from proxy.config import Settings
+from proxy.config.models import Settings
 from proxy.forward.counters import COUNTERS_SIZE, Counters
-from proxy.messages import (
+from proxy.ipc.channel import Channel, pair
+from proxy.ipc.messages import (
     TO_SUPERVISOR,
     Applied,
     Apply,
@@ -49,6 +48,7 @@ from proxy.messages import (
     ToWorker,
 )
 from proxy.supervisor.forks import Ended, ForkError, Forks, Process
+from proxy.system import log as logs
 
 log = logs.get("supervisor.crew")
 

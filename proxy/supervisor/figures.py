@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy import __version__
-from proxy import log as logs
 from proxy.admin.merge import Dead, merge, merge_topologies
 from proxy.admin.probes import liveness, readiness
 from proxy.admin.snapshot import OwnValues, Snapshot
 from proxy.forward.counters import Counters
+from proxy.system import log as logs
 
 if TYPE_CHECKING:
     from proxy.supervisor.life import Supervisor

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from proxy import log as logs
+from proxy.system import log as logs
 
 log = logs.get("supervisor.forks")
 

@@ -12,9 +12,9 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from proxy.config.units import Address
 from proxy.forward.counters import BOUNDS_S
 from proxy.supervisor.figures import Figures
-from proxy.units import Address
 
 if TYPE_CHECKING:
     from proxy.admin.http import AdminServer

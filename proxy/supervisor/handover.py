@@ -35,9 +35,9 @@ from typing import Final
 import msgspec
 
 from proxy import __version__
-from proxy.config import Listener
-from proxy.log import get, warn_limited
-from proxy.sockets import FileId, Listening, open_listener
+from proxy.config.models import Listener
+from proxy.system.log import get, warn_limited
+from proxy.system.sockets import FileId, Listening, open_listener
 
 log = get("supervisor.handover")
 

@@ -20,18 +20,18 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from proxy import __version__
-from proxy import log as logs
-from proxy.config import Settings
-from proxy.cpus import granted
-from proxy.notify import Notifier, tell
-from proxy.sockets import Listening, warn_somaxconn
+from proxy.config.models import Settings
+from proxy.supervisor.acceptor import Doors
 from proxy.supervisor.crew import Crew, CrewError
-from proxy.supervisor.doors import Doors
 from proxy.supervisor.figures import Figures
 from proxy.supervisor.forks import Forks
 from proxy.supervisor.front import Front
 from proxy.supervisor.handover import HandoverServer, Taken
 from proxy.supervisor.reload import Reload
+from proxy.system import log as logs
+from proxy.system.cpus import granted
+from proxy.system.sd_notify import Notifier, tell
+from proxy.system.sockets import Listening, warn_somaxconn
 
 log = logs.get("supervisor")
 

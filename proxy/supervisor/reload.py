@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from proxy import log as logs
-from proxy.config import ConfigFaults, Settings
-from proxy.config_diff import diff
-from proxy.sockets import ListenError, Listening, open_listener, warn_somaxconn
-from proxy.supervisor import descriptors
+from proxy.config.diff import diff
+from proxy.config.models import ConfigFaults, Settings
 from proxy.supervisor.handover import HandoverError, HandoverServer
+from proxy.system import limits as descriptors
+from proxy.system import log as logs
+from proxy.system.sockets import ListenError, Listening, open_listener, warn_somaxconn
 
 if TYPE_CHECKING:
     from proxy.supervisor.life import Supervisor

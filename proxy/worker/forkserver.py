@@ -41,7 +41,7 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)  # blocked by forks, until now
     name("redis-proxy:f")  # f: forks, the workers are w0, w1 ...
     sock = socket.socket(fileno=int(sys.argv[1]))
-    from proxy.worker.process import main as work  # after the signals: it takes a while
+    from proxy.worker.main import main as work  # after the signals: it takes a while
 
     gc.collect()
     gc.freeze()  # the workers share these pages as long as nobody writes to them, and a collection would

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from proxy.admin.probes import SILENT_S as LIVE_S
-from proxy.config import from_seeds
+from proxy.config.models import from_seeds
 from proxy.embedded import HOST, EmbeddedCluster, free_port, wait_for
 from proxy.supervisor.crew import ABORT_S, SILENT_S
 from tests.support.processes import children, descriptors, session_members
@@ -454,7 +454,7 @@ def test_logrotate(small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_
         pytest.skip("no logrotate")
     folder = tmp_path / "log"
     folder.mkdir(mode=0o755)
-    path = folder / "proxy.log"
+    path = folder / "proxy.system.log"
     daemon = start_proxy(small_cluster.seeds, {"log": {"file": str(path)}})
     assert daemon.process is not None
     text = (UNITS / "redis-proxy.logrotate").read_text()
@@ -479,18 +479,18 @@ def test_logrotate(small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_
     wait_for(lambda: "msg=started" in path.read_text(), 10, "the log is written")
     rotate()
     wait_for(path.exists, 10, "the log is opened anew")
-    old = str(folder / "proxy.log.1")
+    old = str(folder / "proxy.system.log.1")
     members = session_members(daemon.pid)
     wait_for(lambda: not any(old in descriptors(pid) for pid in members), 10, "nobody writes into the old file")
     holding = [pid for pid in members if str(path) in descriptors(pid)]
     assert set(holding) == {daemon.pid, *daemon.worker_pids()}
-    assert "msg=started" in (folder / "proxy.log.1").read_text()
+    assert "msg=started" in (folder / "proxy.system.log.1").read_text()
     with daemon.raw() as raw:
         assert raw.command("PING") == b"+PONG\r\n"
     path.write_text("so that it is not empty\n")
     rotate()
     wait_for(path.exists, 10, "the log is opened anew")
-    assert (folder / "proxy.log.2.gz").exists()
+    assert (folder / "proxy.system.log.2.gz").exists()
     assert daemon.terminate() == 0
     assert "msg=draining" in path.read_text()
-    assert "msg=draining" not in (folder / "proxy.log.1").read_text()
+    assert "msg=draining" not in (folder / "proxy.system.log.1").read_text()

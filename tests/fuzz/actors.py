@@ -18,7 +18,7 @@ from proxy.forward.ask import Ask
 from proxy.resp.encode import array, bulk, encode_command, integer
 from proxy.resp.errors import EXCHANGE_TEXTS, EXECABORT, NOAUTH, not_served
 from proxy.resp.readers import CommandReader, ReplyReader
-from proxy.serve.desk import Desk
+from proxy.serve.responder import Desk
 from tests.support.datapath import A, B, C, End, Stage
 
 D = Address("10.0.0.4", 7004)  # sometimes in the topology

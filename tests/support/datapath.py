@@ -32,7 +32,7 @@ from proxy.forward.request import live
 from proxy.forward.router import Router
 from proxy.resp import errors
 from proxy.serve.context import ServeContext
-from proxy.serve.desk import Desk
+from proxy.serve.responder import Desk
 
 TEXTS = errors.EXCHANGE_TEXTS
 A, B, C = (Address("10.0.0.1", port) for port in (7001, 7002, 7003))

@@ -1,4 +1,4 @@
-"""Listening sockets for tests of proxy.sockets: opened by it, or as the service manager makes them; closed at the end.
+"""Listening sockets for tests of system.sockets: opened by it, or as the service manager makes them; closed at the end.
 
 Called by: tests/unit/test_sockets*.py.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from proxy.config import Listener
-from proxy.sockets import Listening, open_listener
+from proxy.config.models import Listener
+from proxy.system.sockets import Listening, open_listener
 
 HOST = "127.0.0.1"
 

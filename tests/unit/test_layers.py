@@ -128,7 +128,7 @@ import asyncio, logging as l
         ("proxy.commands.keys", "proxy.cluster.slot"),
         ("proxy.cluster.slot", "proxy.forward.buffer"),
         ("proxy.forward.client", "proxy.serve.local"),
-        ("proxy.forward.client", "proxy.config"),
+        ("proxy.forward.client", "proxy.config.models"),
         ("proxy.forward.client", "proxy.nowhere"),
     ],
 )
@@ -157,5 +157,5 @@ def test_forbidden_import_is_a_fault(module, name):
 
 def test_permitted_imports_are_none():
     assert not forbidden_faults("proxy.resp.decode", {"hiredis"})
-    assert not forbidden_faults("proxy.control.upstream", {"redis.asyncio"})
+    assert not forbidden_faults("proxy.control.node_client", {"redis.asyncio"})
     assert not forbidden_faults("proxy.forward.client", {"asyncio_free", "libc"})

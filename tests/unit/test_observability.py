@@ -24,7 +24,7 @@ from proxy.admin.metrics import MetricsPage
 from proxy.admin.processes import Processes
 from proxy.admin.snapshot import Snapshot
 from proxy.commands.table import ROWS
-from proxy.config import Cluster
+from proxy.config.models import Cluster
 from proxy.control.topology_refresh import OUTCOMES, TRIGGERS
 from proxy.forward.backend import STATE_NAMES
 from proxy.forward.counters import BOUNDS_S, ERROR_KINDS, Counters

@@ -8,8 +8,8 @@ import logging
 
 import pytest
 
-from proxy import log as logs
 from proxy.admin.http import AdminServer
+from proxy.system import log as logs
 from tests.unit.admin.serving import (
     Proxy,
     asking,

@@ -6,7 +6,7 @@ import pytest
 
 from proxy.cluster.topology import Address
 from proxy.control.command_table import load_rows, server_version
-from proxy.control.upstream import UpstreamError, UpstreamSettings
+from proxy.control.node_client import UpstreamError, UpstreamSettings
 from proxy.embedded import HOST, EmbeddedCluster
 from tests.support.fake_node import FakeNode
 

@@ -10,8 +10,8 @@ import pytest
 
 from proxy.cluster.topology import Address, Node
 from proxy.cluster.topology_replies import AddressRules, build
+from proxy.control.node_client import UpstreamSettings, upstream_to
 from proxy.control.node_health import HealthSettings, NodeHealth, judge
-from proxy.control.upstream import UpstreamSettings, upstream_to
 from proxy.embedded import HOST, EmbeddedCluster, free_port, wait_for
 from tests.support.fake_node import SILENCE, Cut, FakeNode
 from tests.support.raw import bulk

@@ -16,7 +16,7 @@ from proxy.control.topology_refresh import (
     resolve_address,
 )
 from proxy.embedded import HOST, EmbeddedCluster, wait_for, wait_or_none
-from proxy.log import FIELDS
+from proxy.system.log import FIELDS
 from tests.support.cluster import Standalone
 from tests.support.fake_node import SILENCE, Cut, FakeNode, Shard, shards_reply
 from tests.support.refresher import (
@@ -36,7 +36,7 @@ from tests.support.refresher import (
 @pytest.fixture(autouse=True)
 def every_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """None is left out because a test before had the same address."""
-    monkeypatch.setattr("proxy.log._limited", {})
+    monkeypatch.setattr("proxy.system.log._limited", {})
 
 
 @pytest.fixture

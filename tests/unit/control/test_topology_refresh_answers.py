@@ -28,7 +28,7 @@ from tests.support.refresher import (
 @pytest.fixture(autouse=True)
 def every_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """None is left out because a test before had the same address."""
-    monkeypatch.setattr("proxy.log._limited", {})
+    monkeypatch.setattr("proxy.system.log._limited", {})
 
 
 @pytest.fixture

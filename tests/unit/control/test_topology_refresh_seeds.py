@@ -12,7 +12,7 @@ import pytest
 from proxy.cluster.topology import Address, Topology
 from proxy.control.topology_refresh import TopologyRefresher
 from proxy.embedded import HOST, free_port
-from proxy.log import FIELDS
+from proxy.system.log import FIELDS
 from tests.support.fake_node import SILENCE, Cut, FakeNode
 from tests.support.refresher import asked, at, closed, refreshed, run, settings, tell, until
 
@@ -20,7 +20,7 @@ from tests.support.refresher import asked, at, closed, refreshed, run, settings,
 @pytest.fixture(autouse=True)
 def every_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """None is left out because a test before had the same address."""
-    monkeypatch.setattr("proxy.log._limited", {})
+    monkeypatch.setattr("proxy.system.log._limited", {})
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from proxy.forward.ask import Ask
 from proxy.resp.encode import array, bulk, encode_command, integer, simple
 from proxy.resp.errors import ProtocolFault
 from proxy.serve import config_get
-from proxy.serve.desk import Desk
+from proxy.serve.responder import Desk
 from tests.support.datapath import Stage
 from tests.support.dialogue import answer
 from tests.unit.serve.fakes import FakeClient, context

@@ -10,9 +10,9 @@ from typing import Any
 
 import uvloop
 
-from proxy.config import Listener
-from proxy.sockets import Listening
-from proxy.supervisor.doors import Doors
+from proxy.config.models import Listener
+from proxy.supervisor.acceptor import Doors
+from proxy.system.sockets import Listening
 
 HOST = "127.0.0.1"
 

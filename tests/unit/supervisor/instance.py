@@ -16,12 +16,12 @@ from pathlib import Path
 
 import uvloop
 
-from proxy import log
-from proxy.config import Listener
+from proxy.config.models import Listener
 from proxy.embedded import die_with_parent
-from proxy.sockets import close_unused, open_listener
-from proxy.supervisor.doors import Doors
+from proxy.supervisor.acceptor import Doors
 from proxy.supervisor.handover import HandoverServer, take_over
+from proxy.system import log
+from proxy.system.sockets import close_unused, open_listener
 
 ROOT = Path(__file__).parents[3]
 

@@ -16,7 +16,7 @@ import pytest
 import uvloop
 
 from proxy.admin.snapshot import CounterValues, WorkerState
-from proxy.config import Settings, from_seeds
+from proxy.config.models import Settings, from_seeds
 from proxy.embedded import HOST, EmbeddedCluster
 from proxy.supervisor import crew as crew_module
 from proxy.supervisor.crew import Crew, CrewError, Member

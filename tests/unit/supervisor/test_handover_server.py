@@ -16,9 +16,9 @@ import pytest
 import uvloop
 
 from proxy import __version__
-from proxy.sockets import ListenError
 from proxy.supervisor import handover as module
 from proxy.supervisor.handover import HandoverError, HandoverServer, Taken, take_over
+from proxy.system.sockets import ListenError
 
 HOST = "127.0.0.1"
 

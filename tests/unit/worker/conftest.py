@@ -41,7 +41,7 @@ def node(start_node: Callable[[str], FakeNode]) -> FakeNode:
 @pytest.fixture(autouse=True)
 def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The root logger as pytest had it; no warning is left out because a test before had the same key."""
-    monkeypatch.setattr("proxy.log._limited", {})
+    monkeypatch.setattr("proxy.system.log._limited", {})
     root = logging.getLogger()
     handlers, level, raising = root.handlers[:], root.level, logging.raiseExceptions
     yield

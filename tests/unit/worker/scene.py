@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 
 import uvloop
 
-from proxy.config import Settings
+from proxy.config.models import Settings
 from proxy.embedded import HOST
 from proxy.resp.decode import Decoder
 from proxy.resp.encode import encode_command
-from proxy.worker.loop import Worker
+from proxy.worker.worker import Worker
 
 TCP = "127.0.0.1:7617"
 UNIX = "unix:/run/proxy.sock"

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from proxy import log as logs
 from proxy.embedded import HOST, EmbeddedCluster, free_port
 from proxy.resp.decode import ReplyError
-from proxy.worker.loop import Worker
+from proxy.system import log as logs
+from proxy.worker.worker import Worker
 from tests.support.fake_node import SILENCE, FakeNode
 from tests.support.raw import array, bulk
 from tests.support.refresher import tell

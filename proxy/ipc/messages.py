@@ -1,0 +1,204 @@
+"""What the main process and its workers say to each other; ipc.channel carries it.
+
+Why: the whole conversation in one place, typed, so that a message of the wrong shape is a fault where it is read, not
+three calls later. Both ends are the same version of the program: a worker of another one refuses to start (worker.main).
+
+```
+main process                                            worker
+   Start (settings, topology, commands, ...)   ------>   connects, serves
+                                               <------   Started
+   Take (a listener's clients, descriptors)    ------>
+   Topology, Commands, NodeFacts, Configure    ------>   (Configure is answered with Applied)
+                                               <------   Report (moved, lost, ...: the topology may have changed)
+   Ask                                         ------>   Status, also once a second unasked
+   Retire | Drain | Stop                       ------>   Bye, and the process ends
+```
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from proxy.commands.rows import Row
+from proxy.ipc.settings import WorkerSettings
+
+# -- values ----------------------------------------------------------------------------------------------------------
+
+
+class NodeEntry(msgspec.Struct, array_like=True):
+    """A node of the published topology. hosts, announced_port: how other nodes may name it in a redirection."""
+
+    host: str
+    port: int
+    replica: bool
+    usable: bool  # a replica that may be read from; True for a primary
+    announced_port: int
+    hosts: tuple[str, ...]
+
+
+class Topology(msgspec.Struct, tag=True, array_like=True):
+    """The topology, ready for the data path: nothing is built, compared or parsed by a worker.
+
+    shards: (index into nodes of the primary, or -1; those of its replicas). owners: 16,384 little-endian uint16, the
+    index into shards of each slot's owner, 0xFFFF = nobody. names: "host:port" as a redirection may say it -> index
+    into nodes. epoch: -1 = the nodes would not say.
+    """
+
+    nodes: list[NodeEntry]
+    shards: list[tuple[int, tuple[int, ...]]]
+    owners: bytes
+    names: dict[str, int]
+    epoch: int
+    covered: int  # slots that have a primary
+
+
+class Commands(msgspec.Struct, tag=True, array_like=True):
+    """The command table: the servers' rows laid over the built-in ones, and what INFO and HELLO say of the servers.
+
+    metrics: which command has which index in the counters; the main process gives the indexes out, so that it can read
+    the counters of every worker.
+    """
+
+    rows: tuple[Row, ...]
+    source: str
+    metrics: dict[str, int]
+    server_name: str
+    redis_version: str
+    valkey_version: str  # "" = the servers are no Valkey
+
+
+class NodeFacts(msgspec.Struct, tag=True, array_like=True):
+    """What was learnt about single nodes since the topology was published; both by "host:port".
+
+    usable: replicas that may, or may no longer, be read from. limits: (proto-max-bulk-len, client-query-buffer-limit),
+    0 = not told.
+    """
+
+    usable: dict[str, bool] = {}
+    limits: dict[str, tuple[int, int]] = {}
+
+
+class NodeStatus(msgspec.Struct, array_like=True):
+    """One node as a worker has to do with it. buckets: round trips per duration bucket, not cumulative."""
+
+    role: str  # "primary" or "replica"
+    up: bool
+    connections: dict[tuple[str, str], int]  # (purpose, state) -> connections
+    connect_failures: int
+    pending: int  # commands sent and not answered
+    buckets: list[int]
+    sum_s: float
+
+
+# -- to a worker -----------------------------------------------------------------------------------------------------
+
+
+class Start(msgspec.Struct, tag=True, array_like=True):
+    """The first message, with one descriptor: the shared memory of the worker's counters."""
+
+    worker: int  # its number: 0, 1, ...; a replacement has its predecessor's
+    settings: WorkerSettings
+    run_id: str  # the proxy's, for INFO, as the following two
+    started_s: float  # time.time()
+    process_id: int
+    commands: Commands
+    facts: NodeFacts
+    topology: Topology | None  # None: not known yet
+
+
+class Take(msgspec.Struct, tag=True, array_like=True):
+    """Clients to serve, one descriptor each, in this order; accepted at the listener of that address.
+
+    With fewer descriptors than `clients` the kernel has dropped some, for want of room in the worker's table.
+    """
+
+    listener: str  # str(address)
+    first_id: int  # CLIENT ID of the first; the others' follow
+    clients: int
+
+
+class Configure(msgspec.Struct, tag=True, array_like=True):
+    """New settings, already checked. Answered with Applied of the same number."""
+
+    number: int
+    settings: WorkerSettings
+
+
+class Ask(msgspec.Struct, tag=True, array_like=True):
+    """Answered with Status of the same number."""
+
+    number: int
+
+
+class Others(msgspec.Struct, tag=True, array_like=True):
+    """What the other workers count, for INFO: to be added to the worker's own figures of these names."""
+
+    figures: dict[str, int]
+
+
+class Drain(msgspec.Struct, tag=True, array_like=True):
+    """Part with every client: spread over spread_s; what is under way may take until timeout_s. Then Bye, and end."""
+
+    spread_s: float
+    timeout_s: float
+
+
+class Retire(msgspec.Struct, tag=True, array_like=True):
+    """One worker too many: no client comes any more, and when the last has left: Bye, and end."""
+
+
+class Reopen(msgspec.Struct, tag=True, array_like=True):
+    """Open the log file by its name again."""
+
+
+class Stop(msgspec.Struct, tag=True, array_like=True):
+    """Close everything and end, at once."""
+
+
+# -- from a worker ---------------------------------------------------------------------------------------------------
+
+
+class Started(msgspec.Struct, tag=True, array_like=True):
+    """Clients may come."""
+
+
+class Report(msgspec.Struct, tag=True, array_like=True):
+    """What only a worker sees, coalesced: signs that the topology has changed, and replicas that refused reads.
+
+    signs: of control.topology_refresh.TRIGGERS ("moved", "lost", "uncovered", "connect"...), each once.
+    """
+
+    signs: list[str]
+    unfit: dict[str, str] = {}  # "host:port" -> why
+
+
+class Status(msgspec.Struct, tag=True, array_like=True):
+    """Every second unasked (number 0), and as the answer to Ask."""
+
+    number: int
+    waiting: int  # requests parked
+    output_bytes: int  # reply bytes held for clients
+    client_memory: int  # bytes held for all clients, replies included
+    event_loop_lag_s: float
+    log_dropped: int  # lines of its log that were dropped since its start
+    nodes: dict[str, NodeStatus]  # by "host:port"
+
+
+class Applied(msgspec.Struct, tag=True, array_like=True):
+    """What came of Configure; an error is a fault of ours, for the settings had been checked."""
+
+    number: int
+    error: str = ""
+
+
+class Bye(msgspec.Struct, tag=True, array_like=True):
+    """The worker has ended what it was told to end; the process follows."""
+
+
+ToWorker = Start | Take | Topology | Commands | NodeFacts | Configure | Ask | Others | Drain | Retire | Reopen | Stop
+FromWorker = Started | Report | Status | Applied | Bye
+
+TO_WORKER: Final = msgspec.msgpack.Decoder(ToWorker)
+FROM_WORKER: Final = msgspec.msgpack.Decoder(FromWorker)

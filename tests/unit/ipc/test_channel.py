@@ -1,0 +1,229 @@
+"""The channel over a real socketpair: messages, descriptors, what does not fit, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvloop
+
+from proxy.ipc.channel import MAX_DESCRIPTORS, Channel, pair
+from proxy.ipc.messages import TO_SUPERVISOR, TO_WORKER, Apply, Ask, Left, Reopen, Stop, Take
+
+
+class End:
+    """A channel that notes what comes."""
+
+    def __init__(self, sock: socket.socket, decoder: Any = TO_WORKER) -> None:
+        self.messages: list[Any] = []
+        self.descriptors: list[list[int]] = []
+        self.ends: list[str] = []
+        self.heard = asyncio.Event()
+        self.channel = Channel(sock, decoder, self._message, self._end)
+
+    def _message(self, message: Any, descriptors: list[int]) -> None:
+        self.messages.append(message)
+        self.descriptors.append(descriptors)
+        self.heard.set()
+
+    def _end(self, reason: str) -> None:
+        self.ends.append(reason)
+        self.heard.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                self.heard.clear()
+                await self.heard.wait()
+
+
+def run(test: Callable[[End, End], Coroutine[Any, Any, None]]) -> None:
+    """Runs it with the two started ends of a channel, in uvloop as the daemon does."""
+
+    async def body() -> None:
+        here, there = pair()
+        left, right = End(here, TO_SUPERVISOR), End(there)
+        left.channel.start(asyncio.get_running_loop())
+        right.channel.start(asyncio.get_running_loop())
+        try:
+            await test(left, right)
+        finally:
+            left.channel.close()
+            right.channel.close()
+
+    uvloop.run(asyncio.sleep(0))  # the first loop of a process keeps two descriptors
+    before = open_descriptors()
+    uvloop.run(body())
+    assert open_descriptors() == before
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def pipe_with(text: bytes) -> int:
+    """The reading end of a pipe that holds the text."""
+    reading, writing = os.pipe()
+    os.write(writing, text)
+    os.close(writing)
+    return reading
+
+
+def read_and_close(descriptor: int) -> bytes:
+    text = os.read(descriptor, 100)
+    os.close(descriptor)
+    return text
+
+
+def test_messages_come_whole_and_in_order() -> None:
+    async def test(left: End, right: End) -> None:
+        sent = [Ask(1), Apply(2, b"\x00\xff" * 5), Reopen(), Take("unix:/x", 7), Stop()]
+        for message in sent:
+            left.channel.send(message)
+        right.channel.send(Left(3))
+        await right.until(lambda: len(right.messages) == len(sent))
+        await left.until(lambda: bool(left.messages))
+        assert right.messages == sent
+        assert left.messages == [Left(3)]
+
+    run(test)
+
+
+def test_each_descriptor_comes_with_its_own_message() -> None:
+    async def test(left: End, right: End) -> None:
+        for n in range(300):
+            left.channel.send(Ask(n))
+            left.channel.send(Take("a", n), [pipe_with(b"%d.%d" % (n, k)) for k in range(n % 3)])
+        await right.until(lambda: len(right.messages) == 600)
+        for n in range(300):
+            assert right.messages[2 * n + 1] == Take("a", n)
+            assert right.descriptors[2 * n] == []
+            told = [read_and_close(descriptor) for descriptor in right.descriptors[2 * n + 1]]
+            assert told == [b"%d.%d" % (n, k) for k in range(n % 3)]
+
+    run(test)
+
+
+def test_as_many_descriptors_as_the_kernel_takes() -> None:
+    async def test(left: End, right: End) -> None:
+        left.channel.send(Take("a", 1), [pipe_with(b"%d" % n) for n in range(MAX_DESCRIPTORS)])
+        await right.until(lambda: bool(right.messages))
+        assert [read_and_close(fd) for fd in right.descriptors[0]] == [b"%d" % n for n in range(MAX_DESCRIPTORS)]
+
+    run(test)
+
+
+def test_what_the_kernel_does_not_take_waits_and_keeps_its_order() -> None:
+    async def test(left: End, right: End) -> None:
+        bulk = b"x" * 300_000
+        for n in range(20):
+            left.channel.send(Apply(n, bulk))
+            left.channel.send(Take("a", n), [pipe_with(b"%d" % n)])
+        assert left.channel.backlog > 1_000_000
+        await right.until(lambda: len(right.messages) == 40)
+        assert left.channel.backlog == 0
+        assert [message.number for message in right.messages[::2]] == list(range(20))
+        assert [read_and_close(fds[0]) for fds in right.descriptors[1::2]] == [b"%d" % n for n in range(20)]
+
+    run(test)
+
+
+def test_closing_gives_up_what_was_not_sent_with_its_descriptors() -> None:
+    async def test(left: End, right: End) -> None:
+        for n in range(50):
+            left.channel.send(Apply(n, b"x" * 100_000), [pipe_with(b"")])
+        assert left.channel.backlog
+        left.channel.close()
+        assert left.channel.backlog == 0
+        await right.until(lambda: bool(right.ends))
+        for descriptors in right.descriptors:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        assert left.ends == []  # its own doing
+
+    run(test)
+
+
+def test_sending_on_a_closed_channel_closes_the_descriptors() -> None:
+    async def test(left: End, right: End) -> None:
+        left.channel.close()
+        left.channel.send(Take("a", 1), [pipe_with(b"")])
+
+    run(test)
+
+
+def test_the_other_side_is_gone() -> None:
+    async def test(left: End, right: End) -> None:
+        left.channel.send(Ask(1))
+        left.channel.close()
+        await right.until(lambda: bool(right.ends))
+        assert right.messages == [Ask(1)]
+        assert right.channel.closed
+        right.channel.send(Left(1))
+        await asyncio.sleep(0)
+        assert len(right.ends) == 1
+
+    run(test)
+
+
+def test_close_inside_a_message_ends_the_delivery() -> None:
+    async def test(left: End, right: End) -> None:
+        right.channel._on_message = lambda message, descriptors: right.channel.close()  # type: ignore[method-assign]
+        left.channel.send(Ask(1))
+        left.channel.send(Ask(2))
+        await left.until(lambda: bool(left.ends))
+
+    run(test)
+
+
+def frame(body: bytes, descriptors: int = 0) -> bytes:
+    return struct.pack("<IB", len(body), descriptors) + body
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (frame(b"\xc1"), "cannot be read"),
+        (frame(b"\x93\xa3Ask"), "cannot be read"),
+        (frame(b"\x91\xa5Nosuc"), "cannot be read"),
+        (frame(b"\x92\xa3Ask\x01", descriptors=1), "without its descriptors"),
+    ],
+)
+def test_what_makes_no_sense_ends_the_channel(sent: bytes, reason: str) -> None:
+    async def test() -> None:
+        here, there = pair()
+        with here:
+            end = End(there)
+            end.channel.start(asyncio.get_running_loop())
+            here.sendall(sent)
+            await end.until(lambda: bool(end.ends))
+        assert reason in end.ends[0]
+        assert end.messages == []
+
+    uvloop.run(test())
+
+
+def test_a_frame_cut_at_any_byte() -> None:
+    async def test() -> None:
+        whole = frame(b"\x92\xa3Ask\x05") + frame(b"\x91\xa4Stop")
+        for cut in range(1, len(whole)):
+            here, there = pair()
+            with here:
+                end = End(there)
+                end.channel.start(asyncio.get_running_loop())
+                here.sendall(whole[:cut])
+                await turn()
+                here.sendall(whole[cut:])
+                await end.until(lambda end=end: len(end.messages) == 2)  # type: ignore[misc]
+                assert end.messages == [Ask(5), Stop()]
+                end.channel.close()
+
+    def turn() -> Awaitable[None]:
+        return asyncio.sleep(0.001)  # the first part is read alone; if not, the cut is merely somewhere else
+
+    uvloop.run(test())
