@@ -2,7 +2,7 @@
 
 Why: control learns the topology from whatever node answers, the data path only wants the outcome; in between stand
 plain values that can be compared. Called by `topology_replies` (which builds them), `control.topology_refresh` (which
-decides with accept() and reports with diff()), and the worker, which turns a Topology into slot table and backends.
+decides with accept() and reports with diff()), and `control.publish`, which turns it into what the workers are given.
 
 Invariants of a Topology: every value is immutable; no slot has two owners; a node id appears once; a shard's slots are
 ascending, disjoint and inclusive at both ends. A shard may lack a primary (its slots are then covered by no one), and
@@ -159,52 +159,6 @@ class Topology:
         return self.covered == SLOTS and all(owner is not None and owner.health != "fail" for owner in owners)
 
 
-class NodeNames:
-    """Every way to name a node of a topology: what a redirection calls it -> its address.
-
-    That depends on the servers' preferred endpoint, which need not be the one in use here (`cluster.endpoint`), and
-    they name the port they announce, not the one it is mapped to.
-    """
-
-    def __init__(self, topology: Topology, address_map: Mapping[str, str]) -> None:
-        self._map = address_map
-        self._found: dict[Address, Address] = {}
-        self._hosts: dict[Address, tuple[str, ...]] = {}
-        self._on_port: dict[int, set[Address]] = {}
-        told = [
-            (Address(host, node.announced_port), node.address)
-            for node in topology.nodes()
-            for host in node.announced_hosts
-        ]
-        # In this order: where ports are mapped crosswise, one node's name is the place where another one is dialled.
-        for named, address in told:
-            self._found.setdefault(named, address)
-        for node in topology.nodes():
-            self._found.setdefault(node.address, node.address)
-            self._hosts.setdefault(node.address, (*node.announced_hosts, node.address.host))
-            self._on_port.setdefault(node.announced_port, set()).add(node.address)
-        for named, address in told:
-            self._found.setdefault(map_address(named, address_map), address)
-
-    def find(self, host: str, port: int, asked: Address) -> Address | None:
-        """The node that `asked` named in a redirection; None = none of the topology.
-
-        An empty host is one it does not know: its own (cluster-preferred-endpoint-type unknown-endpoint), or that of a
-        node without a hostname where these are preferred. Never `asked` itself then: nobody redirects to itself.
-        """
-        if host:
-            return self._named(Address(host, port))
-        for own in self._hosts.get(asked, (asked.host,)):
-            found = self._named(Address(own, port))
-            if found is not None and found != asked:
-                return found
-        others = self._on_port.get(port, set()) - {asked}
-        return others.pop() if len(others) == 1 else None
-
-    def _named(self, named: Address) -> Address | None:
-        return self._found.get(named) or self._found.get(map_address(named, self._map))
-
-
 # --- which answers to believe
 
 
@@ -296,7 +250,7 @@ def _some(words: list[str], prefix: str = "") -> Iterator[str]:
 
 
 def diff(old: Topology | None, new: Topology) -> TopologyDiff:
-    """What changed from old (None: from nothing) to new. O(nodes + ranges): it runs on the loop of the data path."""
+    """What changed from old (None: from nothing) to new. O(nodes + ranges)."""
     before: Mapping[str, Node] = {} if old is None else old.by_id
     both = [(before[id], node) for id, node in new.by_id.items() if id in before]
     return TopologyDiff(

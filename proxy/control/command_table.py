@@ -1,7 +1,7 @@
-"""The command table of the connected servers, asked of one of them.
+"""What the servers say of themselves: their commands, their version, and what a node takes at most of one client.
 
 Why: what a command does to which arguments is the server's to say (new versions, modules); the built-in table serves
-until this has answered, and under servers too old to know key specs. Called by the worker once a topology is known.
+until this has answered, and under servers too old to know key specs. Called by control_plane once a topology is known.
 
 Invariants: one short connection; nothing is cached here.
 """
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from proxy.cluster import node_limits
 from proxy.cluster.topology import Address
 from proxy.commands.rows import Row, rows_from_command_reply
-from proxy.control.node_client import ErrorReply, UpstreamError, UpstreamSettings, upstream_to
+from proxy.control.node_client import ErrorReply, NodeClientError, NodeClientSettings, node_client
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +30,25 @@ class ServerCommands:
         return f"{self.server} {self.version}".strip()
 
 
-async def load_rows(address: Address, settings: UpstreamSettings) -> ServerCommands:
-    """COMMAND and the version of the node at the address. UpstreamError when it cannot be asked, or will not say."""
-    async with upstream_to(address, settings) as node:
+async def load_rows(address: Address, settings: NodeClientSettings) -> ServerCommands:
+    """COMMAND and the version of the node at the address. NodeClientError when it cannot be asked, or will not say."""
+    async with node_client(address, settings) as node:
         command, info = await node.ask(("COMMAND",), ("INFO", "server"))
     if isinstance(command, ErrorReply):
-        raise UpstreamError(f"{address} does not tell its commands: {command}")
+        raise NodeClientError(f"{address} does not tell its commands: {command}")
     rows = tuple(rows_from_command_reply(command))
     if not rows:
-        raise UpstreamError(f"{address} does not tell its commands")
+        raise NodeClientError(f"{address} does not tell its commands")
     text = info.decode("utf-8", "replace") if isinstance(info, bytes) else ""
     server, version = server_version(text)
     return ServerCommands(rows, server, version, _fields(text).get("redis_version", version))
+
+
+async def load_limits(address: Address, settings: NodeClientSettings) -> tuple[int, int]:
+    """(proto-max-bulk-len, client-query-buffer-limit) of a node in bytes, 0 = not told. Errors as load_rows."""
+    async with node_client(address, settings) as node:
+        bulk, query = await node.ask(*node_limits.COMMANDS)
+    return node_limits.told(bulk), node_limits.told(query)
 
 
 def server_version(info: str) -> tuple[str, str]:

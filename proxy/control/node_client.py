@@ -4,7 +4,7 @@ Why: learning the topology, probing replicas and reading the command table are a
 which redis-py's connection (address, credentials, RESP2 framing) does all that is needed. Called by topology_refresh,
 node_health and command_table; the data path never comes here.
 
-Invariants: what goes wrong is an UpstreamError (UpstreamAuthError when it is the credentials), except a server's plain
+Invariants: what goes wrong is an NodeClientError (NodeAuthError when it is the credentials), except a server's plain
 error reply, which is a value in ask()'s list; every wait ends after the settings' timeout_s; close() always leaves no
 socket. Passwords appear in no text and no repr.
 """
@@ -27,11 +27,11 @@ from proxy.cluster.topology import Address
 CLIENT_NAME = "redis-proxy-control"
 
 
-class UpstreamError(Exception):
+class NodeClientError(Exception):
     """A node could not be asked: refused, unreachable, too slow, or it broke off."""
 
 
-class UpstreamAuthError(UpstreamError):
+class NodeAuthError(NodeClientError):
     """A node does not take our credentials, or wants some and we have none."""
 
 
@@ -40,7 +40,7 @@ class ErrorReply(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class UpstreamSettings:
+class NodeClientSettings:
     """How to talk to nodes. An empty password sends no AUTH; timeout_s bounds connecting, and each ask()."""
 
     username: str = ""
@@ -48,7 +48,7 @@ class UpstreamSettings:
     timeout_s: float = 1.0
 
 
-class Upstream:
+class NodeClient:
     """One open connection; made by connect(), used by one task at a time."""
 
     def __init__(self, connection: Connection, address: Address, timeout_s: float) -> None:
@@ -59,7 +59,7 @@ class Upstream:
     async def ask(self, *commands: Iterable[str | int | bytes]) -> list[Any]:
         """Sends the commands as one pipeline; their replies in order: bytes, int, list, None or ErrorReply.
 
-        UpstreamError when any reply does not come; the connection is of no use after that.
+        NodeClientError when any reply does not come; the connection is of no use after that.
         """
         connection = self._connection
         replies: list[Any] = []
@@ -80,8 +80,8 @@ class Upstream:
             await self._connection.disconnect()
 
 
-async def connect(address: Address, settings: UpstreamSettings) -> Upstream:
-    """Connects and authenticates; names are resolved anew each time. UpstreamError, UpstreamAuthError."""
+async def connect(address: Address, settings: NodeClientSettings) -> NodeClient:
+    """Connects and authenticates; names are resolved anew each time. NodeClientError, NodeAuthError."""
     connection = Connection(
         host=address.host,
         port=address.port,
@@ -93,7 +93,7 @@ async def connect(address: Address, settings: UpstreamSettings) -> Upstream:
         socket_connect_timeout=settings.timeout_s,
         driver_info=None,
     )
-    upstream = Upstream(connection, address, settings.timeout_s)
+    upstream = NodeClient(connection, address, settings.timeout_s)
     try:
         with _own_errors(address):
             async with asyncio.timeout(settings.timeout_s):
@@ -105,7 +105,7 @@ async def connect(address: Address, settings: UpstreamSettings) -> Upstream:
 
 
 @contextlib.asynccontextmanager
-async def upstream_to(address: Address, settings: UpstreamSettings) -> AsyncIterator[Upstream]:
+async def node_client(address: Address, settings: NodeClientSettings) -> AsyncIterator[NodeClient]:
     """connect() and close() around a block."""
     upstream = await connect(address, settings)
     try:
@@ -119,16 +119,16 @@ def _own_errors(address: Address) -> Any:
     try:
         yield
     except AuthenticationError as error:
-        raise UpstreamAuthError(_line(error)) from error
+        raise NodeAuthError(_line(error)) from error
     except (TimeoutError, RedisTimeoutError) as error:
-        raise UpstreamError(f"{address} does not answer in time") from error
+        raise NodeClientError(f"{address} does not answer in time") from error
     except ResponseError as error:
-        raise UpstreamError(_line(error)) from error
+        raise NodeClientError(_line(error)) from error
     except (RedisError, OSError) as error:
-        raise UpstreamError(_reason(error)) from error
+        raise NodeClientError(_reason(error)) from error
     except (ValueError, TypeError, AssertionError) as error:
         # What redis-py makes of bytes that are no RESP, or of a connection closed under it.
-        raise UpstreamError(f"{address} does not speak RESP: {error}") from error
+        raise NodeClientError(f"{address} does not speak RESP: {error}") from error
 
 
 def _reason(error: RedisError | OSError) -> str:

@@ -2,7 +2,8 @@
 
 Why: a replica that is down, loading, or cut off from its primary must not get reads, and the topology tells that late
 (a majority has to vote), not at all (the link to the primary), or wrongly: Redis 7.0 calls a replica of an idle shard
-"loading" because its replication offset is 0. Called by the worker: set_nodes() after each topology, on_change() back.
+"loading" because its replication offset is 0. Called by control_plane: set_nodes() after each topology, doubt() when a
+worker was refused a read, on_change() back.
 
 Invariants: one connection and one task per replica, kept between probes, gone with the replica; at most `concurrency`
 probes at a time; on_change() comes only when the answer changes, and must not block. Before its first probe a replica
@@ -16,10 +17,18 @@ import contextlib
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from proxy.cluster.topology import Address, Health, Node
-from proxy.control.node_client import ErrorReply, Upstream, UpstreamAuthError, UpstreamError, UpstreamSettings, connect
-from proxy.control.tasks import background
+from proxy.control.node_client import (
+    ErrorReply,
+    NodeAuthError,
+    NodeClient,
+    NodeClientError,
+    NodeClientSettings,
+    connect,
+)
+from proxy.control.tasks import keep
 from proxy.system.log import get, warn_limited
 
 # The first probes of a new topology are spread over this long (or the interval, if that is shorter).
@@ -90,10 +99,16 @@ class NodeHealth:
             if watching is None:
                 watching = self._watched[address] = _Watched(node)
                 self._set(watching, node.health == "online", f"{node.health} in the topology")
-                watching.task = background(self._watch(watching), name=f"node-health {address}")
+                watching.task = keep(partial(self._watch, watching), "node-health")
             elif watching.told != node.health:
                 watching.told = node.health
                 self._set(watching, node.health == "online", f"{node.health} in the topology")
+
+    def doubt(self, address: Address, reason: str) -> None:
+        """A replica refused a read for a reason that will last a while; the next probe says when it is over."""
+        watched = self._watched.get(address)
+        if watched is not None:
+            self._set(watched, False, reason)
 
     def usable(self, address: Address) -> bool:
         """Whether reads may go there; True for what is not watched."""
@@ -122,7 +137,7 @@ class NodeHealth:
                 log.exception("telling a change of a node's health failed", node=watched.address)
 
     async def _watch(self, watched: _Watched) -> None:
-        connection: Upstream | None = None
+        connection: NodeClient | None = None
         changed, upstream = self._changed, self._upstream()
         delay = self._rng.uniform(0, min(_FIRST_SPREAD_S, self.settings.health_interval_s))
         try:
@@ -140,7 +155,7 @@ class NodeHealth:
                         if connection is None:
                             connection = await connect(watched.address, upstream)
                         verdict = await _probe(connection)
-                    except UpstreamError as error:
+                    except NodeClientError as error:
                         if connection is not None:
                             await connection.close()
                             connection = None
@@ -154,15 +169,15 @@ class NodeHealth:
             if connection is not None:
                 await connection.close()
 
-    def _upstream(self) -> UpstreamSettings:
-        return UpstreamSettings(self.settings.username, self.settings.password, self.settings.timeout_s)
+    def _upstream(self) -> NodeClientSettings:
+        return NodeClientSettings(self.settings.username, self.settings.password, self.settings.timeout_s)
 
-    def _report(self, address: Address, error: UpstreamError) -> None:
-        text = "node refuses the upstream credentials" if isinstance(error, UpstreamAuthError) else "replica is down"
+    def _report(self, address: Address, error: NodeClientError) -> None:
+        text = "node refuses the upstream credentials" if isinstance(error, NodeAuthError) else "replica is down"
         warn_limited(log, f"replica-down:{address}", text, node=address, error=error)
 
 
-async def _probe(connection: Upstream) -> tuple[bool, str] | None:
+async def _probe(connection: NodeClient) -> tuple[bool, str] | None:
     """(usable, why), None when the server refuses to say (an ACL without INFO)."""
     replies = await connection.ask(("INFO", "replication"), ("INFO", "persistence"))
     if any(isinstance(reply, ErrorReply) for reply in replies):

@@ -1,9 +1,9 @@
 """Keeps the topology true: asks one node at a time who holds which slots, and publishes what may be believed.
 
 Why: a proxy is only as good as its slot table, and the peers' worst failures are here: a table learnt once, refreshed
-from a node that is behind, from all nodes at once, or never again after an outage (FIELD.md). Called by the worker
-(start, reconfigure, stop, publish callback) and, through trigger(), by whoever sees a sign of change: a MOVED, a lost
-connection, an uncovered slot.
+from a node that is behind, from all nodes at once, or never again after an outage (FIELD.md). Called by control_plane
+(start, reconfigure, stop, publish callback) and, through trigger(), on every sign of change that a worker reports: a
+MOVED, a lost connection, an uncovered slot.
 
 Invariants:
 - One task, one connection (but for new seeds, which are all asked at once), one refresh at a time; refreshes start at
@@ -27,12 +27,13 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from proxy.cluster.topology import Address, Topology, TopologyError, Verdict, accept, diff
 from proxy.cluster.topology_replies import AddressRules, EndpointChoice, build
-from proxy.control.node_client import ErrorReply, UpstreamAuthError, UpstreamError, UpstreamSettings, upstream_to
-from proxy.control.tasks import background
+from proxy.control.node_client import ErrorReply, NodeAuthError, NodeClientError, NodeClientSettings, node_client
+from proxy.control.tasks import keep
 from proxy.system.log import get, warn_limited
 
 TRIGGERS: Final = ("start", "interval", "retry", "moved", "lost", "uncovered", "other")
@@ -116,7 +117,7 @@ class TopologyRefresher:
         self._seeds_due = 0.0
         self._seeds_error = ""
 
-    # --- for the worker
+    # --- for the control plane
 
     async def start(self) -> None:
         """Begins with a refresh at once, and returns at once: see ready()."""
@@ -166,7 +167,7 @@ class TopologyRefresher:
     # --- the task
 
     def _begin(self, trigger: str) -> None:
-        self._task = background(self._run(trigger), name="topology-refresh")
+        self._task = keep(partial(self._run, trigger), "topology-refresh")
 
     def _end(self) -> None:
         task, self._task = self._task, None
@@ -260,7 +261,7 @@ class TopologyRefresher:
         """Asks all of the new seeds; the answer to be believed, None when there is none.
 
         One that stands for the known cluster comes before one of another cluster, so that a recycled address in an
-        otherwise good list leads nowhere; then the order of the list counts, which is the same in all workers.
+        otherwise good list leads nowhere; then the order of the list counts.
         """
         answers: dict[int, Topology] = {}
 
@@ -327,7 +328,7 @@ class TopologyRefresher:
     async def _answer(self, candidate: _Candidate, errors: list[str]) -> Topology | None:
         try:
             new = await self._ask(candidate)
-        except (UpstreamError, TopologyError) as error:
+        except (NodeClientError, TopologyError) as error:
             errors.append(f"{candidate.asked}: {error}")
             self._report(candidate, error)
         except Exception as error:
@@ -340,9 +341,9 @@ class TopologyRefresher:
 
     async def _ask(self, candidate: _Candidate) -> Topology:
         settings = self.settings
-        upstream = UpstreamSettings(settings.username, settings.password, settings.timeout_s)
+        upstream = NodeClientSettings(settings.username, settings.password, settings.timeout_s)
         try:
-            async with asyncio.timeout(settings.timeout_s), upstream_to(candidate.dial, upstream) as node:
+            async with asyncio.timeout(settings.timeout_s), node_client(candidate.dial, upstream) as node:
                 # One pipeline, so that the three speak of the same moment.
                 info, shards, nodes = await node.ask(("CLUSTER", "INFO"), ("CLUSTER", "SHARDS"), ("CLUSTER", "NODES"))
                 slots = None
@@ -350,7 +351,7 @@ class TopologyRefresher:
                     # Redis before 7 has no SHARDS.
                     (slots,) = await node.ask(("CLUSTER", "SLOTS"))
         except TimeoutError as error:
-            raise UpstreamError(f"{candidate.dial} does not answer in time") from error
+            raise NodeClientError(f"{candidate.dial} does not answer in time") from error
         rules = AddressRules(settings.endpoint, settings.address_map)
         return build(candidate.asked, rules, shards=shards, slots=slots, nodes=nodes, info=info)
 
@@ -401,7 +402,7 @@ class TopologyRefresher:
     def _report(self, candidate: _Candidate, error: Exception) -> None:
         self._failed_at[candidate.dial] = self._clock()
         seed = "seed" if self._is_seed(candidate) else "node"
-        if isinstance(error, UpstreamAuthError):
+        if isinstance(error, NodeAuthError):
             kind, text = "auth", f"{seed} refuses the upstream credentials"
         elif isinstance(error, TopologyError) and error.not_a_cluster:
             kind, text = "not-a-cluster", f"{seed} is not a cluster node"

@@ -1,9 +1,11 @@
 """SIGHUP: the configuration is read again and put in force whole, or refused whole.
 
-Why: a bad file must change nothing and say why, a good one must drop no client. Called by proxy.supervisor.life.
+Why: a bad file must change nothing and say why, a good one must drop no client. Called by supervisor.
 
-Invariants: one reload at a time, requests meanwhile are one more; whatever can fail (reading, binding, opening) is done
-before anything changes; the service manager hears of the beginning and of the end of every reload.
+Invariants: one reload at a time, requests meanwhile are one more; whatever can fail (reading, resolving, binding,
+opening) is done before anything changes, and off the event loop; what listens is compared with what should, not with
+what a configuration said before, so that the next reload mends what this one could not; the service manager hears of
+the beginning and of the end of every reload.
 """
 
 from __future__ import annotations
@@ -13,17 +15,17 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from proxy.config.diff import diff
-from proxy.config.models import ConfigFaults, Settings
-from proxy.supervisor.handover import HandoverError, HandoverServer
-from proxy.system import limits as descriptors
+from proxy.config.file import ConfigFaults
+from proxy.config.models import Settings
+from proxy.system import limits
 from proxy.system import log as logs
 from proxy.system.sockets import ListenError, Listening, open_listener, warn_somaxconn
 
 if TYPE_CHECKING:
-    from proxy.supervisor.life import Supervisor
+    from proxy.supervisor.supervisor import Supervisor
 
 log = logs.get("supervisor.reload")
 
@@ -32,84 +34,130 @@ class Refused(Exception):
     """Nothing was changed; the text says why."""
 
 
-class Reload:
-    """See the module. reread: reads the configuration, ConfigFaults; None: it came from the command line."""
+class Incomplete(Exception):
+    """The configuration is in force, but not everywhere; the text says why."""
 
-    def __init__(self, supervisor: Supervisor, reread: Callable[[], Settings] | None) -> None:
+
+class Reload:
+    """See the module. load: reads the configuration, ConfigFaults; None: it came from the command line."""
+
+    def __init__(self, supervisor: Supervisor, load: Callable[[], Settings] | None) -> None:
         self.successful = True  # as it is shown: the configuration it was started with counts
         self.success_s = time.time()
         self._supervisor = supervisor
-        self._reread = reread
-        self._wanted = asyncio.Event()
+        self._load = load
+        self._attempts = 0
+        self._error = ""
+        self._faults: list[str] = []
+        self._changes: list[str] = []
+        self._again = False
+        self._task: asyncio.Task[None] | None = None
 
     def ask(self) -> None:
         """Has the configuration read again, soon."""
-        self._wanted.set()
+        if self._task is not None:
+            self._again = True
+        else:
+            self._task = asyncio.create_task(self._run(), name="reload")
 
-    async def serve(self) -> None:
-        """Reloads whenever asked; ends only by cancellation."""
-        while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            await self._once()
+    async def idle(self) -> None:
+        """Returns when no reload is under way."""
+        while self._task is not None:
+            await asyncio.wait((self._task,))
+
+    async def stop(self) -> None:
+        """Ends the reload that is under way, undone as far as it is not in force."""
+        if self._task is not None:
+            self._again = False
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def state(self) -> dict[str, Any]:
+        """For /api/state; at_s: when the configuration in force was taken."""
+        return {
+            "attempts": self._attempts,
+            "successful": self.successful,
+            "at_s": self.success_s,
+            "error": self._error,
+            "faults": self._faults,
+            "changes": self._changes,
+        }
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                self._again = False
+                await self._once()
+                if not self._again:
+                    return
+        finally:
+            self._task = None
 
     async def _once(self) -> None:
         supervisor = self._supervisor
-        if supervisor.draining:
-            log.warning("not reloaded: the proxy is draining")
-            return
         supervisor.notifier.reloading()
+        error, self._faults, self._changes = "", [], []
+        outcome = "not reloaded, the old configuration stays in force"
         try:
-            changes = await self._reload()
+            self._changes = await self._reload()
+        except ConfigFaults as faults:
+            self._faults = [str(fault) for fault in faults.faults]
+            for fault in self._faults:
+                log.error("fault in the configuration", fault=fault)
+            error = f"{len(self._faults)} fault{'s' if len(self._faults) > 1 else ''} in the configuration"
         except Refused as refused:
-            self.successful = False
-            log.error("not reloaded, the old configuration stays in force", reason=str(refused))
-        except Exception:
-            self.successful = False
+            error = str(refused)
+        except Incomplete as incomplete:
+            error, outcome = str(incomplete), "reloaded, but not everywhere"
+        except asyncio.CancelledError:
+            error = "given up: the proxy ends"
+            raise
+        except Exception as failure:
             log.exception("the reload failed")
-        else:
-            self.successful = True
-            self.success_s = time.time()
-            log.info("reloaded", changes=len(changes))
+            error = f"a fault of the proxy's own, see the log: {failure!r}"
         finally:
-            if not supervisor.draining:
-                supervisor.notifier.ready()
+            self._error, self.successful = error, not error
+            self._attempts += 1
+            if error:
+                log.error(outcome, reason=error)
+            else:
+                self.success_s = time.time()
+                log.info("reloaded", changes=len(self._changes))
+            supervisor.notifier.ready()
 
     async def _reload(self) -> list[str]:
         supervisor = self._supervisor
-        if self._reread is None:
+        if self._load is None:
             raise Refused("there is no file: the proxy was started with seeds on the command line")
-        if supervisor.handover is not None and supervisor.handover.taking:
-            raise Refused("a successor is taking the listening sockets over")
-        try:
-            new = self._reread()
-        except ConfigFaults as faults:
-            for fault in faults.faults:
-                log.error("fault in the configuration", fault=str(fault))
-            count = len(faults.faults)
-            raise Refused(f"{count} fault{'s' if count > 1 else ''} in the configuration") from None
-        changes = diff(supervisor.settings, new)
+        if supervisor.upgrade.running:
+            raise Refused("an upgrade is under way")
+        new = await asyncio.to_thread(self._load)
+        old = supervisor.settings
+        opened = await self._open(new)
+        await self._put_in_force(new, opened)
+        changes = diff(old, new)
         for change in changes:
             log.info("changed", key=change.key, old=change.old, new=change.new)
-        opened, handover = await self._open(new)
-        await self._put_in_force(new, opened, handover)
-        return [change.key for change in changes]
+        return [f"{change.key}: {change.old} -> {change.new}" for change in changes]
 
-    async def _open(self, new: Settings) -> tuple[list[Listening], HandoverServer | None]:
+    async def _open(self, new: Settings) -> list[Listening]:
         """What may fail, done; everything is as it was, and nothing stays open, when something does."""
         supervisor = self._supervisor
         old = supervisor.settings
-        wanted = {str(listener.address): listener for listener in new.listeners}
-        known = {str(listener.address) for listener in old.listeners}
-        opened: list[Listening] = []
-        handover = None
-        undo: list[Callable[[], None]] = []
-        # A listener may be spelt in another way: then its socket stays.
-        given = [one.sock.dup() for one in supervisor.listening if str(one.listener.address) not in wanted]
+        undo: list[Callable[[], object]] = []
+        work = asyncio.create_task(asyncio.to_thread(_open_listeners, new, list(supervisor.listening)))
         try:
-            for address, listener in wanted.items():
-                if address not in known:
-                    opened += open_listener(listener, given)
+            opened = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            with contextlib.suppress(ListenError, OSError):
+                for one in await work:  # a thread cannot be cancelled
+                    one.close()
+            raise
+        except (ListenError, OSError) as error:
+            raise Refused(_sentence(error)) from error
+        undo += [one.close for one in opened]
+        wanted = {str(listener.address): listener for listener in new.listeners}
+        try:
             for one in opened:
                 one.listen()  # connections wait in the kernel's queue meanwhile
             for one in supervisor.listening:
@@ -117,49 +165,65 @@ class Reload:
                 if after is not None and after != before:
                     one.update(after)
                     undo.append(functools.partial(one.update, before))
-            if new.handover and new.handover != old.handover:
-                handover = supervisor.offer(new.handover)
             if new.log != old.log:
                 logs.setup(new.log.level, new.log.format, new.log.file)
                 undo.append(functools.partial(logs.setup, old.log.level, old.log.format, old.log.file))
-            await supervisor.front.move(new.admin.address)
-        except (ListenError, HandoverError, OSError) as error:
+            await supervisor.move_admin(new.admin.address)
+        except BaseException as error:
             for step in reversed(undo):
                 with contextlib.suppress(ListenError, OSError):
                     step()
-            for one in opened:
-                one.close()
-            if handover is not None:
-                handover.close()
-            raise Refused(str(error)) from error
-        finally:
-            for sock in given:
-                sock.close()
-        return opened, handover
+            if isinstance(error, ListenError | OSError):
+                raise Refused(_sentence(error)) from error
+            raise
+        return opened
 
-    async def _put_in_force(self, new: Settings, opened: list[Listening], handover: HandoverServer | None) -> None:
+    async def _put_in_force(self, new: Settings, opened: list[Listening]) -> None:
+        """Cannot fail but by a worker that does not take its settings; every step is done whatever becomes of that."""
         supervisor = self._supervisor
-        old, supervisor.settings = supervisor.settings, new
-        descriptors.raise_limit(new.clients.max_clients)
-        descriptors.share_limit([*supervisor.crew.pids, *filter(None, [supervisor.forks.pid])])
-        supervisor.doors.max_clients = new.clients.max_clients
-        if new.handover != old.handover:
-            if supervisor.handover is not None:
-                supervisor.handover.close()
-            supervisor.handover = handover
-        # New workers are born with the new settings, the others have them before a client comes by a new listener.
-        supervisor.crew.resize(supervisor.workers(new))
-        for trouble in await supervisor.crew.apply(new):
-            log.error("the new configuration is not in force everywhere", reason=trouble)
+        supervisor.settings = new
         supervisor.listening += opened
-        if supervisor.draining:  # meanwhile: whoever ends the run closes them
-            return
+        supervisor.share_out()
+        limits.share_limit(supervisor.pool.processes)
+        supervisor.control.reconfigure(new)
+        # New workers are started with the new settings, the others have them before a client comes by a new listener.
+        supervisor.pool.resize(supervisor.shares.workers)
+        try:
+            troubles = await supervisor.pool.configure(supervisor.worker_settings)
+        finally:
+            wanted = {str(listener.address) for listener in new.listeners}
+            for one in list(supervisor.listening):
+                if str(one.listener.address) not in wanted:
+                    supervisor.acceptor.close(one)
+                    supervisor.listening.remove(one)
+                    log.info("listens no more", address=one.label)
+                elif one.label not in supervisor.acceptor.listening and not supervisor.ending:
+                    warn_somaxconn(one)
+                    supervisor.acceptor.open(one)
+        if troubles:
+            raise Incomplete("; ".join(troubles))
+
+
+def _open_listeners(new: Settings, present: list[Listening]) -> list[Listening]:
+    """The listeners that are not there yet, bound; for a thread, because names are resolved. ListenError, OSError."""
+    wanted = {str(listener.address): listener for listener in new.listeners}
+    there = {str(one.listener.address) for one in present}
+    opened: list[Listening] = []
+    # A listener may be written in another way: then its socket stays.
+    given = [one.sock.dup() for one in present if str(one.listener.address) not in wanted]
+    try:
+        for address, listener in wanted.items():
+            if address not in there:
+                opened += open_listener(listener, given)
+    except BaseException:
         for one in opened:
-            warn_somaxconn(one)
-            supervisor.doors.open(one)
-        wanted = {str(listener.address) for listener in new.listeners}
-        for one in list(supervisor.listening):
-            if str(one.listener.address) not in wanted:
-                supervisor.doors.close(one)
-                supervisor.listening.remove(one)
-                log.info("listens no more", address=one.label)
+            one.close()
+        raise
+    finally:
+        for sock in given:
+            sock.close()
+    return opened
+
+
+def _sentence(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

@@ -6,11 +6,11 @@ import pytest
 
 from proxy.cluster.topology import Address
 from proxy.control.command_table import load_rows, server_version
-from proxy.control.node_client import UpstreamError, UpstreamSettings
+from proxy.control.node_client import NodeClientError, NodeClientSettings
 from proxy.embedded import HOST, EmbeddedCluster
 from tests.support.fake_node import FakeNode
 
-SETTINGS = UpstreamSettings(timeout_s=5.0)
+SETTINGS = NodeClientSettings(timeout_s=5.0)
 
 
 def test_a_real_node(cluster: EmbeddedCluster) -> None:
@@ -29,7 +29,7 @@ def test_a_real_node(cluster: EmbeddedCluster) -> None:
 def test_a_node_that_does_not_tell(reply: bytes) -> None:
     with FakeNode() as node:
         node.on("COMMAND", reply)
-        with pytest.raises(UpstreamError, match="does not tell its commands"):
+        with pytest.raises(NodeClientError, match="does not tell its commands"):
             asyncio.run(load_rows(Address(HOST, node.port), SETTINGS))
 
 

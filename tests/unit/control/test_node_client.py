@@ -9,17 +9,17 @@ import pytest
 from proxy.cluster.topology import Address
 from proxy.control.node_client import (
     ErrorReply,
-    UpstreamAuthError,
-    UpstreamError,
-    UpstreamSettings,
+    NodeAuthError,
+    NodeClientError,
+    NodeClientSettings,
     connect,
-    upstream_to,
+    node_client,
 )
 from proxy.embedded import HOST, EmbeddedCluster, default_server, free_port, wait_for
 from tests.support.fake_node import SILENCE, Cut, FakeNode
 
-QUICK = UpstreamSettings(timeout_s=0.2)
-PATIENT = UpstreamSettings(timeout_s=5.0)
+QUICK = NodeClientSettings(timeout_s=0.2)
+PATIENT = NodeClientSettings(timeout_s=5.0)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_replies_in_order_and_errors_as_values(node: FakeNode) -> None:
     node.on("ECHO", b"*2\r\n:1\r\n*2\r\n$-1\r\n$2\r\n\xff\xfe\r\n")
 
     async def scene() -> None:
-        async with upstream_to(at(node), PATIENT) as upstream:
+        async with node_client(at(node), PATIENT) as upstream:
             assert upstream.address == at(node)
             for _ in range(2):
                 pong, error, nested, key = await upstream.ask(("PING",), ("NOSUCH", 1), ("ECHO", b"x"), ("GET", "k"))
@@ -60,15 +60,15 @@ def test_replies_in_order_and_errors_as_values(node: FakeNode) -> None:
 @pytest.mark.parametrize(
     ("settings", "sent"),
     [
-        (UpstreamSettings(), []),
-        (UpstreamSettings(username="bob"), []),
-        (UpstreamSettings(password="s3"), [[b"AUTH", b"s3"]]),
-        (UpstreamSettings(username="bob", password="s3"), [[b"AUTH", b"bob", b"s3"]]),
+        (NodeClientSettings(), []),
+        (NodeClientSettings(username="bob"), []),
+        (NodeClientSettings(password="s3"), [[b"AUTH", b"s3"]]),
+        (NodeClientSettings(username="bob", password="s3"), [[b"AUTH", b"bob", b"s3"]]),
     ],
 )
-def test_authentication(node: FakeNode, settings: UpstreamSettings, sent: list[list[bytes]]) -> None:
+def test_authentication(node: FakeNode, settings: NodeClientSettings, sent: list[list[bytes]]) -> None:
     async def scene() -> None:
-        async with upstream_to(at(node), settings) as upstream:
+        async with node_client(at(node), settings) as upstream:
             await upstream.ask(("PING",))
 
     asyncio.run(scene())
@@ -80,15 +80,15 @@ def test_wrong_and_missing_password() -> None:
         address = Address(HOST, cluster.nodes[0].port)
 
         async def ask(password: str, username: str = "") -> list[object]:
-            settings = UpstreamSettings(username, password, timeout_s=5.0)
-            async with upstream_to(address, settings) as upstream:
+            settings = NodeClientSettings(username, password, timeout_s=5.0)
+            async with node_client(address, settings) as upstream:
                 return await upstream.ask(("PING",))
 
         assert asyncio.run(ask("s3cret")) == [b"PONG"]
         assert asyncio.run(ask("s3cret", "default")) == [b"PONG"]
-        with pytest.raises(UpstreamAuthError, match=r"^NOAUTH Authentication required") as missing:
+        with pytest.raises(NodeAuthError, match=r"^NOAUTH Authentication required") as missing:
             asyncio.run(ask(""))
-        with pytest.raises(UpstreamAuthError, match=r"^WRONGPASS invalid username-password pair") as wrong:
+        with pytest.raises(NodeAuthError, match=r"^WRONGPASS invalid username-password pair") as wrong:
             asyncio.run(ask("guess-me"))
         assert "guess-me" not in repr(missing.value) + repr(wrong.value)
 
@@ -96,18 +96,18 @@ def test_wrong_and_missing_password() -> None:
 def test_a_password_the_server_does_not_want(node: FakeNode) -> None:
     text = b"ERR AUTH <password> called without any password configured for the default user. Are you sure?"
     node.on("AUTH", b"-" + text + b"\r\n")
-    with pytest.raises(UpstreamError, match="without any password configured"):
-        asyncio.run(connect(at(node), UpstreamSettings(password="s3", timeout_s=5.0)))
+    with pytest.raises(NodeClientError, match="without any password configured"):
+        asyncio.run(connect(at(node), NodeClientSettings(password="s3", timeout_s=5.0)))
     wait_for(lambda: closed(node), 5.0, "the connection is closed")
 
 
 def test_nobody_there() -> None:
-    with pytest.raises(UpstreamError, match=r"^Connection refused$"):
+    with pytest.raises(NodeClientError, match=r"^Connection refused$"):
         asyncio.run(connect(Address(HOST, free_port()), PATIENT))
 
 
 def test_a_name_that_does_not_resolve() -> None:
-    with pytest.raises(UpstreamError, match=r"(?i)name|host"):
+    with pytest.raises(NodeClientError, match=r"(?i)name|host"):
         asyncio.run(connect(Address("no-such-host.invalid", 6379), PATIENT))
 
 
@@ -115,13 +115,13 @@ def test_silence_ends_in_time(node: FakeNode) -> None:
     node.on("PING", SILENCE)
     node.on("AUTH", SILENCE)
 
-    async def scene(settings: UpstreamSettings) -> None:
-        async with upstream_to(at(node), settings) as upstream:
+    async def scene(settings: NodeClientSettings) -> None:
+        async with node_client(at(node), settings) as upstream:
             await upstream.ask(("PING",))
 
-    for settings in (QUICK, UpstreamSettings(password="s3", timeout_s=0.2)):
+    for settings in (QUICK, NodeClientSettings(password="s3", timeout_s=0.2)):
         started = time.monotonic()
-        with pytest.raises(UpstreamError, match="does not answer in time"):
+        with pytest.raises(NodeClientError, match="does not answer in time"):
             asyncio.run(scene(settings))
         assert time.monotonic() - started < 2.0
     wait_for(lambda: closed(node), 5.0, "the connections are closed")
@@ -132,10 +132,10 @@ def test_broken_answers(node: FakeNode, data: bytes) -> None:
     node.on("PING", Cut(data))
 
     async def scene() -> None:
-        async with upstream_to(at(node), PATIENT) as upstream:
+        async with node_client(at(node), PATIENT) as upstream:
             await upstream.ask(("PING",))
 
-    with pytest.raises(UpstreamError):
+    with pytest.raises(NodeClientError):
         asyncio.run(scene())
 
 
@@ -146,10 +146,10 @@ def test_a_node_that_is_not_ready_for_anyone(node: FakeNode, text: bytes) -> Non
     node.on("PING", b"-" + text + b"\r\n")
 
     async def scene() -> None:
-        async with upstream_to(at(node), PATIENT) as upstream:
+        async with node_client(at(node), PATIENT) as upstream:
             await upstream.ask(("PING",))
 
-    with pytest.raises(UpstreamError, match=text.decode()):
+    with pytest.raises(NodeClientError, match=text.decode()):
         asyncio.run(scene())
 
 
@@ -158,7 +158,7 @@ def test_cancelling_closes(node: FakeNode) -> None:
 
     async def scene() -> None:
         async def ask() -> None:
-            async with upstream_to(at(node), PATIENT) as upstream:
+            async with node_client(at(node), PATIENT) as upstream:
                 await upstream.ask(("PING",))
 
         task = asyncio.create_task(ask())
@@ -172,7 +172,7 @@ def test_cancelling_closes(node: FakeNode) -> None:
 
 
 def test_no_password_in_a_repr() -> None:
-    assert "s3cret" not in repr(UpstreamSettings(password="s3cret"))
+    assert "s3cret" not in repr(NodeClientSettings(password="s3cret"))
 
 
 def test_cancelling_at_any_moment(node: FakeNode) -> None:
@@ -180,7 +180,7 @@ def test_cancelling_at_any_moment(node: FakeNode) -> None:
     that comes together with the result, and a task that asks again and again would never end."""
 
     async def forever() -> None:
-        async with upstream_to(at(node), PATIENT) as upstream:
+        async with node_client(at(node), PATIENT) as upstream:
             while True:
                 await upstream.ask(("PING",), ("PING",))
 

@@ -10,7 +10,7 @@ import pytest
 
 from proxy.cluster.topology import Address, Node
 from proxy.cluster.topology_replies import AddressRules, build
-from proxy.control.node_client import UpstreamSettings, upstream_to
+from proxy.control.node_client import NodeClientSettings, node_client
 from proxy.control.node_health import HealthSettings, NodeHealth, judge
 from proxy.embedded import HOST, EmbeddedCluster, free_port, wait_for
 from tests.support.fake_node import SILENCE, Cut, FakeNode
@@ -286,7 +286,7 @@ def test_real_replicas(cluster: EmbeddedCluster) -> None:
     seed = Address(HOST, cluster.nodes[0].port)
 
     async def scene(health: NodeHealth, changes: list[Change]) -> None:
-        async with upstream_to(seed, UpstreamSettings(timeout_s=5.0)) as upstream:
+        async with node_client(seed, NodeClientSettings(timeout_s=5.0)) as upstream:
             (shards,) = await upstream.ask(("CLUSTER", "SHARDS"))
         nodes = build(seed, AddressRules(), shards=shards).nodes()
         replicas = [node.address for node in nodes if node.role == "replica"]

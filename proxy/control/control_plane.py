@@ -1,0 +1,163 @@
+"""The control plane put together: topology, health of the replicas and the servers' commands, learnt once per proxy.
+
+Why: the workers are given ready values (DESIGN 2), so that neither probes nor refreshes multiply with them and no fault
+here can drop a client. Called by supervisor: start, reconfigure, stop; report() when a worker has seen something.
+
+Invariants: `commands`, `facts` and `topology` are at any time all that a new worker needs; send() is told every change
+of them, and must not block; nothing here ends because of what a node answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from proxy.cluster.topology import Address, Node, Topology
+from proxy.commands.lookup import CommandTable
+from proxy.commands.rows import Row, merge_rows
+from proxy.commands.table import ROWS, SOURCE
+from proxy.config.models import Settings
+from proxy.control.command_table import load_limits, load_rows
+from proxy.control.node_health import NodeHealth
+from proxy.control.publish import publication
+from proxy.control.settings import health_settings, node_client_settings, refresh_settings
+from proxy.control.tasks import keep
+from proxy.control.topology_refresh import TopologyRefresher
+from proxy.ipc import messages
+from proxy.system.log import get, warn_limited
+
+COMMANDS_EVERY_S = 300.0  # modules come and go
+COMMANDS_RETRY_S = 2.0
+
+log = get("control")
+
+Send = Callable[[messages.Topology | messages.Commands | messages.NodeFacts], None]
+
+
+class ControlPlane:
+    """See the module. One per proxy; needs a running loop from start() on."""
+
+    def __init__(self, settings: Settings, send: Send) -> None:
+        self._settings = settings
+        self._send = send
+        self._metrics: dict[str, int] = {"other": 0}
+        self._due = asyncio.Event()
+        self._commands_task: asyncio.Task[None] | None = None
+        self._cluster: Topology | None = None  # as published last
+        self.refresher = TopologyRefresher(refresh_settings(settings), self._publish)
+        self.health = NodeHealth(health_settings(settings), self._health_changed)
+        self.topology: messages.Topology | None = None
+        self.facts = messages.NodeFacts(usable={}, limits={})
+        self.commands = messages.Commands(ROWS, SOURCE, self._registered(ROWS), "redis", "7.0.0", "")
+
+    async def start(self) -> None:
+        """Begins to learn, and returns at once: see ready()."""
+        await self.refresher.start()
+        self._commands_task = keep(self._keep_commands, "command-table")
+
+    async def ready(self, timeout_s: float) -> bool:
+        """Waits for the first topology, at most timeout_s."""
+        return await self.refresher.ready(timeout_s)
+
+    async def stop(self) -> None:
+        """Returns when every task and connection is gone."""
+        if self._commands_task is not None:
+            self._commands_task.cancel()
+            await asyncio.gather(self._commands_task, return_exceptions=True)
+        await self.refresher.stop()
+        await self.health.stop()
+
+    def reconfigure(self, settings: Settings) -> None:
+        """New settings, at once."""
+        old, self._settings = self._settings, settings
+        if (health := health_settings(settings)) != self.health.settings:
+            self.health.reconfigure(health)
+        if (refresh := refresh_settings(settings)) != self.refresher.settings:
+            self.refresher.reconfigure(refresh)
+        if settings.clients != old.clients or settings.cluster != old.cluster:
+            self._due.set()  # the nodes' limits may have been changed with ours
+
+    def report(self, report: messages.Report) -> None:
+        """What a worker has seen."""
+        for sign in report.signs:
+            self.refresher.trigger(sign)
+        for address, reason in report.unfit.items():
+            self.health.doubt(Address.parse(address), reason)
+
+    # -- the topology ------------------------------------------------------------------------------------------------
+
+    def _publish(self, topology: Topology) -> None:
+        before, self._cluster = self._cluster, topology
+        if before is None or not before.by_id.keys() & topology.by_id.keys():
+            self._due.set()  # another cluster has other servers
+        self.health.set_nodes(topology.nodes())
+        here = {str(node.address) for node in topology.nodes()}
+        self.facts = messages.NodeFacts(
+            usable={},  # in the topology
+            limits={address: told for address, told in self.facts.limits.items() if address in here},
+        )
+        self.topology = publication(topology, self._settings.cluster.address_map, self.health.usable)
+        self._send(self.topology)
+
+    def _health_changed(self, address: Address, usable: bool, reason: str) -> None:
+        text = "replica is used for reads" if usable else "replica not used for reads"
+        log.info(text, node=str(address), reason=reason)
+        self.facts.usable[str(address)] = usable
+        self._send(messages.NodeFacts(usable={str(address): usable}, limits={}))
+
+    # -- what the servers say of themselves --------------------------------------------------------------------------
+
+    async def _keep_commands(self) -> None:
+        """Takes commands and limits from the servers, and again from time to time."""
+        while True:
+            self._due.clear()
+            pause_s = COMMANDS_EVERY_S if await self._learn_commands() else COMMANDS_RETRY_S
+            await self._learn_limits()
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._due.wait()
+            except TimeoutError:
+                pass
+
+    async def _learn_commands(self) -> bool:
+        """Asks one primary after the other; whether one of them has told."""
+        for node in self._primaries():
+            try:
+                loaded = await load_rows(node.address, node_client_settings(self._settings))
+            except Exception as error:  # whatever a node or a library makes of it, it is no answer
+                text = "node does not tell its commands"
+                warn_limited(log, "commands", text, node=str(node.address), error=str(error))
+                continue
+            rows = tuple(merge_rows(ROWS, loaded.rows))
+            name = loaded.server or "redis"
+            redis_version = loaded.redis_version or self.commands.redis_version
+            valkey_version = loaded.version if name == "valkey" else ""
+            told = messages.Commands(rows, loaded.source, self._registered(rows), name, redis_version, valkey_version)
+            if told != self.commands:
+                self.commands = told
+                self._send(told)
+            return True
+        return False
+
+    async def _learn_limits(self) -> None:
+        limits = {}
+        for node in self._primaries():
+            try:
+                told = await load_limits(node.address, node_client_settings(self._settings))
+            except Exception as error:
+                log.debug("node does not tell what it takes", node=str(node.address), error=str(error))
+                continue
+            if any(told):
+                limits[str(node.address)] = told
+        if limits:
+            self.facts.limits.update(limits)
+            self._send(messages.NodeFacts(usable={}, limits=limits))
+
+    def _registered(self, rows: tuple[Row, ...]) -> dict[str, int]:
+        """The counters' indexes by name, those of new commands added; an index once given is never another's."""
+        CommandTable(rows, "", self._metrics)
+        return dict(self._metrics)
+
+    def _primaries(self) -> list[Node]:
+        nodes = self._cluster.nodes() if self._cluster is not None else ()
+        return [node for node in nodes if node.role == "primary" and node.health != "fail"]

@@ -1,0 +1,122 @@
+"""What the proxy shows of itself: put together from the workers, the control plane and the main process.
+
+Why: probes, metrics, `redis-proxy status` and the service manager's line tell the same story. Called by supervisor;
+proxy.admin has the rules and the formats.
+
+Invariants: nothing is older than its question, except what a worker did not answer in time; what workers that are gone
+have counted stays counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from proxy import __version__
+from proxy.admin.merge import Past, merge
+from proxy.admin.probes import liveness, readiness
+from proxy.admin.snapshot import OwnValues, Snapshot
+from proxy.admin.state import state
+from proxy.control.tasks import failures
+from proxy.forward.counters import Counters
+from proxy.supervisor.worker_pool import Worker
+from proxy.system import log as logs
+from proxy.system.process import start_ticks
+
+if TYPE_CHECKING:
+    from proxy.supervisor.supervisor import Supervisor
+
+_ANSWER_S: Final = 0.5  # how long the workers are waited for
+
+
+class StatusReport:
+    """See the module. Asks the supervisor's members for everything when it is asked itself."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.past = Past(Counters().snapshot())
+        self._supervisor = supervisor
+        self._log_dropped = 0  # by workers that are gone
+
+    def gone(self, worker: Worker) -> None:
+        """A worker is gone: what it counted is kept."""
+        self.past.add(worker.counters.snapshot(), worker.status)
+        if worker.status is not None:
+            self._log_dropped += worker.status.log_dropped
+
+    def own(self) -> OwnValues:
+        """What the main process knows by itself."""
+        this = self._supervisor
+        refresher = this.control.refresher
+        dropped = sum(worker.status.log_dropped for worker in this.pool.present if worker.status is not None)
+        return {
+            "version": __version__,
+            "listening": this.acceptor.listening,
+            "draining": this.draining,
+            "workers": sum(worker.started for worker in this.pool.present),
+            "workers_configured": this.pool.wanted,
+            "worker_restarts": this.pool.restarts,
+            "max_clients": this.acceptor.max_clients,
+            "max_memory": this.shares.max_memory,
+            "rejected": {"max_clients": this.acceptor.rejected},
+            "reload_successful": this.reload.successful,
+            "reload_success_s": this.reload.success_s,
+            "log_dropped": logs.dropped() + dropped + self._log_dropped,
+            "background_failures": dict(failures),
+            "topology": {
+                "known": refresher.topology is not None,
+                "fresh": refresher.fresh,
+                "slots_covered": refresher.topology.covered if refresher.topology is not None else 0,
+                "epoch": refresher.topology.epoch if refresher.topology is not None else 0,
+                "last_success_s": refresher.last_success or None,
+                "refreshes": dict(refresher.outcomes),
+                "error": refresher.last_error,
+            },
+        }
+
+    async def snapshot(self) -> Snapshot:
+        """The whole proxy, now."""
+        pool = self._supervisor.pool
+        await pool.ask(_ANSWER_S)
+        # One that has not started knows nothing yet, and that is no news.
+        told = [(one.counters.snapshot(), one.status if one.started else None) for one in pool.present]
+        return merge(self.own(), told, self.past, clients=pool.clients)
+
+    async def live(self) -> tuple[bool, Mapping[str, Any]]:
+        """Whether every loop answers."""
+        return liveness(self._supervisor.pool.silences())
+
+    async def ready(self) -> tuple[bool, Mapping[str, Any]]:
+        """Whether clients should be sent here."""
+        return readiness(self.own(), self._supervisor.settings.ready.partial)
+
+    def line(self) -> str:
+        """One line for the service manager."""
+        this = self._supervisor
+        live, details = liveness(this.pool.silences())
+        if not live:
+            return "; ".join(details["reasons"])
+        own = self.own()
+        doing = "draining, " if own["draining"] else ""
+        covered = own["topology"]["slots_covered"]
+        return f"{doing}{this.pool.clients} clients, {covered} of 16384 slots, {own['workers']} workers"
+
+    async def state(self) -> Mapping[str, Any]:
+        """/api/state."""
+        this = self._supervisor
+        proxy = {
+            "pid": os.getpid(),
+            "start_ticks": start_ticks(os.getpid()),
+            "started_s": this.started_s,
+            "run_id": this.run_id,
+            "source": this.source,
+            "admin": str(this.settings.admin.address or "off"),
+        }
+        snapshot = await self.snapshot()
+        return state(
+            snapshot, this.pool.present, proxy=proxy, reload=this.reload.state(), upgrade=this.upgrade.state()
+        )
+
+    def pids(self) -> list[int]:
+        """Of all processes of the proxy, the main process first."""
+        return [os.getpid(), *list(self._supervisor.pool.processes)]  # atomic: a thread asks

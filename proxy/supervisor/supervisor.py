@@ -1,0 +1,329 @@
+"""The main process put together: everything around the workers, from start to exit code.
+
+Why: configuration, listening sockets, signals, the control plane, the workers' lives, admin HTTP and the service
+manager belong to one process that has nothing to do with the data path (DESIGN 2). Called by proxy.run.
+
+Invariants: run() returns an exit code and leaves no process, task or socket behind; whatever can fail at the start has
+been done before anybody is told that the proxy is ready; clients are accepted only when a worker can take them; probes
+and /metrics answer from before the first client until after the last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from proxy import __version__
+from proxy.config.models import Settings
+from proxy.config.units import Address
+from proxy.control.control_plane import ControlPlane
+from proxy.ipc.messages import Start
+from proxy.supervisor.acceptor import Acceptor
+from proxy.supervisor.reload import Reload
+from proxy.supervisor.settings import shares, worker_settings
+from proxy.supervisor.status import StatusReport
+from proxy.supervisor.upgrade import Upgrade
+from proxy.supervisor.worker_pool import PoolError, WorkerPool
+from proxy.system import limits
+from proxy.system import log as logs
+from proxy.system.sd_notify import Notifier, tell
+from proxy.system.sockets import Listening, warn_somaxconn
+
+if TYPE_CHECKING:
+    from proxy.admin.http import AdminServer
+
+log = logs.get("supervisor")
+
+SPREAD: Final = 0.8  # of drain.timeout: the last to get its turn has the rest of it to finish
+TURN_S: Final = 0.02  # between two clients' turns at most: a few need not wait for a whole drain.timeout
+_FIRST_TOPOLOGY_S: Final = 1.0  # the start waits this long for the cluster before it takes clients without
+_REAP_S: Final = 1.0
+
+
+class StartError(Exception):
+    """The proxy cannot start; the text is one sentence for the operator."""
+
+
+class Supervisor:
+    """See the module. `listening` is shared with proxy.run, which closes what is in it at the end.
+
+    inherited_admin: sockets a predecessor gave for the admin address. surplus: its sockets that nobody wants any more.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        listening: list[Listening],
+        notifier: Notifier,
+        *,
+        source: str,
+        load: Callable[[], Settings] | None,
+        no_upgrade: str,
+        inherited_admin: Sequence[Any] = (),
+        surplus: Sequence[Listening] = (),
+    ) -> None:
+        self.settings = settings
+        self.listening = listening
+        self.notifier = notifier
+        self.source = source
+        self.started_s = time.time()
+        self.run_id = secrets.token_hex(20)
+        self.serving = False  # clients come
+        self.draining = False
+        self.shares = shares(settings, limits.raise_limit(settings.clients.max_clients))
+        self.worker_settings = worker_settings(settings, self.shares)
+        self.status = StatusReport(self)
+        self.reload = Reload(self, load)
+        self.upgrade = Upgrade(self, no_upgrade)
+        self._inherited_admin = inherited_admin
+        self._surplus = surplus
+        self._asked_to_end = 0
+        self._replaced = False
+        self._wake = asyncio.Event()
+        self._now = asyncio.Event()
+        self._admin: AdminServer
+        self._process_ended: Callable[[int, float], None] = lambda pid, cpu_s: None
+
+    @property
+    def ending(self) -> bool:
+        """Whether the end has begun, or is about to."""
+        return self._wake.is_set()
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def run(self, early: Sequence[int]) -> int:
+        """From start to end. early: signals that came before there was a loop."""
+        self.loop = loop = asyncio.get_running_loop()
+        self.control = ControlPlane(self.settings, lambda message: self.pool.tell(message))
+        self.pool = WorkerPool(
+            loop,
+            self._first_message,
+            own_figures=lambda: {"rejected_connections": self.acceptor.rejected},
+            on_change=lambda: self.acceptor.workers_changed(),
+            on_report=self.control.report,
+            on_gone=self.status.gone,
+            on_ended=lambda pid, cpu_s: self._process_ended(pid, cpu_s),
+            on_other_version=self.upgrade.ask,
+        )
+        self.acceptor = Acceptor(
+            loop,
+            self.pool.candidates,
+            lambda: self.pool.clients,
+            max_clients=self.shares.max_clients,
+            per_worker=self.shares.per_worker,
+        )
+        telling: asyncio.Task[None] | None = None
+        try:
+            self._obey(early)
+            if not self.ending:
+                await self._unless_ended(self._start())
+            if self.serving and self.notifier.active:
+                telling = asyncio.create_task(tell(self.notifier, self._live, self.status.line), name="notify")
+            await self._wake.wait()
+            # Before the drain: neither may open a listener or start a worker in it.
+            await self.reload.stop()
+            await self.upgrade.stop()
+            if self.serving:
+                await self._drain()
+        finally:
+            if telling is not None:
+                telling.cancel()
+                await asyncio.gather(telling, return_exceptions=True)
+            self.acceptor.close_all(accept=False)
+            await self.control.stop()
+            await self.pool.stop()
+            if hasattr(self, "_admin"):
+                await self._admin.stop()
+        log.info("stopped")
+        return 0
+
+    async def _start(self) -> None:
+        await self.control.start()
+        self.pool.begin(self.shares.workers)
+        await self._prepare_admin()  # while the workers come up
+        try:
+            await self.pool.first()
+        except PoolError as error:
+            raise StartError(str(error)) from error
+        if not await self.control.ready(_FIRST_TOPOLOGY_S):
+            why = self.control.refresher.last_error or "no answer yet"
+            log.warning("the seeds yield no node yet, serving without a topology", error=why)
+        for one in self.listening:
+            warn_somaxconn(one)
+            self.acceptor.open(one)
+        if self.settings.admin.address is not None:
+            await self._admin.start()
+        self.serving = True
+        for one in self._surplus:
+            log.info("listens no more", address=one.label)
+            one.close()
+        log.info(
+            "started",
+            version=__version__,
+            config=self.source,
+            seeds=",".join(map(str, self.settings.cluster.seeds)),
+            listeners=",".join(self.acceptor.listening),
+            admin=str(self.settings.admin.address or "off"),
+            workers=self.shares.workers,
+            max_clients=self.shares.max_clients,
+        )
+        self.notifier.ready()
+
+    async def _prepare_admin(self) -> None:
+        """Everything of the admin server that can fail."""
+        service = await asyncio.to_thread(importlib.import_module, "proxy.admin.service")
+        self._admin, self._process_ended = service.admin_service(self.status)
+        if self.settings.admin.address is not None:
+            try:
+                await self._admin.prepare(str(self.settings.admin.address), self._inherited_admin)
+            except OSError as error:
+                raise StartError(error.strerror or str(error)) from error
+
+    async def _unless_ended(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does it, unless a signal ends it first."""
+        doing, ended = asyncio.create_task(work), asyncio.create_task(self._wake.wait())
+        try:
+            await asyncio.wait((doing, ended), return_when=asyncio.FIRST_COMPLETED)
+            if doing.done():
+                doing.result()
+        finally:
+            for task in (doing, ended):
+                task.cancel()
+            await asyncio.gather(doing, ended, return_exceptions=True)
+
+    async def _drain(self) -> None:
+        """Lets everybody finish (see `drain:`); a second signal ends it at once."""
+        drain = self.settings.drain
+        self.draining = True
+        log.info("draining", clients=self.pool.clients, delay_s=drain.delay, timeout_s=drain.timeout)
+        self.notifier.stopping()
+        leaving = asyncio.create_task(self._leave(), name="drain")
+        now = asyncio.create_task(self._now.wait())
+        try:
+            await asyncio.wait({leaving, now}, return_when=asyncio.FIRST_COMPLETED)
+            if leaving.done():
+                leaving.result()
+        finally:
+            for task in (leaving, now):
+                task.cancel()
+            await asyncio.gather(leaving, now, return_exceptions=True)
+        if self._now.is_set():
+            log.warning("ended at once", clients=self.pool.clients)
+
+    async def _leave(self) -> None:
+        """Ends the listeners, then the workers."""
+        drain = self.settings.drain
+        if self._replaced:
+            self.acceptor.close_all(accept=False)  # the successor takes what waits in the kernel's queues
+            await self._admin.release()
+        else:
+            await asyncio.sleep(drain.delay)
+            self.acceptor.close_all(accept=True)
+        await self.pool.drain(min(SPREAD * drain.timeout, TURN_S * self.pool.clients), drain.timeout)
+
+    # -- what others ask of it ---------------------------------------------------------------------------------------
+
+    def share_out(self) -> None:
+        """After new settings: what they come to on this machine, in force here; the workers are told by the pool."""
+        clients = self.settings.clients
+        self.shares = shares(self.settings, limits.raise_limit(clients.max_clients))
+        self.worker_settings = worker_settings(self.settings, self.shares)
+        self.acceptor.max_clients, self.acceptor.per_worker = self.shares.max_clients, self.shares.per_worker
+
+    async def move_admin(self, address: Address | None) -> None:
+        """Admin HTTP answers there from now on (None: nowhere); OSError, and all as it was, when it cannot."""
+        if address is not None:
+            await self._admin.move(str(address))
+        else:
+            await self._admin.release()
+
+    def sockets(self) -> list[tuple[str, int]]:
+        """(name, descriptor) of every listening socket, for a successor; see system.sockets.inherited."""
+        # The file of a Unix socket that came from the service manager is the manager's, whoever listens.
+        found = [
+            ("listener" if one.file or not one.listener.address.path else "systemd", one.sock.fileno())
+            for one in self.listening
+        ]
+        return found + [(f"admin:{self.settings.admin.address}", sock.fileno()) for sock in self._admin.sockets]
+
+    def replaced(self, successor: int) -> None:
+        """A successor listens at the same sockets and is ready: this process drains."""
+        self._replaced = True
+        self.notifier.hand_over(successor)
+        for one in self.listening:
+            one.disown()
+        self._wake.set()
+
+    def _first_message(self, number: int) -> Start:
+        control = self.control
+        return Start(
+            number,
+            self.worker_settings,
+            self.run_id,
+            self.started_s,
+            os.getpid(),
+            control.commands,
+            control.facts,
+            control.topology,
+        )
+
+    def _live(self) -> bool:
+        return not self.status.silent()
+
+    # -- signals -----------------------------------------------------------------------------------------------------
+
+    def _obey(self, early: Sequence[int]) -> None:
+        obeyed = {
+            signal.SIGTERM: self._end,
+            signal.SIGINT: self._end,
+            signal.SIGHUP: self._reload,
+            signal.SIGUSR1: self._reopen,
+            signal.SIGUSR2: self._upgrade,
+        }
+        for number, obey in obeyed.items():
+            self.loop.add_signal_handler(number, obey)
+        if os.getpid() == 1:
+            self._reap()
+        for came in early:
+            obeyed[signal.Signals(came)]()
+
+    def _end(self) -> None:
+        """SIGTERM, SIGINT: drain and end; the second time, end at once."""
+        self._asked_to_end += 1
+        self._wake.set()
+        if self._asked_to_end > 1:
+            self._now.set()
+
+    def _reload(self) -> None:
+        if self.ending:
+            log.warning("not reloaded: the proxy is ending")
+        elif self.serving:
+            self.reload.ask()
+        else:
+            log.warning("not reloaded: the proxy is still starting")
+
+    def _upgrade(self) -> None:
+        if self.serving and not self.ending:
+            self.upgrade.ask()
+        else:
+            log.warning("not upgraded: the proxy is starting or ending")
+
+    def _reopen(self) -> None:
+        logs.reopen()
+        self.pool.reopen()
+
+    def _reap(self) -> None:
+        """Process 1 of a container inherits everybody's orphans; its own workers are waited for by the pool."""
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if found.si_pid in self.pool.processes:
+                    break
+                os.waitpid(found.si_pid, 0)
+        self.loop.call_later(_REAP_S, self._reap)
