@@ -222,25 +222,6 @@ def test_a_worker_that_keeps_dying_backs_off(small_cluster: EmbeddedCluster, sta
     assert wait_for(lambda: daemon.http("/readyz")[0] == 200, 5, "ready again")
 
 
-def test_a_killed_fork_server(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
-    """Nobody notices, and the next worker that dies is replaced all the same."""
-    daemon = start_proxy(small_cluster.seeds)
-    workers = daemon.worker_pids()
-    server = daemon.fork_server()
-    with Load(daemon.address, 10, checked=False) as load:
-        load.locate(daemon.served_by())
-        kill(server)
-        load.advance(50)
-        assert load.ended == []
-        assert daemon.worker_pids() == workers
-        kill(workers[0])
-        new = serving_pid(daemon, workers)
-        load.advance(50)
-    assert {ended.worker for ended in load.ended} == {workers[0]}
-    assert load.wrong == []
-    assert set(daemon.worker_pids()) == {workers[1], new}
-
-
 def test_a_stopped_worker_goes_on_where_it_was(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
     """Not alive while it is stopped; its clients lose nothing when it goes on in time."""
     daemon = start_proxy(small_cluster.seeds)
@@ -276,11 +257,11 @@ def test_a_silent_worker_is_replaced(small_cluster: EmbeddedCluster, start_proxy
     assert daemon.metric("redis_proxy_worker_restarts_total") == 1
 
 
-def test_nothing_outlives_the_supervisor(small_cluster: EmbeddedCluster) -> None:
+def test_nothing_outlives_the_main_process(small_cluster: EmbeddedCluster) -> None:
     daemon = ProxyDaemon(small_cluster.seeds).start()
     try:
         with Load(daemon.address, 6, checked=False) as load:
-            assert len(session_members(daemon.pid)) == 4
+            assert len(session_members(daemon.pid)) == 3
             assert daemon.terminate(signal.SIGKILL) == -signal.SIGKILL
             wait_for(lambda: session_members(daemon.pid) == [], 5, "every process is gone")
             wait_for(lambda: not load.alive(), 5, "every client is disconnected")

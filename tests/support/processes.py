@@ -28,6 +28,13 @@ def alive(pid: int) -> bool:
     return _stat(pid) is not None
 
 
+def command_line(pid: int) -> str:
+    """As ps shows it: the arguments, or the title the process has given itself."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return ""
+
+
 def descriptors(pid: int) -> list[str]:
     """What each of the process's descriptors leads to, as /proc/<pid>/fd spells it."""
     found = []

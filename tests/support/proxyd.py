@@ -28,7 +28,16 @@ from typing import Any
 import redis
 
 from proxy.embedded import HOST, die_with_parent, free_port, wait_for, wait_or_none
-from tests.support.processes import children, descriptors, kill_session, memory, session_members, tcp_inodes
+from tests.support.processes import (
+    alive,
+    children,
+    command_line,
+    descriptors,
+    kill_session,
+    memory,
+    session_members,
+    tcp_inodes,
+)
 from tests.support.raw import Closed, RawClient
 
 __all__ = ["COMMAND", "ROOT", "ProxyDaemon", "merge", "occupied_port", "run_cli", "session_members"]
@@ -37,6 +46,7 @@ START_S = 20.0
 STOP_S = 20.0
 WORKERS = 2
 DRAIN_S = 2
+SUCCESSOR = re.compile(r"the successor is ready, .* successor=(\d+)")
 RELOAD_GOOD = "redis_proxy_config_last_reload_successful"
 RELOADED_AT = "redis_proxy_config_last_reload_success_timestamp_seconds"
 COMMAND = [sys.executable, "-m", "proxy.cli"]
@@ -112,7 +122,6 @@ class ProxyDaemon:
         self._workers = workers
         self._prefix = prefix
         self._ports_given = False
-        self._workers_seen: set[int] = set()
 
     def __enter__(self) -> ProxyDaemon:
         return self.start()
@@ -155,7 +164,7 @@ class ProxyDaemon:
         log = self.log
         assert code == 0, f"exit code {code} on SIGTERM\n{log}"
         assert "Traceback" not in log, log
-        assert session_members(self.pid) == []
+        assert session_members(self.session) == []
 
     def terminate(self, signum: int = signal.SIGTERM) -> int:
         """Sends the signal and returns the exit code; a daemon that stays is killed and failed."""
@@ -172,7 +181,7 @@ class ProxyDaemon:
             raise AssertionError(f"still running {STOP_S} s after {after}\n{self.log}") from None
 
     def signal(self, signum: int) -> None:
-        """To the supervisor, if it still runs."""
+        """To the main process, if it still runs."""
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(signum)
@@ -183,21 +192,21 @@ class ProxyDaemon:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
-            kill_session(self.process.pid)
+            kill_session(self.session)
 
     def remove(self) -> None:
         """Ends what still runs and removes the folder."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def successor(self, config: dict[str, Any] | None = None, wait: str = "") -> ProxyDaemon:
-        """Another instance, not started yet, with the same ports and Unix socket; config: in place of this one's."""
-        extra = self._extra if config is None else config
-        other = ProxyDaemon(self._seeds, extra, wait=wait, unix=self._unix, workers=self._workers)
-        other.port, other.admin_port, other.unix_path = self.port, self.admin_port, self.unix_path
-        other._inherited = self._inherited
-        other._ports_given = True
-        return other
+    def upgrade(self, config: dict[str, Any] | None = None) -> Successor:
+        """Has it start its successor (SIGUSR2), with config in place of this one's; returns when that is ready."""
+        if config is not None:
+            self.configure(config)
+        before = len(SUCCESSOR.findall(self.log))
+        self.signal(signal.SIGUSR2)
+        wait_for(lambda: len(SUCCESSOR.findall(self.log)) > before, START_S, f"upgraded: {self.log[-3000:]}")
+        return Successor(self, int(SUCCESSOR.findall(self.log)[-1]))
 
     # Configuration
 
@@ -248,32 +257,28 @@ class ProxyDaemon:
 
     @property
     def pid(self) -> int:
-        """The supervisor's."""
+        """The main process's."""
         assert self.process is not None
         return self.process.pid
 
+    @property
+    def session(self) -> int:
+        """Of all its processes, and of those of its successors."""
+        return self.pid
+
     def worker_pids(self) -> list[int]:
-        """Live workers: grandchildren of the supervisor, below the fork server; also when that has died since."""
-        for server in children(self.pid):
-            if server not in self._workers_seen:
-                self._workers_seen.update(children(server))
-        return sorted(self._workers_seen.intersection(session_members(self.pid)))
+        """Live workers."""
+        return [pid for pid in children(self.pid) if re.search(r"proxy\.worker\.main|: worker", command_line(pid))]
 
     def served_by(self) -> dict[int, int]:
         """TCP clients of the first listener: the client's own port -> pid of the process that holds its connection."""
-        holders = {held: pid for pid in session_members(self.pid) for held in descriptors(pid)}
+        holders = {held: pid for pid in session_members(self.session) for held in descriptors(pid)}
         inodes = tcp_inodes(self.port).items()
         return {port: pid for port, inode in inodes if (pid := holders.get(f"socket:[{inode}]"))}
 
     def worker_of(self, client: RawClient) -> int:
         """Pid of the worker that serves this connection; it has been answered."""
         return self.served_by()[client.sock.getsockname()[1]]
-
-    def fork_server(self) -> int:
-        """The one child of the supervisor that is no worker."""
-        workers = self.worker_pids()
-        (found,) = [pid for pid in children(self.pid) if pid not in workers]
-        return found
 
     # Clients
 
@@ -332,11 +337,11 @@ class ProxyDaemon:
 
     def memory(self, field: str = "VmRSS") -> int:
         """Bytes of a field of /proc/<pid>/status, summed over the daemon's processes (VmHWM: peak)."""
-        return sum(memory(pid, field) for pid in session_members(self.pid))
+        return sum(memory(pid, field) for pid in session_members(self.session))
 
     def reset_peak_memory(self) -> None:
         """Makes VmHWM start again from now."""
-        for pid in session_members(self.pid):
+        for pid in session_members(self.session):
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     # Inside
@@ -377,6 +382,40 @@ class ProxyDaemon:
                 )
         except (OSError, Closed):
             return False
+
+
+class Successor(ProxyDaemon):
+    """A daemon that another one has started; no child of ours, so its exit code is not known.
+
+    It has the folder, the log and the session of the first of them, which removes them.
+    """
+
+    def __init__(self, predecessor: ProxyDaemon, pid: int) -> None:
+        self.__dict__.update(predecessor.__dict__)
+        self._pid = pid
+        self._session = predecessor.session
+
+    @property
+    def alive(self) -> bool:
+        return alive(self._pid)
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    @property
+    def session(self) -> int:
+        return self._session
+
+    def signal(self, signum: int) -> None:
+        """To the main process, if it still runs."""
+        if self.alive:
+            os.kill(self._pid, signum)
+
+    def exit_code(self, after: str) -> int:
+        """Waits for the end; 0 when the log says that it came in order."""
+        wait_for(lambda: not self.alive, STOP_S, f"ended after {after}: {self.log[-3000:]}")
+        return 0 if self.log.rstrip().endswith("msg=stopped") else 1
 
 
 def occupied_port() -> tuple[socket.socket, int]:
