@@ -86,6 +86,7 @@ class Supervisor:
         self._surplus = surplus
         self._asked_to_end = 0
         self._replaced = False
+        self._reload_wanted = False  # by a signal during the start
         self._wake = asyncio.Event()
         self._now = asyncio.Event()
         self._admin: AdminServer
@@ -175,6 +176,8 @@ class Supervisor:
             max_clients=self.shares.max_clients,
         )
         self.notifier.ready()
+        if self._reload_wanted:
+            self.reload.ask()
 
     async def _prepare_admin(self) -> None:
         """Everything of the admin server that can fail."""
@@ -303,11 +306,11 @@ class Supervisor:
 
     def _reload(self) -> None:
         if self.ending:
-            log.warning("not reloaded: the proxy is ending")
+            log.warning("not reloaded: the proxy is draining")
         elif self.serving:
             self.reload.ask()
         else:
-            log.warning("not reloaded: the proxy is still starting")
+            self._reload_wanted = True
 
     def _upgrade(self) -> None:
         if self.serving and not self.ending:

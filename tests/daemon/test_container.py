@@ -8,8 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from proxy.embedded import HOST, EmbeddedCluster, die_with_parent, free_port, wait_for
-from tests.support.processes import alive, children
-from tests.support.proxyd import COMMAND, ROOT
+from tests.support.processes import alive, children, command_line
+from tests.support.proxyd import COMMAND, ROOT, run_cli
 from tests.support.raw import Closed, RawClient
 
 # What `docker run --read-only` does, by hand. In a namespace of its own nobody else notices.
@@ -52,8 +50,8 @@ class Container:
         return pid
 
     def workers(self) -> list[int]:
-        """Those that have a fork server."""
-        return [worker for server in children(self.pid) for worker in children(server)]
+        """Children of process 1, but for those it has inherited."""
+        return [pid for pid in children(self.pid) if "worker" in command_line(pid)]
 
     def serves(self) -> bool:
         """Whether a client is answered from every third of the slots."""
@@ -66,12 +64,7 @@ class Container:
 
     def healthy(self) -> bool:
         """What the Dockerfile's HEALTHCHECK asks."""
-        try:
-            with urllib.request.urlopen(f"http://{HOST}:{self.admin_port}/readyz", timeout=5) as response:
-                return bool(response.status == 200)
-        except urllib.error.HTTPError as error:
-            error.close()
-            return False
+        return run_cli("healthcheck", "--admin", f"{HOST}:{self.admin_port}").returncode == 0
 
     def zombies(self) -> list[int]:
         """Children of process 1 that it has not waited for."""
@@ -118,9 +111,9 @@ def test_it_serves_and_ends_on_the_signal_of_docker_stop(container: Container) -
     pid = container.pid
     inside = Path(f"/proc/{pid}/status").read_text().partition("NSpid:")[2].split("\n")[0].split()
     assert inside == [str(pid), "1"]
-    wait_for(container.healthy, 10, "/readyz answers 200")
-    members = [pid, *children(pid), *container.workers()]
-    assert len(members) == 4
+    wait_for(container.healthy, 10, "/livez answers")
+    members = [pid, *container.workers()]
+    assert len(members) == 3
     os.kill(pid, signal.SIGTERM)
     assert container.process.wait(20) == 0, container.log.read_text()
     assert not any(alive(member) for member in members)
@@ -128,15 +121,22 @@ def test_it_serves_and_ends_on_the_signal_of_docker_stop(container: Container) -
 
 
 def test_orphans_are_waited_for(container: Container) -> None:
-    """A fork server that is killed leaves its workers to process 1; they serve on, and are replaced when they end."""
-    (server,) = children(container.pid)
-    orphans = container.workers()
-    assert len(orphans) == 2
-    os.kill(server, signal.SIGKILL)
-    wait_for(lambda: set(children(container.pid)) == set(orphans), 10, "the workers are process 1's")
-    assert container.serves()
-    for orphan in orphans:
-        os.kill(orphan, signal.SIGKILL)
-    wait_for(lambda: len(container.workers()) == 2, 20, "another fork server has made two workers")
+    """Process 1 inherits whoever's parent has ended; its own workers are waited for, and replaced, all the same."""
+    workers = container.workers()
+    assert len(workers) == 2
+    inside = ["nsenter", "--target", str(container.pid), "--mount", "--pid"]
+    for _ in range(3):  # a shell that leaves a child behind
+        subprocess.run([*inside, "sh", "-c", "sleep 0.3 & exit 0"], check=True, stdout=subprocess.DEVNULL)
+    os.kill(workers[0], signal.SIGKILL)
+    wait_for(lambda: len(container.workers()) == 2, 20, "another worker has been started")
+    wait_for(lambda: set(children(container.pid)) == set(container.workers()), 10, "the orphans have ended")
     wait_for(lambda: not container.zombies(), 10, "who ended has been waited for")
-    wait_for(container.serves, 20, "the new workers serve")
+    wait_for(container.serves, 20, "the new worker serves")
+
+
+def test_it_cannot_be_upgraded(container: Container) -> None:
+    """Its end would end the container: nothing changes, and it says so."""
+    os.kill(container.pid, signal.SIGUSR2)
+    wait_for(lambda: "process 1 of a container" in container.log.read_text(), 10, "the log says why not")
+    assert container.serves()
+    assert container.healthy()

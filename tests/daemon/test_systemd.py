@@ -18,7 +18,7 @@ import pytest
 from proxy.admin.probes import SILENT_S as LIVE_S
 from proxy.config.models import from_seeds
 from proxy.embedded import HOST, EmbeddedCluster, free_port, wait_for
-from proxy.supervisor.crew import ABORT_S, SILENT_S
+from proxy.supervisor.worker_pool import ABORT_S, SILENT_S
 from tests.support.processes import children, descriptors, session_members
 from tests.support.proxyd import COMMAND, ROOT, ProxyDaemon, occupied_port
 from tests.support.raw import Closed, RawClient, encode
@@ -190,14 +190,13 @@ def test_children_do_not_speak_for_the_daemon(
     held: tuple[socket.socket, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """None of systemd's variables and none of its sockets reach the fork server and the workers."""
+    """None of systemd's variables and none of its sockets reach the workers."""
     monkeypatch.setenv("WATCHDOG_USEC", str(int(WATCHDOG_S * 1e6)))
     with ProxyDaemon(small_cluster.seeds, inherited=held[:1]) as daemon:
         manager.until("READY=1")
-        (server,) = children(daemon.pid)
-        workers = daemon.worker_pids()
+        workers = children(daemon.pid)
         assert len(workers) == 2
-        for pid in (server, *workers):
+        for pid in workers:
             variables = {entry.partition(b"=")[0] for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")}
             assert b"PATH" in variables  # it is the environment
             assert not variables & {b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"WATCHDOG_PID", b"LISTEN_FDS", b"LISTEN_PID"}
@@ -245,7 +244,7 @@ def test_the_watchdogs_signal_leaves_the_stack(small_cluster: EmbeddedCluster) -
         assert daemon.terminate(signal.SIGABRT) == -signal.SIGABRT
         assert "Fatal Python error: Aborted" in daemon.log
         assert "run.py" in daemon.log
-        wait_for(lambda: session_members(daemon.pid) == [], 5, "the workers and the fork server are gone")
+        wait_for(lambda: session_members(daemon.pid) == [], 5, "the workers are gone")
     finally:
         daemon.remove()
 
@@ -435,7 +434,7 @@ def test_the_units_are_correct(tmp_path: Path) -> None:
 
 def test_the_units_fit_the_daemon() -> None:
     service = (UNITS / "redis-proxy.service").read_text().splitlines()
-    for line in ("Type=notify", "NotifyAccess=main", "KillMode=mixed", "ExecReload=kill -HUP $MAINPID"):
+    for line in ("Type=notify", "NotifyAccess=main", "KillMode=mixed", "OOMPolicy=continue"):
         assert line in service
     options = dict(line.split("=", 1) for line in service if "=" in line and not line.startswith("#"))
     drain = from_seeds([f"{HOST}:7001"]).drain
@@ -454,7 +453,7 @@ def test_logrotate(small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_
         pytest.skip("no logrotate")
     folder = tmp_path / "log"
     folder.mkdir(mode=0o755)
-    path = folder / "proxy.system.log"
+    path = folder / "proxy.log"
     daemon = start_proxy(small_cluster.seeds, {"log": {"file": str(path)}})
     assert daemon.process is not None
     text = (UNITS / "redis-proxy.logrotate").read_text()
@@ -479,18 +478,18 @@ def test_logrotate(small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_
     wait_for(lambda: "msg=started" in path.read_text(), 10, "the log is written")
     rotate()
     wait_for(path.exists, 10, "the log is opened anew")
-    old = str(folder / "proxy.system.log.1")
+    old = str(folder / "proxy.log.1")
     members = session_members(daemon.pid)
     wait_for(lambda: not any(old in descriptors(pid) for pid in members), 10, "nobody writes into the old file")
     holding = [pid for pid in members if str(path) in descriptors(pid)]
     assert set(holding) == {daemon.pid, *daemon.worker_pids()}
-    assert "msg=started" in (folder / "proxy.system.log.1").read_text()
+    assert "msg=started" in (folder / "proxy.log.1").read_text()
     with daemon.raw() as raw:
         assert raw.command("PING") == b"+PONG\r\n"
     path.write_text("so that it is not empty\n")
     rotate()
     wait_for(path.exists, 10, "the log is opened anew")
-    assert (folder / "proxy.system.log.2.gz").exists()
+    assert (folder / "proxy.log.2.gz").exists()
     assert daemon.terminate() == 0
     assert "msg=draining" in path.read_text()
-    assert "msg=draining" not in (folder / "proxy.system.log.1").read_text()
+    assert "msg=draining" not in (folder / "proxy.log.1").read_text()
