@@ -179,7 +179,7 @@ def state_in(text: str, daemon: ProxyDaemon) -> str:
 def test_sigusr1_reopens_the_log_of_every_process(
     small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_path: Path
 ) -> None:
-    path, old = tmp_path / "proxy.system.log", tmp_path / "proxy.system.log.1"
+    path, old = tmp_path / "proxy.log", tmp_path / "proxy.log.1"
     daemon = start_proxy(small_cluster.seeds, {"log": {"file": str(path)}})
     wait_for(lambda: path.exists() and "msg=started" in path.read_text(), 5, "the log is written")
     path.rename(old)

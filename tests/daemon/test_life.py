@@ -204,10 +204,10 @@ def test_log_lines_are_logfmt_or_json(small_cluster: EmbeddedCluster, start_prox
 
 
 def test_sigusr1_reopens_the_log(small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_path: Path) -> None:
-    path = tmp_path / "proxy.system.log"
+    path = tmp_path / "proxy.log"
     daemon = start_proxy(small_cluster.seeds, {"log": {"file": str(path)}})
     wait_for(lambda: path.exists() and "listening" in path.read_text(), 5, "the log is written")
-    path.rename(tmp_path / "proxy.system.log.1")
+    path.rename(tmp_path / "proxy.log.1")
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGUSR1)
     wait_for(path.exists, 5, "the log is opened anew")

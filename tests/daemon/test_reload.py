@@ -113,7 +113,7 @@ def test_an_idle_timeout_for_clients_that_are_there(pair: EmbeddedCluster, daemo
 
 def test_where_the_log_goes(pair: EmbeddedCluster, daemon: ProxyDaemon, tmp_path: Path) -> None:
     """Level, format and file, in every process."""
-    path = tmp_path / "proxy.system.log"
+    path = tmp_path / "proxy.log"
     with Load(daemon.address, 8) as load:
         options = {"level": "debug", "format": "json", "file": str(path)}
         daemon.reload({"log": options, "backends": {"connections": 2}})  # new connections: the workers log them
