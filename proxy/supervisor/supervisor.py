@@ -11,7 +11,6 @@ and /metrics answer from before the first client until after the last.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import os
 import secrets
@@ -33,6 +32,7 @@ from proxy.supervisor.upgrade import Upgrade
 from proxy.supervisor.worker_pool import PoolError, WorkerPool
 from proxy.system import limits
 from proxy.system import log as logs
+from proxy.system.process import reap_orphans
 from proxy.system.sd_notify import Notifier, tell
 from proxy.system.sockets import Listening, warn_somaxconn
 
@@ -84,11 +84,11 @@ class Supervisor:
         self.upgrade = Upgrade(self, no_upgrade)
         self._inherited_admin = inherited_admin
         self._surplus = surplus
-        self._asked_to_end = 0
+        self._asked_to_end = False
         self._replaced = False
         self._reload_wanted = False  # by a signal during the start
         self._wake = asyncio.Event()
-        self._now = asyncio.Event()
+        self._doing: asyncio.Task[None] | None = None  # the start, then the drain
         self._admin: AdminServer
         self._process_ended: Callable[[int, float], None] = lambda pid, cpu_s: None
 
@@ -124,15 +124,15 @@ class Supervisor:
         try:
             self._obey(early)
             if not self.ending:
-                await self._unless_ended(self._start())
+                await self._do(self._start())
             if self.serving and self.notifier.active:
                 telling = asyncio.create_task(tell(self.notifier, self._live, self.status.line), name="notify")
             await self._wake.wait()
             # Before the drain: neither may open a listener or start a worker in it.
             await self.reload.stop()
             await self.upgrade.stop()
-            if self.serving:
-                await self._drain()
+            if self.serving and not await self._do(self._drain()):
+                log.warning("ended at once", clients=self.pool.clients)
         finally:
             if telling is not None:
                 telling.cancel()
@@ -189,40 +189,21 @@ class Supervisor:
             except OSError as error:
                 raise StartError(error.strerror or str(error)) from error
 
-    async def _unless_ended(self, work: Coroutine[Any, Any, None]) -> None:
-        """Does it, unless a signal ends it first."""
-        doing, ended = asyncio.create_task(work), asyncio.create_task(self._wake.wait())
-        try:
-            await asyncio.wait((doing, ended), return_when=asyncio.FIRST_COMPLETED)
-            if doing.done():
-                doing.result()
-        finally:
-            for task in (doing, ended):
-                task.cancel()
-            await asyncio.gather(doing, ended, return_exceptions=True)
+    async def _do(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Does it; False when a signal has ended it before (see _end)."""
+        self._doing = asyncio.create_task(work)
+        await asyncio.wait((self._doing,))
+        if self._doing.cancelled():
+            return False
+        self._doing.result()
+        return True
 
     async def _drain(self) -> None:
-        """Lets everybody finish (see `drain:`); a second signal ends it at once."""
+        """Lets everybody finish (see `drain:`): ends the listeners, then the workers."""
         drain = self.settings.drain
         self.draining = True
         log.info("draining", clients=self.pool.clients, delay_s=drain.delay, timeout_s=drain.timeout)
         self.notifier.stopping()
-        leaving = asyncio.create_task(self._leave(), name="drain")
-        now = asyncio.create_task(self._now.wait())
-        try:
-            await asyncio.wait({leaving, now}, return_when=asyncio.FIRST_COMPLETED)
-            if leaving.done():
-                leaving.result()
-        finally:
-            for task in (leaving, now):
-                task.cancel()
-            await asyncio.gather(leaving, now, return_exceptions=True)
-        if self._now.is_set():
-            log.warning("ended at once", clients=self.pool.clients)
-
-    async def _leave(self) -> None:
-        """Ends the listeners, then the workers."""
-        drain = self.settings.drain
         if self._replaced:
             self.acceptor.close_all(accept=False)  # the successor takes what waits in the kernel's queues
             await self._admin.release()
@@ -298,11 +279,11 @@ class Supervisor:
             obeyed[signal.Signals(came)]()
 
     def _end(self) -> None:
-        """SIGTERM, SIGINT: drain and end; the second time, end at once."""
-        self._asked_to_end += 1
+        """SIGTERM, SIGINT: drain and end; while starting, and the second time, end at once."""
+        if self._doing is not None and (not self.serving or self._asked_to_end):
+            self._doing.cancel()
+        self._asked_to_end = True
         self._wake.set()
-        if self._asked_to_end > 1:
-            self._now.set()
 
     def _reload(self) -> None:
         if self.ending:
@@ -324,9 +305,5 @@ class Supervisor:
 
     def _reap(self) -> None:
         """Process 1 of a container inherits everybody's orphans; its own workers are waited for by the pool."""
-        with contextlib.suppress(ChildProcessError):
-            while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
-                if found.si_pid in self.pool.processes:
-                    break
-                os.waitpid(found.si_pid, 0)
+        reap_orphans(self.pool.processes)
         self.loop.call_later(_REAP_S, self._reap)
