@@ -59,9 +59,8 @@ class AdminServer:
             "/readyz": self._get_readyz,
             "/api/state": self._get_state,
         }
-        self._address = ""
         self._listener: Listener | None = None
-        self._prepared: tuple[str, Listener] | None = None
+        self._prepared: Listener | None = None
         self._released: list[Listener] = []  # no longer listening, with requests under way
         self._connections: set[Connection] = set()
         self._scrapes: dict[str, asyncio.Task[_Answer]] = {}
@@ -76,49 +75,54 @@ class AdminServer:
         """The listening sockets, or before start() the prepared ones; they stay this server's until release()."""
         if self._listener is not None:
             return list(self._listener.sockets)
-        return list(self._prepared[1].sockets) if self._prepared is not None else []
+        return list(self._prepared.sockets) if self._prepared is not None else []
 
     async def prepare(self, address: str, sockets: Sequence[socket.socket] = ()) -> None:
         """Does all that can fail, and answers nobody: start() does, which has connections wait for it until then.
 
         address: "host:port" or "[ip6]:port" (port 0 takes a free one; see `port`). sockets: a predecessor's or the
         service manager's, listening at that address already; this server's from here on, also when this fails.
-        OSError, with a sentence for the operator as its text, when the address cannot be had: everything is as it was
-        then.
+        What was prepared before is given up. OSError, with a sentence for the operator as its text, when the address
+        cannot be had: it listens where it did.
         """
-        listening = self._listener.sockets if self._listener is not None else []
-        listener = Listener(self._answer, ANSWER_S, list(sockets) or await bind(address, listening), self._connections)
+        await self.discard()
+        own = self._listener.sockets if self._listener is not None else []
+        bound = list(sockets) or await bind(address, own)
+        listener = Listener(address, bound, self._answer, ANSWER_S, self._connections)
         await listener.prepare()
-        await self._drop_prepared()
-        self._prepared = address, listener
+        self._prepared = listener
 
     async def start(self) -> None:
         """Begins to answer where prepare() said, and listens nowhere else any more. Nothing prepared: no change."""
         if self._prepared is None:
             return
-        old = self._listener
-        self._address, self._listener = self._prepared
-        self._prepared = None
+        old, self._listener, self._prepared = self._listener, self._prepared, None
         await self._listener.open()
         if old is not None:
             self._release(old)
 
+    async def discard(self) -> None:
+        """Gives up what was prepared and not started."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            await prepared.close()
+
     async def move(self, address: str) -> None:
         """prepare() and start(), but nothing when it listens there already."""
-        if self._listener is None or address != self._address:
+        if self._listener is None or address != self._listener.address:
             await self.prepare(address)
             await self.start()
 
     async def release(self) -> None:
         """Lets go of the listening sockets; requests under way are answered."""
-        await self._drop_prepared()
+        await self.discard()
         old, self._listener = self._listener, None
         if old is not None:
             self._release(old)
 
     async def stop(self) -> None:
         """Closes everything, within some two seconds when requests are under way."""
-        await self._drop_prepared()
+        await self.discard()
         listeners = [*self._released, *([self._listener] if self._listener is not None else [])]
         self._released, self._listener = [], None
         await asyncio.gather(*(listener.close() for listener in listeners))
@@ -130,11 +134,6 @@ class AdminServer:
     def _release(self, listener: Listener) -> None:
         listener.release(ANSWER_S + _GRACE_S)
         self._released = [*(one for one in self._released if not one.closed), listener]
-
-    async def _drop_prepared(self) -> None:
-        prepared, self._prepared = self._prepared, None
-        if prepared is not None:
-            await prepared[1].close()
 
     # -- answers -------------------------------------------------------------------------------------------------
 

@@ -38,13 +38,14 @@ class Listener:
 
     States: new -> prepared -> open -> released (listens no more) -> closed; release() and close() from each of them.
 
-    answer: makes the answer to a request, within within_s. sockets: bound; this listener's from here on. everybody: the
-    open connections of all listeners of one server.
+    address: where, as it was written. sockets: bound to it; this listener's from here on. answer: makes the answer to
+    a request, within within_s. everybody: the open connections of all listeners of one server.
     """
 
     def __init__(
-        self, answer: Answer, within_s: float, sockets: list[socket.socket], everybody: set[Connection]
+        self, address: str, sockets: list[socket.socket], answer: Answer, within_s: float, everybody: set[Connection]
     ) -> None:
+        self.address = address
         self.sockets = sockets
         self.closed = False
         self._connections = Connections(answer, within_s, everybody)
@@ -52,15 +53,18 @@ class Listener:
         self._ending: asyncio.Task[None] | None = None
 
     async def prepare(self) -> None:
-        """Sets everything up and answers nobody yet; on failure the sockets are closed."""
+        """Sets everything up and answers nobody yet. AddressError when a socket is of no use; all are closed then."""
         loop = asyncio.get_running_loop()
         try:
             for sock in self.sockets:
                 self._accepting.append(
                     await loop.create_server(self._connections, sock=sock, backlog=_BACKLOG, start_serving=False)
                 )
-        except BaseException:
+        except BaseException as error:
             await self.close()
+            if isinstance(error, OSError | ValueError):  # ValueError: it is no stream socket
+                sentence = f"cannot listen on admin.address {self.address}: the socket given cannot be used: {error}"
+                raise AddressError(errno.EINVAL, sentence) from error
             raise
 
     async def open(self) -> None:

@@ -97,14 +97,14 @@ def base(server: AdminServer, host: str = "127.0.0.1") -> str:
 Check = Callable[[Proxy, AdminServer], Awaitable[None]]
 
 
-def serve(check: Check, address: str = "127.0.0.1:0") -> None:
+def serve(check: Check, address: str = "127.0.0.1:0", proxy: Proxy | None = None) -> None:
     """Runs the check against a started server, on the loop the proxy runs on."""
 
     async def main() -> None:
         async with asyncio.timeout(30):
-            proxy = Proxy()
-            async with server_of(proxy, address) as server:
-                await check(proxy, server)
+            asked = proxy or Proxy()
+            async with server_of(asked, address) as server:
+                await check(asked, server)
 
     uvloop.run(main())
 
