@@ -45,7 +45,7 @@ class MetricsPage:
     def render(self, snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
         """One scrape: (body, Content-Type), in OpenMetrics when the Accept header asks for it, else in the text format.
 
-        Takes 1 ms for a proxy that has seen 40 commands and 20 nodes, 4 ms for 400 commands. ValueError when a
+        Takes 7 ms for a proxy that has seen 40 commands and 20 nodes, 27 ms for 400 and 300. ValueError when a
         histogram has another number of buckets than there are bounds.
         """
         return render(families(snapshot, self._bounds), self._standard, accept)

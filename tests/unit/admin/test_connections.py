@@ -299,7 +299,7 @@ def test_pipelined_requests_are_answered_in_order() -> None:
 
 
 @contextlib.contextmanager
-def deaf(port: int, *sent: bytes) -> Iterator[socket.socket]:
+def unread(port: int, *sent: bytes) -> Iterator[socket.socket]:
     """A client with a small window, which sends and does not read."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -320,7 +320,7 @@ class Large(Proxy):
 
 def test_a_client_that_never_reads_a_large_page_is_cut(short_take: float, caplog: pytest.LogCaptureFixture) -> None:
     async def check(proxy: Proxy, server: AdminServer) -> None:
-        with deaf(server.port, asking("/metrics")):
+        with unread(server.port, asking("/metrics")):
             await proxy.was_asked()
             async with connection(server.port, LIVE) as (reader, _):
                 assert (await answer(reader))[1] == b"live\n"
@@ -332,7 +332,7 @@ def test_a_client_that_never_reads_a_large_page_is_cut(short_take: float, caplog
 
 def test_a_client_that_pipelines_and_never_reads_is_cut(short_take: float, short_head: float) -> None:
     async def check(proxy: Proxy, server: AdminServer) -> None:
-        with deaf(server.port) as sock:
+        with unread(server.port) as sock:
             asked = asking("/metrics") * 50
             with contextlib.suppress(BlockingIOError):
                 for _ in range(100):
@@ -354,7 +354,7 @@ def test_a_client_that_reads_slowly_has_its_time() -> None:
 
 def test_a_client_that_never_reads_does_not_outlive_stop() -> None:
     async def check(proxy: Proxy, server: AdminServer) -> None:
-        with deaf(server.port, asking("/metrics")) as sock:
+        with unread(server.port, asking("/metrics")) as sock:
             await proxy.was_asked()
             before = time.monotonic()
             await server.stop()

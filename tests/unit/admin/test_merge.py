@@ -224,9 +224,9 @@ class Fleet:
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
         self.past = Past(counters(0))
-        self.workers = {number: self.newborn() for number in range(3)}
+        self.workers = {number: self.new_worker() for number in range(3)}
 
-    def newborn(self) -> tuple[CounterValues, Status | None]:
+    def new_worker(self) -> tuple[CounterValues, Status | None]:
         return counters(0), None
 
     def step(self, cluster: set[str]) -> None:
@@ -235,7 +235,7 @@ class Fleet:
         match self.chance.randrange(8):
             case 0:
                 self.past.ended(values, old)
-                self.workers[number] = self.newborn()
+                self.workers[number] = self.new_worker()
                 return
             case 1 | 2:
                 values = merge_counters([values, counters(self.chance.randrange(3))])
