@@ -1,10 +1,10 @@
 """Where the admin server listens: its sockets, and the connections that came by them.
 
-Why: an address can be changed, or given to a successor, while requests are under way; each address is a door of its own
-that is left, not slammed. Called by proxy.admin.http.
+Why: the address can be changed, or given to a successor, while requests are under way; each address is a listener of
+its own. Called by proxy.admin.http.
 
-Invariants: whoever came in before leave() is answered as before, and then let go; a door that cannot be opened leaves
-nothing open.
+Invariants: who has been accepted before release() is answered as before, and then closed; a listener that cannot be
+opened leaves nothing open; everything that can fail is done by bind() and prepare(), open() only begins to answer.
 """
 
 from __future__ import annotations
@@ -14,79 +14,108 @@ import contextlib
 import errno
 import socket
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
-from aiohttp import web
+from proxy.admin.connections import Answer, Connection, Connections
 
-_STOP_TIMEOUT_S = 1.0
-_BACKLOG = 128
+_RESOLVE_S = 5.0
+_STOP_S: Final = 1.0  # for requests under way, when everything is closed
+_BACKLOG: Final = 128
 
 
-class Door:
-    """Listening sockets and the connections that came by them. States: new -> open -> left (listens no more) -> closed.
+class AddressError(OSError):
+    """The address cannot be had; the text, and strerror, is one sentence for the operator."""
 
-    sockets: bound; the door's from here on.
+    def __init__(self, number: int, sentence: str) -> None:
+        super().__init__(number, sentence)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class Listener:
+    """Listening sockets and the connections that came by them.
+
+    States: new -> prepared -> open -> released (listens no more) -> closed; release() and close() from each of them.
+
+    address: where, as it was written. sockets: bound to it; this listener's from here on. answer: makes the answer to
+    a request, within within_s. everybody: the open connections of all listeners of one server.
     """
 
-    def __init__(self, app: web.Application, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, address: str, sockets: list[socket.socket], answer: Answer, within_s: float, everybody: set[Connection]
+    ) -> None:
+        self.address = address
         self.sockets = sockets
         self.closed = False
-        self._runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=_STOP_TIMEOUT_S)
-        self._fading: asyncio.Task[None] | None = None
-        app.on_response_prepare.append(self._prepare)
+        self._connections = Connections(answer, within_s, everybody)
+        self._accepting: list[asyncio.Server] = []
+        self._ending: asyncio.Task[None] | None = None
 
-    async def open(self) -> None:
-        """Answers; on failure the sockets are closed."""
+    async def prepare(self) -> None:
+        """Sets everything up and answers nobody yet. AddressError when a socket is of no use; all are closed then."""
+        loop = asyncio.get_running_loop()
         try:
-            await self._runner.setup()
             for sock in self.sockets:
-                await web.SockSite(self._runner, sock, backlog=_BACKLOG).start()
-        except BaseException:
+                self._accepting.append(
+                    await loop.create_server(self._connections, sock=sock, backlog=_BACKLOG, start_serving=False)
+                )
+        except BaseException as error:
             await self.close()
+            if isinstance(error, OSError | ValueError):  # ValueError: it is no stream socket
+                sentence = f"cannot listen on admin.address {self.address}: the socket given cannot be used: {error}"
+                raise AddressError(errno.EINVAL, sentence) from error
             raise
 
-    async def leave(self, linger_s: float) -> None:
+    async def open(self) -> None:
+        """Begins to accept and to answer."""
+        for one in self._accepting:
+            await one.start_serving()
+
+    def release(self, linger_s: float) -> None:
         """Listens no more. Connections are closed once they have been answered, all others after linger_s."""
-        for site in self._runner.sites:
-            await site.stop()
-        self._fading = asyncio.create_task(self._fade(linger_s), name="admin-fade")
+        self._connections.released = True
+        self._stop_listening()
+        self._ending = asyncio.create_task(self._end(linger_s), name="admin-release")
 
     async def close(self) -> None:
         """Closes everything; requests under way get a second."""
-        if self._fading is not None:
-            self._fading.cancel()
-            await asyncio.gather(self._fading, return_exceptions=True)
+        if self._ending is not None:
+            self._ending.cancel()
+            await asyncio.gather(self._ending, return_exceptions=True)
         await self._close()
 
-    async def _fade(self, linger_s: float) -> None:
+    async def _end(self, linger_s: float) -> None:
         await asyncio.sleep(linger_s)
         await self._close()
 
     async def _close(self) -> None:
-        await self._runner.cleanup()
-        for sock in self.sockets:
-            sock.close()
+        self._stop_listening()
+        await self._connections.close(_STOP_S)
         self.closed = True
 
-    async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
-        if self._fading is not None:
-            response.force_close()
+    def _stop_listening(self) -> None:
+        for one in self._accepting:
+            one.close()
+        for sock in self.sockets:
+            sock.close()
 
 
 async def bind(address: str, own: Sequence[socket.socket]) -> list[socket.socket]:
     """Listening sockets at "host:port" or "[ip6]:port", one for each of the host's addresses (localhost often has two).
 
-    own: what the server listens on now; the same port may be taken beside it. OSError, with a sentence for the operator
-    as its text, when the address cannot be had.
+    own: what the server listens on now; the same port may be taken beside it. AddressError when the address cannot be
+    had.
     """
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     sockets: list[socket.socket] = []
     missing: OSError | None = None
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        async with asyncio.timeout(_RESOLVE_S):
+            found = await asyncio.get_running_loop().getaddrinfo(
+                host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
         for family, kind, proto, _, where in dict.fromkeys(found):
             try:
                 sockets.append(_bind_one(family, kind, proto, where, own))
@@ -97,12 +126,27 @@ async def bind(address: str, own: Sequence[socket.socket]) -> list[socket.socket
                 missing = error
         if missing is not None and not sockets:
             raise missing
-    except (OSError, UnicodeError) as error:  # UnicodeError: no name the resolver can be asked for
+    except (OSError, UnicodeError) as error:  # TimeoutError is an OSError; UnicodeError: nothing that can be looked up
         for sock in sockets:
             sock.close()
-        number, reason = error.args if isinstance(error, OSError) else (errno.EINVAL, "Not a host name")
-        raise OSError(number, f"cannot listen on admin.address {address}: {reason}") from error
+        number = error.errno if isinstance(error, OSError) and error.errno is not None else errno.EINVAL
+        raise AddressError(number, f"cannot listen on admin.address {address}: {_reason(error)}") from error
     return sockets
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    if isinstance(error, UnicodeError):
+        return "this is not a host name"
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return f"the name could not be looked up within {_RESOLVE_S:g} s"
+    if isinstance(error, socket.gaierror):
+        return f"the name could not be looked up: {error.strerror}"
+    known = {
+        errno.EADDRINUSE: "the address is in use; is another proxy running?",
+        errno.EADDRNOTAVAIL: "this machine does not have the address",
+        errno.EACCES: "permission denied",
+    }
+    return known.get(error.errno or 0) or error.strerror or str(error)
 
 
 def _bind_one(family: int, kind: int, proto: int, where: Any, own: Sequence[socket.socket]) -> socket.socket:

@@ -1,12 +1,12 @@
 """Many workers as one: what each of them counts becomes what the proxy counts.
 
-Why: one scrape shows one proxy, and a worker that died, or a node that one of them forgot, must not make a counter go
-down, which Prometheus would take for a restart. Called by proxy.supervisor, which keeps one `Dead`.
+Why: one scrape shows one proxy, and a worker that ended, or a node that one of them forgot, must not make a counter go
+down, which Prometheus would take for a restart. Called by proxy.supervisor, which keeps one `Past`.
 
 Invariants:
-- Nothing given is changed, except by the methods of Dead, and what is returned shares no container with it.
-- A counter never goes down, those of a node as long as the node stays in some running worker's topology, provided
-  Dead hears of every worker that ended (`add`) and of every state that took another's place (`changed`).
+- Nothing given is changed, except by the methods of Past, and what is returned shares no container with it but `own`.
+- A counter never goes down, those of a node as long as some running worker tells of the node, provided Past hears of
+  every worker that ended (`ended`) and of every status that took another's place (`changed`).
 - Gauges are those of the running workers alone.
 - Sums of seconds are rounded once, and up where they are kept: otherwise the order of the additions, which changes when
   a worker ends, could make one smaller by its last bit, and Prometheus would add the whole of it again.
@@ -19,41 +19,37 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from math import fsum, inf, nextafter
 from typing import TypeVar
 
-from proxy.admin.snapshot import (
-    CommandValues,
-    CounterValues,
-    NodeValues,
-    OwnValues,
-    Snapshot,
-    TopologyValues,
-    WorkerState,
-)
+from proxy.admin.snapshot import CommandValues, CounterValues, OwnValues, Snapshot
+from proxy.ipc.messages import NodeStatus, Status
 
 _Key = TypeVar("_Key", bound=Hashable)
 
 
-def merge(own: OwnValues, workers: Sequence[tuple[CounterValues, WorkerState | None]], dead: Dead) -> Snapshot:
-    """The whole proxy. workers: of each running one its counters now and its newest state, None when it has told none.
+def merge(own: OwnValues, workers: Sequence[tuple[CounterValues, Status | None]], past: Past, clients: int) -> Snapshot:
+    """The whole proxy.
 
-    Also lets dead forget the nodes that no worker knows any more.
+    workers: of each running one its counters now and its newest status, None when it has told none. clients: open
+    connections now, all workers together. Also lets past forget the nodes that no worker tells of any more.
     """
-    states = [state for _, state in workers if state is not None]
-    nodes = merge_nodes([state["nodes"] for state in states], dead.nodes)
-    topology = merge_topologies([state["topology"] for state in states])
-    if any(state["topology"]["known"] for state in states):  # else they may come back, and so may their counters
-        dead.prune(nodes)
-    counters = merge_counters([dead.counters, *(counters for counters, _ in workers)])
-    counters["rejected"] += own["rejected"]
+    told = [status for _, status in workers if status is not None]
+    nodes = merge_nodes([status.nodes for status in told], past.nodes)
+    if nodes:  # else no worker knows the topology at this moment, and the nodes will be back
+        past.prune(nodes)
     return {
         "own": own,
-        "counters": counters,
-        "clients": sum(state["clients"] for state in states),
-        "waiting": sum(state["waiting"] for state in states),
-        "output_bytes": sum(state["output_bytes"] for state in states),
-        "event_loop_lag_s": max((state["event_loop_lag_s"] for state in states), default=0.0),
+        "counters": merge_counters([past.counters, *(counters for counters, _ in workers)]),
+        "clients": clients,
+        "waiting": sum(status.waiting for status in told),
+        "output_bytes": sum(status.output_bytes for status in told),
+        "client_memory": sum(status.client_memory for status in told),
+        "event_loop_lag_s": max((status.event_loop_lag_s for status in told), default=0.0),
         "nodes": nodes,
-        "topology": {**topology, "refreshes": _sum([dead.refreshes, topology["refreshes"]])},
     }
+
+
+def dropped_lines(own: int, statuses: Iterable[Status], past: Past) -> int:
+    """Log lines that were dropped since the start. own: of the main process; statuses: the running workers' newest."""
+    return own + past.log_dropped + sum(status.log_dropped for status in statuses)
 
 
 def merge_counters(parts: Sequence[CounterValues]) -> CounterValues:
@@ -80,50 +76,35 @@ def merge_counters(parts: Sequence[CounterValues]) -> CounterValues:
 
 
 def merge_nodes(
-    parts: Sequence[Mapping[str, NodeValues]], past: Mapping[str, NodeValues] | None = None
-) -> dict[str, NodeValues]:
+    parts: Sequence[Mapping[str, NodeStatus]], past: Mapping[str, NodeStatus] | None = None
+) -> dict[str, NodeStatus]:
     """ "host:port" -> the sums over the workers that know the node; up when any of them has it up.
 
     past: counts to add for the nodes that any of them knows. While a failover becomes known the workers differ: the
     role is what most of them say, or else the last of them.
     """
-    known: dict[str, list[NodeValues]] = {}
+    known: dict[str, list[NodeStatus]] = {}
     for part in parts:
-        for name, values in part.items():
-            known.setdefault(name, []).append(values)
-    merged: dict[str, NodeValues] = {}
+        for name, status in part.items():
+            known.setdefault(name, []).append(status)
+    merged: dict[str, NodeStatus] = {}
     for name, several in known.items():
-        roles = Counter(reversed([values["role"] for values in several]))  # equal counts: in the order first met
+        roles = Counter(reversed([status.role for status in several]))  # equal counts: in the order first met
         counted = [*several, past[name]] if past is not None and name in past else several
-        merged[name] = {
-            "role": roles.most_common(1)[0][0],
-            "up": any(values["up"] for values in several),
-            "connections": _sum([values["connections"] for values in several]),
-            "connect_failures": sum(values["connect_failures"] for values in counted),
-            "pending": sum(values["pending"] for values in several),
-            "buckets": _sum_buckets([values["buckets"] for values in counted]),
-            "sum_s": fsum(values["sum_s"] for values in counted),
-        }
+        merged[name] = NodeStatus(
+            role=roles.most_common(1)[0][0],
+            up=any(status.up for status in several),
+            connections=_sum([status.connections for status in several]),
+            connect_failures=sum(status.connect_failures for status in counted),
+            pending=sum(status.pending for status in several),
+            buckets=_sum_buckets([status.buckets for status in counted]),
+            sum_s=fsum(status.sum_s for status in counted),
+        )
     return merged
 
 
-def merge_topologies(parts: Sequence[TopologyValues]) -> TopologyValues:
-    """What all of them know: the fewest slots, the oldest success (None when one has had none), the first error."""
-    succeeded = [part["last_success_s"] for part in parts]
-    known = [when for when in succeeded if when is not None]
-    return {
-        "known": bool(parts) and all(part["known"] for part in parts),
-        "fresh": bool(parts) and all(part["fresh"] for part in parts),
-        "slots_covered": min((part["slots_covered"] for part in parts), default=0),
-        "epoch": max((part["epoch"] for part in parts), default=0),
-        "last_success_s": min(known) if known and len(known) == len(succeeded) else None,
-        "refreshes": _sum([part["refreshes"] for part in parts]),
-        "error": next((part["error"] for part in parts if part["error"]), ""),
-    }
-
-
-class Dead:
-    """What is left of the workers that ended, and of nodes that single workers have lost sight of.
+class Past:
+    """What workers that have ended had counted, and running ones of nodes that they have forgotten.
 
     nothing: the counters of a worker that has done nothing yet. They name the label values that are shown at 0 before
     there is any worker.
@@ -131,45 +112,41 @@ class Dead:
 
     def __init__(self, nothing: CounterValues) -> None:
         self.counters = merge_counters([nothing])
-        self.refreshes: dict[tuple[str, str], int] = {}
-        self.nodes: dict[str, NodeValues] = {}  # only counters are other than 0
+        self.log_dropped = 0
+        self.nodes: dict[str, NodeStatus] = {}  # only counters are other than 0
 
-    def add(self, counters: CounterValues, state: WorkerState | None) -> None:
-        """A worker has ended. counters: its last, read after its end; state: its newest, None when it told none."""
+    def ended(self, counters: CounterValues, status: Status | None) -> None:
+        """A worker has ended. counters: its last, read after its end; status: its newest, None when it told none."""
         self.counters = merge_counters([self.counters, counters])
         self.counters["inflight"] = 0
         for command in self.counters["commands"].values():
             command["sum_s"] = _up(command["sum_s"])
-        if state is not None:
-            self._keep_refreshes(state["topology"])
-            for name, values in state["nodes"].items():
-                self._keep_node(name, values)
+        if status is not None:
+            self.log_dropped += status.log_dropped
+            for name, node in status.nodes.items():
+                self._keep_node(name, node)
 
-    def changed(self, old: WorkerState, new: WorkerState) -> None:
-        """A running worker has told a new state. Keeps what its old one counted and the new one has begun anew.
+    def changed(self, old: Status, new: Status) -> None:
+        """A running worker has told a new status. Keeps what its old one counted and the new one has begun anew.
 
-        A worker drops a node's counts with the node, sooner or later than the others do, and counts from 0 when it
-        comes back; those of the refreshes begin anew when the seeds are changed.
+        A worker forgets a node's counts with the node, sooner or later than the others do, and counts from 0 when it
+        comes back.
         """
-        for name, values in old["nodes"].items():
-            now = new["nodes"].get(name)
-            if now is None or _began_anew(values, now):
-                self._keep_node(name, values)
-        before, after = old["topology"]["refreshes"], new["topology"]["refreshes"]
-        if any(after.get(labels, 0) < count for labels, count in before.items()):
-            self._keep_refreshes(old["topology"])
+        for name, node in old.nodes.items():
+            now = new.nodes.get(name)
+            if now is None or _began_anew(node, now):
+                self._keep_node(name, node)
 
     def prune(self, nodes: Collection[str]) -> None:
         """Forgets every node but these."""
         for name in [name for name in self.nodes if name not in nodes]:
             del self.nodes[name]
 
-    def _keep_refreshes(self, topology: TopologyValues) -> None:
-        self.refreshes = _sum([self.refreshes, topology["refreshes"]])
-
-    def _keep_node(self, name: str, values: NodeValues) -> None:
-        kept = merge_nodes([{name: values}], self.nodes)[name]
-        self.nodes[name] = {**kept, "up": False, "connections": {}, "pending": 0, "sum_s": _up(kept["sum_s"])}
+    def _keep_node(self, name: str, node: NodeStatus) -> None:
+        kept = merge_nodes([{name: node}], self.nodes)[name]
+        kept.up, kept.connections, kept.pending = False, {}, 0
+        kept.sum_s = _up(kept.sum_s)
+        self.nodes[name] = kept
 
 
 def _up(total_s: float) -> float:
@@ -177,9 +154,9 @@ def _up(total_s: float) -> float:
     return nextafter(total_s, inf) if total_s else total_s
 
 
-def _began_anew(old: NodeValues, new: NodeValues) -> bool:
-    return new["connect_failures"] < old["connect_failures"] or any(
-        now < before for before, now in zip(old["buckets"], new["buckets"], strict=True)
+def _began_anew(old: NodeStatus, new: NodeStatus) -> bool:
+    return new.connect_failures < old.connect_failures or any(
+        now < before for before, now in zip(old.buckets, new.buckets, strict=True)
     )
 
 

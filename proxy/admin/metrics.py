@@ -1,7 +1,7 @@
 """/metrics: what the proxy counts as Prometheus families.
 
-Why: those who count know nothing of Prometheus; this module spells one merged snapshot per scrape in the names of the
-operations guide. Called by proxy.supervisor, which gathers the snapshot and hands the page to proxy.admin.http.
+Why: those who count know nothing of Prometheus; this module shows one merged snapshot per scrape in the names of the
+operations guide. Called by proxy.supervisor, which gathers the snapshot and gives the page to proxy.admin.http.
 
 Invariants:
 - A family exists from the first scrape on. Labels whose values are known beforehand are there at 0; what would cost
@@ -17,9 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector
 
-from proxy.admin.exposition import Family, Series, counter, gauge, histogram, spell
+from proxy.admin.exposition import Family, Series, counter, gauge, histogram, render
 from proxy.admin.processes import Processes
-from proxy.admin.snapshot import CounterValues, NodeValues, OwnValues, Snapshot, TopologyValues
+from proxy.admin.snapshot import CounterValues, OwnValues, Snapshot, TopologyValues
+from proxy.ipc.messages import NodeStatus
 
 PREFIX = "redis_proxy_"
 
@@ -44,10 +45,10 @@ class MetricsPage:
     def render(self, snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
         """One scrape: (body, Content-Type), in OpenMetrics when the Accept header asks for it, else in the text format.
 
-        Takes 1 ms for a proxy that has seen 40 commands and 20 nodes, 4 ms for 400 commands. ValueError when a
+        Takes 7 ms for a proxy that has seen 40 commands and 20 nodes, 27 ms for 400 and 300. ValueError when a
         histogram has another number of buckets than there are bounds.
         """
-        return spell(families(snapshot, self._bounds), self._standard, accept)
+        return render(families(snapshot, self._bounds), self._standard, accept)
 
 
 def families(snapshot: Snapshot, bounds: tuple[str, ...]) -> Iterator[Family]:
@@ -56,7 +57,7 @@ def families(snapshot: Snapshot, bounds: tuple[str, ...]) -> Iterator[Family]:
     yield from _clients(snapshot)
     yield from _commands(snapshot, bounds)
     yield from _nodes(snapshot["nodes"], bounds)
-    yield from _topology(snapshot["topology"])
+    yield from _topology(snapshot["own"]["topology"])
 
 
 def _proxy(own: OwnValues, snapshot: Snapshot) -> Iterator[Family]:
@@ -74,7 +75,16 @@ def _proxy(own: OwnValues, snapshot: Snapshot) -> Iterator[Family]:
         "When a configuration was last taken, the start included.",
         own["reload_success_s"],
     )
-    yield _single("draining", "1 while the proxy parts with its clients, to end.", int(own["draining"]))
+    yield _single("draining", "1 while the proxy lets its clients go, to end.", int(own["draining"]))
+    yield _total(
+        "log_lines_dropped_total", "Log lines dropped because they were not taken in time.", own["log_dropped"]
+    )
+    yield _counter(
+        "background_failures_total",
+        "Background tasks ended by a fault of the proxy, and started again.",
+        ("task",),
+        [((task,), count) for task, count in own["background_failures"].items()],
+    )
     yield _single(
         "event_loop_lag_seconds",
         "How late a worker's event loop ran its timer, where that was latest.",
@@ -83,19 +93,19 @@ def _proxy(own: OwnValues, snapshot: Snapshot) -> Iterator[Family]:
 
 
 def _clients(snapshot: Snapshot) -> Iterator[Family]:
-    counters = snapshot["counters"]
+    own, counters = snapshot["own"], snapshot["counters"]
     yield _single("client_connections", "Open client connections.", snapshot["clients"])
     yield _single(
         "client_connections_max",
-        "Client connections there may be (clients.max_clients).",
-        snapshot["own"]["max_clients"],
+        "Client connections there may be: clients.max_clients, or what the limit of descriptors leaves of it.",
+        own["max_clients"],
     )
     yield _total("client_connections_total", "Client connections accepted.", counters["accepted"])
     yield _counter(
         "client_connections_rejected_total",
         "Client connections refused.",
         ("reason",),
-        [(("max_clients",), counters["rejected"])],
+        [((reason,), count) for reason, count in _rejected(own, counters).items()],
     )
     yield _counter(
         "client_disconnects_total",
@@ -104,6 +114,16 @@ def _clients(snapshot: Snapshot) -> Iterator[Family]:
         [((reason,), count) for reason, count in counters["closed"].items()],
     )
     yield _single("output_buffer_bytes", "Reply bytes held for clients.", snapshot["output_bytes"])
+    yield _single(
+        "client_memory_bytes",
+        "Memory held for all clients: requests under way and replies not read.",
+        snapshot["client_memory"],
+    )
+    yield _single(
+        "client_memory_max_bytes",
+        "Memory that all clients together may hold (clients.max_memory); 0 = no limit.",
+        own["max_memory"],
+    )
     yield _counter(
         "bytes_total",
         "Bytes received and sent.",
@@ -115,6 +135,13 @@ def _clients(snapshot: Snapshot) -> Iterator[Family]:
             (("backend", "out"), counters["backend_out"]),
         ],
     )
+
+
+def _rejected(own: OwnValues, counters: CounterValues) -> dict[str, int]:
+    """Reason -> connections. A worker loses clients when it has no descriptor for them."""
+    rejected = {"max_clients": 0, "descriptors": 0} | own["rejected"]
+    rejected["descriptors"] += counters["rejected"]
+    return rejected
 
 
 def _commands(snapshot: Snapshot, bounds: tuple[str, ...]) -> Iterator[Family]:
@@ -167,46 +194,46 @@ def _commands(snapshot: Snapshot, bounds: tuple[str, ...]) -> Iterator[Family]:
     )
 
 
-def _nodes(nodes: Mapping[str, NodeValues], bounds: tuple[str, ...]) -> Iterator[Family]:
+def _nodes(nodes: Mapping[str, NodeStatus], bounds: tuple[str, ...]) -> Iterator[Family]:
     yield _gauge(
         "node_up",
         "1 when the node answers.",
         ("node", "role"),
-        [((node, values["role"]), int(values["up"])) for node, values in nodes.items()],
+        [((name, node.role), int(node.up)) for name, node in nodes.items()],
     )
     yield _gauge(
         "backend_connections",
         "Connections to the node.",
         ("node", "purpose", "state"),
-        [((node, *labels), count) for node, values in nodes.items() for labels, count in values["connections"].items()],
+        [((name, *labels), count) for name, node in nodes.items() for labels, count in node.connections.items()],
     )
     yield _counter(
         "backend_connect_failures_total",
         "Attempts to connect to the node that failed.",
         ("node",),
-        [((node,), values["connect_failures"]) for node, values in nodes.items()],
+        [((name,), node.connect_failures) for name, node in nodes.items()],
     )
     yield _gauge(
         "backend_pending",
         "Commands sent to the node and not answered.",
         ("node",),
-        [((node,), values["pending"]) for node, values in nodes.items()],
+        [((name,), node.pending) for name, node in nodes.items()],
     )
     yield histogram(
         PREFIX + "backend_duration_seconds",
         "Time from queueing to the node's reply.",
         ("node", "role"),
         bounds,
-        [((node, values["role"]), values["buckets"], values["sum_s"]) for node, values in nodes.items()],
+        [((name, node.role), node.buckets, node.sum_s) for name, node in nodes.items()],
     )
 
 
 def _topology(topology: TopologyValues) -> Iterator[Family]:
-    yield _single("slots_covered", "Hash slots with a primary, where the fewest are known.", topology["slots_covered"])
+    yield _single("slots_covered", "Hash slots with a primary.", topology["slots_covered"])
     yield _single("topology_epoch", "Newest configuration epoch seen.", topology["epoch"])
     yield _single(
         "topology_last_success_timestamp_seconds",
-        "Last refresh that worked, of the worker where that is longest ago; 0 = never.",
+        "When a refresh of the topology last worked; 0 = never.",
         topology["last_success_s"] or 0.0,
     )
     yield _counter(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from proxy.admin.snapshot import OwnValues, TopologyValues
+from proxy.admin.snapshot import OwnValues
 
 SILENT_S = 5.0  # a worker that has not been heard of for so long does not live
 _SLOTS = 16384
@@ -20,7 +20,7 @@ Verdict = tuple[bool, dict[str, Any]]  # good or not, and what ?verbose shows be
 
 
 def liveness(silent_s: Mapping[int, float]) -> Verdict:
-    """Whether the supervisor and every worker's loop answer; that the supervisor does is shown by the answer.
+    """Whether the main process and every worker's loop answer; that the main process does is shown by the answer.
 
     silent_s: number of each running or starting worker -> seconds since its last message, or its start before that.
     """
@@ -31,11 +31,9 @@ def liveness(silent_s: Mapping[int, float]) -> Verdict:
     }
 
 
-def readiness(own: OwnValues, topology: TopologyValues, partial: bool) -> Verdict:
-    """Whether clients should be sent here.
-
-    topology: of the running workers, merged. partial: one slot with a primary is enough, else all must have one.
-    """
+def readiness(own: OwnValues, partial: bool) -> Verdict:
+    """Whether clients should be sent here. partial: one slot with a primary is enough, else all must have one."""
+    topology = own["topology"]
     reasons = []
     if own["draining"]:
         reasons.append("the proxy is draining")
@@ -43,7 +41,7 @@ def readiness(own: OwnValues, topology: TopologyValues, partial: bool) -> Verdic
         reasons.append("the proxy does not listen")
     if not own["workers"]:
         reasons.append("no worker is running")
-    elif not topology["known"]:
+    if not topology["known"]:
         reasons.append(_because("the topology is not known", topology["error"]))
     else:
         if not topology["fresh"]:

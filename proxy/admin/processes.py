@@ -1,11 +1,11 @@
 """The standard process_* families over all processes of the proxy.
 
-Why: the stock collector shows the process that is scraped, the supervisor, which does next to nothing; whoever watches
+Why: the stock collector shows the process that is scraped, the main process, which does next to nothing; who watches
 CPU and memory means the workers. Called by proxy.supervisor, which says who runs and who ended; read by MetricsPage.
 
-Invariants: process_cpu_seconds_total never goes down, whoever ends; a process that vanishes while it is read is left
-out of the gauges and keeps its last CPU figure. collect() may run in a thread of its own: whoever is named by `pids`
-then must not have been given to ended() before.
+Invariants: process_cpu_seconds_total never goes down when a process ends; a process that vanishes while it is read is
+left out of the gauges and keeps the CPU time it was last seen to have used. collect() may run in a thread of its own:
+a process that `pids` names then must not have been given to ended() before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 _SHARED = "Pages the processes share are counted for each of them."
 
 
-class _Figures(NamedTuple):
+class _Usage(NamedTuple):
     """One process now."""
 
     cpu_s: float
@@ -36,7 +36,7 @@ class _Figures(NamedTuple):
 
 
 class Processes(Collector):
-    """pids: the processes that run now, the supervisor's own first; called on each scrape. proc: where procfs is."""
+    """pids: the processes that run now, the main process first; called on each scrape. proc: where procfs is."""
 
     def __init__(self, pids: Callable[[], Iterable[int]], proc: str = "/proc") -> None:
         self._pids = pids
@@ -56,7 +56,7 @@ class Processes(Collector):
     def collect(self) -> Iterator[Metric]:
         """The families; those of gauges are left out when nothing can be read."""
         with self._lock:
-            found = [figures for pid in self._pids() if (figures := self._read(pid)) is not None]
+            found = [usage for pid in self._pids() if (usage := self._read(pid)) is not None]
             cpu_s = self._past_s + sum(self._cpu_s.values())
         yield CounterMetricFamily(
             "process_cpu_seconds_total",
@@ -84,19 +84,19 @@ class Processes(Collector):
             "process_max_fds", "File descriptors that each process may have open.", value=_descriptor_limit()
         )
         yield GaugeMetricFamily(
-            "process_start_time_seconds", "Unix time of the supervisor's start.", value=found[0].started_s
+            "process_start_time_seconds", "Unix time of the main process's start.", value=found[0].started_s
         )
 
     def _end(self, pid: int, cpu_s: float) -> None:
         self._past_s += max(cpu_s, self._cpu_s.pop(pid, 0.0))
 
-    def _read(self, pid: int) -> _Figures | None:
+    def _read(self, pid: int) -> _Usage | None:
         """None when it is gone."""
         folder = self._proc / str(pid)
         try:
             # From after the name, which may contain anything: field 3 of proc_pid_stat(5) is the first here.
             fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()
-            figures = _Figures(
+            usage = _Usage(
                 cpu_s=(int(fields[11]) + int(fields[12])) / self._ticks,
                 started_s=self._booted_s + int(fields[19]) / self._ticks,
                 virtual=int(fields[20]),
@@ -105,10 +105,10 @@ class Processes(Collector):
             )
         except (OSError, IndexError, ValueError):
             return None
-        if figures.cpu_s < self._cpu_s.get(pid, 0.0):  # another process by the same number, and nobody said `ended`
+        if usage.cpu_s < self._cpu_s.get(pid, 0.0):  # another process by the same number, and nobody said `ended`
             self._end(pid, 0.0)
-        self._cpu_s[pid] = figures.cpu_s
-        return figures
+        self._cpu_s[pid] = usage.cpu_s
+        return usage
 
     def _boot_time(self) -> float:
         with contextlib.suppress(OSError), (self._proc / "stat").open("rb") as lines:

@@ -1,13 +1,15 @@
-"""What one scrape or probe knows of the proxy, as plain values; merged from the supervisor and its workers.
+"""What one scrape or probe knows of the proxy, as plain values.
 
-Why: the shapes stand between those who count (data path, worker) and those who show (metrics, probes, INFO), and are
-plain so that they travel between processes. Called by proxy.worker (fills a WorkerState), proxy.ipc.messages (carries it),
-proxy.supervisor (fills OwnValues), proxy.admin.merge and proxy.admin.metrics (shows).
+Why: the shapes stand between those who count (the workers' data paths, the main process) and those who show (metrics,
+probes, /api/state), so that neither has to know the other. Filled by proxy.supervisor and proxy.control; a worker's
+own part is proxy.ipc.messages.Status. Read by proxy.admin.merge, metrics and probes.
 """
 
 from __future__ import annotations
 
 from typing import TypedDict
+
+from proxy.ipc.messages import NodeStatus
 
 
 class CommandValues(TypedDict):
@@ -28,7 +30,7 @@ class CounterValues(TypedDict):
     redirections: dict[str, int]  # kind -> replies
     retries: dict[tuple[str, str], int]  # (reason, outcome) -> requests
     accepted: int  # client connections ever
-    rejected: int  # client connections refused for max_clients
+    rejected: int  # client connections the workers could not serve, for want of descriptors mostly
     client_in: int  # bytes
     client_out: int
     backend_in: int
@@ -38,20 +40,8 @@ class CounterValues(TypedDict):
     inflight: int  # commands not answered yet
 
 
-class NodeValues(TypedDict):
-    """One server of the present topology."""
-
-    role: str  # "primary" or "replica"
-    up: bool
-    connections: dict[tuple[str, str], int]  # (purpose, state) -> connections
-    connect_failures: int
-    pending: int  # commands sent and not answered
-    buckets: list[int]  # round trips per duration bucket, as CommandValues.buckets
-    sum_s: float
-
-
 class TopologyValues(TypedDict):
-    """What is known of the cluster."""
+    """What control knows of the cluster."""
 
     known: bool
     fresh: bool  # confirmed lately, see TopologyRefresher.fresh
@@ -62,19 +52,8 @@ class TopologyValues(TypedDict):
     error: str  # of the last refresh that failed; "" after one that did not
 
 
-class WorkerState(TypedDict):
-    """One worker as it describes itself; its counters are in memory the supervisor sees."""
-
-    clients: int
-    waiting: int  # requests parked by retry
-    output_bytes: int  # reply bytes held for clients
-    event_loop_lag_s: float
-    nodes: dict[str, NodeValues]  # "host:port" -> values
-    topology: TopologyValues
-
-
 class OwnValues(TypedDict):
-    """What the supervisor knows by itself."""
+    """What the main process knows by itself."""
 
     version: str  # of the proxy
     listening: list[str]  # where clients are taken now; none once the listeners are closed
@@ -82,20 +61,24 @@ class OwnValues(TypedDict):
     workers: int  # running: started and not ended, retiring ones included
     workers_configured: int
     worker_restarts: int  # workers that were replaced because they ended unbidden
-    max_clients: int  # of the whole proxy
-    rejected: int  # connections the supervisor refused for max_clients
+    max_clients: int  # of the whole proxy, in force: the limits of the processes may allow less than was configured
+    max_memory: int  # bytes that all clients together may hold; 0 = no limit
+    rejected: dict[str, int]  # reason -> client connections the main process refused; "max_clients" is always there
     reload_successful: bool  # the last attempt; the start counts as one
     reload_success_s: float  # time.time() of the last one that was
+    log_dropped: int  # log lines of all processes that were dropped, of ended ones too: see merge.dropped_lines
+    background_failures: dict[str, int]  # task -> how often an uncaught exception ended it; every task from the start
+    topology: TopologyValues
 
 
 class Snapshot(TypedDict):
     """Everything a scrape shows of the whole proxy; proxy.admin.merge makes it."""
 
     own: OwnValues
-    counters: CounterValues  # of all workers there ever were; `rejected` with the supervisor's
-    clients: int  # as the workers count them
-    waiting: int
-    output_bytes: int
+    counters: CounterValues  # of all workers there ever were
+    clients: int
+    waiting: int  # requests parked
+    output_bytes: int  # reply bytes held for clients
+    client_memory: int  # bytes held for all clients, replies included
     event_loop_lag_s: float  # of the worker that is worst
-    nodes: dict[str, NodeValues]
-    topology: TopologyValues
+    nodes: dict[str, NodeStatus]  # by "host:port"

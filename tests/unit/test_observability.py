@@ -53,9 +53,9 @@ def busy() -> Snapshot:
     counters["commands"] = {name: command(called, errors=dict.fromkeys(ERROR_KINDS, 1)) for name in names}
     values["counters"] = counters
     for node in values["nodes"].values():
-        node["connections"] = {("shared", state): 1 for state in STATE_NAMES}
-        node["buckets"] = called
-    values["topology"]["refreshes"] = {(trigger, outcome): 1 for trigger in TRIGGERS for outcome in OUTCOMES}
+        node.connections = {("shared", state): 1 for state in STATE_NAMES}
+        node.buckets = called
+    values["own"]["topology"]["refreshes"] = {(trigger, outcome): 1 for trigger in TRIGGERS for outcome in OUTCOMES}
     return values
 
 

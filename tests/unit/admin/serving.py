@@ -64,16 +64,25 @@ class Proxy:
         await self.ask("ready")
         return self.good, self.details
 
+    async def state(self) -> Mapping[str, Any]:
+        await self.ask("state")
+        return self.details
+
     async def was_asked(self, times: int = 1) -> None:
         while len(self.asked) < times:
             await asyncio.sleep(0.001)
 
 
+def admin_of(proxy: Proxy) -> AdminServer:
+    return AdminServer(proxy.metrics, proxy.live, proxy.ready, proxy.state)
+
+
 @asynccontextmanager
 async def server_of(proxy: Proxy, address: str = "127.0.0.1:0") -> AsyncIterator[AdminServer]:
-    server = AdminServer(proxy.metrics, proxy.live, proxy.ready)
+    server = admin_of(proxy)
     await server.stop()
-    await server.listen(address)
+    await server.prepare(address)
+    await server.start()
     try:
         yield server
     finally:
@@ -88,14 +97,14 @@ def base(server: AdminServer, host: str = "127.0.0.1") -> str:
 Check = Callable[[Proxy, AdminServer], Awaitable[None]]
 
 
-def serve(check: Check, address: str = "127.0.0.1:0") -> None:
+def serve(check: Check, address: str = "127.0.0.1:0", proxy: Proxy | None = None) -> None:
     """Runs the check against a started server, on the loop the proxy runs on."""
 
     async def main() -> None:
         async with asyncio.timeout(30):
-            proxy = Proxy()
-            async with server_of(proxy, address) as server:
-                await check(proxy, server)
+            asked = proxy or Proxy()
+            async with server_of(asked, address) as server:
+                await check(asked, server)
 
     uvloop.run(main())
 
@@ -115,12 +124,17 @@ async def connection(port: int, *sent: bytes) -> AsyncIterator[Streams]:
         await asyncio.gather(writer.wait_closed(), return_exceptions=True)  # it may be reset by then
 
 
-def asking(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+def asking(path: str, accept: str = "*/*") -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n".encode()
 
 
-async def scrape_body(port: int) -> bytes:
-    async with connection(port, asking("/metrics")) as (reader, _):
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        return await reader.readexactly(int(length.split(b":")[1]))
+async def answer(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """One whole answer: (head, body)."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    return head, await reader.readexactly(int(length.split(b":")[1]))
+
+
+async def scrape_body(port: int, accept: str = "*/*") -> bytes:
+    async with connection(port, asking("/metrics", accept)) as (reader, _):
+        return (await answer(reader))[1]

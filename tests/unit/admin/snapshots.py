@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from proxy.admin.snapshot import (
-    CommandValues,
-    CounterValues,
-    NodeValues,
-    OwnValues,
-    Snapshot,
-    TopologyValues,
-    WorkerState,
-)
+from proxy.admin.snapshot import CommandValues, CounterValues, OwnValues, Snapshot, TopologyValues
+from proxy.ipc.messages import NodeStatus, Status
 
 BOUNDS_S = (0.001, 0.01, 1.0)
 
@@ -52,17 +45,17 @@ def node(
     pending: int = 0,
     buckets: tuple[int, ...] = (0, 0, 0, 0),
     sum_s: float = 0.0,
-) -> NodeValues:
+) -> NodeStatus:
     """up: connections in that state."""
-    return {
-        "role": role,
-        "up": up > 0,
-        "connections": {("shared", "up"): up, ("shared", "connecting"): 0},
-        "connect_failures": failures,
-        "pending": pending,
-        "buckets": list(buckets),
-        "sum_s": sum_s,
-    }
+    return NodeStatus(
+        role=role,
+        up=up > 0,
+        connections={("shared", "up"): up, ("shared", "connecting"): 0},
+        connect_failures=failures,
+        pending=pending,
+        buckets=list(buckets),
+        sum_s=sum_s,
+    )
 
 
 def topology(
@@ -85,19 +78,20 @@ def topology(
     }
 
 
-def state(nodes: dict[str, NodeValues] | None = None, known: TopologyValues | None = None) -> WorkerState:
-    """A worker with three clients."""
-    return {
-        "clients": 3,
-        "waiting": 1,
-        "output_bytes": 4096,
-        "event_loop_lag_s": 0.002,
-        "nodes": nodes or {},
-        "topology": known or topology(),
-    }
+def status(nodes: dict[str, NodeStatus] | None = None, lag_s: float = 0.002, dropped: int = 0) -> Status:
+    """What a worker tells of itself."""
+    return Status(
+        number=0,
+        waiting=1,
+        output_bytes=4096,
+        client_memory=10000,
+        event_loop_lag_s=lag_s,
+        log_dropped=dropped,
+        nodes=nodes or {},
+    )
 
 
-def own(workers: int = 2) -> OwnValues:
+def own(workers: int = 2, known: TopologyValues | None = None) -> OwnValues:
     return {
         "version": "0.1.0",
         "listening": ["127.0.0.1:7617"],
@@ -106,9 +100,13 @@ def own(workers: int = 2) -> OwnValues:
         "workers_configured": 2,
         "worker_restarts": 5,
         "max_clients": 10000,
-        "rejected": 0,
+        "max_memory": 1000000,
+        "rejected": {"max_clients": 3},
         "reload_successful": True,
         "reload_success_s": 1600000000.25,
+        "log_dropped": 4,
+        "background_failures": {"topology": 1, "health": 0},
+        "topology": known or topology(),
     }
 
 
@@ -120,10 +118,10 @@ def snapshot() -> Snapshot:
         "clients": 3,
         "waiting": 1,
         "output_bytes": 4096,
+        "client_memory": 10000,
         "event_loop_lag_s": 0.002,
         "nodes": {
             "10.0.0.1:7000": node(pending=5, buckets=(2, 2, 0, 0), sum_s=0.01),
             "10.0.0.2:7000": node("replica", up=0, failures=9),
         },
-        "topology": topology(),
     }

@@ -12,7 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.registry import Collector
 
-from proxy.admin.exposition import Family, counter, gauge, histogram, spell
+from proxy.admin.exposition import Family, counter, gauge, histogram, media_type, render
 
 EMPTY = CollectorRegistry()
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -21,7 +21,7 @@ NASTY = 'a"b\\c\nd,e="f"}\u00e9'
 
 
 def text(*families: Family, accept: str = "") -> str:
-    return spell(families, EMPTY, accept)[0].decode()
+    return render(families, EMPTY, accept)[0].decode()
 
 
 def test_text_format_letter_for_letter() -> None:
@@ -103,13 +103,17 @@ def test_values_are_read_back_as_they_are(value: float) -> None:
         ("application/openmetrics-text; version=1.0.0; escaping=values", OPENMETRICS),
         ("text/plain; version=1.0.0; escaping=dots", "text/plain; version=1.0.0; charset=utf-8; escaping=underscores"),
         ("application/openmetrics-text; version=x", TEXT),
+        # Each would be a media type of its own, and so a scrape of its own.
+        ("application/openmetrics-text; version=1.0.1", OPENMETRICS),
+        ("application/openmetrics-text; version=77.0", OPENMETRICS),
+        ("text/plain; version=9.9.9", "text/plain; version=1.0.0; charset=utf-8; escaping=underscores"),
         ('text/plain; version="1.0.0"', TEXT),
         (";;,=,", TEXT),
     ],
 )
 def test_negotiation(accept: str, content_type: str) -> None:
-    body, given = spell([gauge("a_b", "Now.", (), [((), 1)])], EMPTY, accept)
-    assert given == content_type
+    body, given = render([gauge("a_b", "Now.", (), [((), 1)])], EMPTY, accept)
+    assert given == media_type(accept) == content_type
     assert b"\na_b 1.0\n" in body
     assert body.endswith(b"# EOF\n") == content_type.startswith("application/openmetrics-text")
 
@@ -123,7 +127,7 @@ def test_families_of_prometheus_client_come_after_ours() -> None:
     registry.register(One())
     ours = [counter("ours_total", "Ours.", (), [((), 1)])]
     for accept, parse in (("", parse_text), ("application/openmetrics-text", parse_openmetrics)):
-        body, _ = spell(ours, registry, accept)
+        body, _ = render(ours, registry, accept)
         assert [family.name for family in parse(body.decode())] == ["ours", "theirs"]
 
 

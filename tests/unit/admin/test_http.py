@@ -56,6 +56,17 @@ def test_probes(path: str, word: str) -> None:
     serve(check)
 
 
+def test_state() -> None:
+    async def check(proxy: Proxy, server: AdminServer) -> None:
+        proxy.details = {"clients": 3, "workers": [{"pid": 7}], "topology": None}
+        status, kind, body = await get(f"{base(server)}/api/state")
+        assert (status, kind) == (200, "application/json; charset=utf-8")
+        assert json.loads(body) == proxy.details
+        assert proxy.asked == ["state"]
+
+    serve(check)
+
+
 @pytest.mark.parametrize(
     ("path", "method", "status"),
     [
@@ -66,6 +77,11 @@ def test_probes(path: str, word: str) -> None:
         ("/metrics", "HEAD", 200),
         ("/livez", "HEAD", 200),
         ("/readyz", "HEAD", 200),
+        ("/api/state", "HEAD", 200),
+        ("/api/state", "PUT", 405),
+        ("/api/state/", "GET", 404),
+        ("/../metrics", "GET", 404),
+        ("//metrics", "GET", 404),
     ],
 )
 def test_other_requests(path: str, method: str, status: int) -> None:
@@ -78,7 +94,7 @@ def test_other_requests(path: str, method: str, status: int) -> None:
     serve(check)
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/readyz?verbose"])
+@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/readyz?verbose", "/api/state"])
 def test_a_callback_that_fails_is_logged_and_answered(path: str, caplog: pytest.LogCaptureFixture) -> None:
     async def check(proxy: Proxy, server: AdminServer) -> None:
         proxy.fault = RuntimeError("broken pipe dream")
@@ -96,7 +112,7 @@ def test_a_callback_that_fails_is_logged_and_answered(path: str, caplog: pytest.
     assert "in ask" in record.__dict__["fields"]["trace"]
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz"])
+@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/api/state"])
 @pytest.mark.usefixtures("impatient")
 def test_a_callback_that_hangs_is_not_waited_for(path: str, caplog: pytest.LogCaptureFixture) -> None:
     async def check(proxy: Proxy, server: AdminServer) -> None:
@@ -136,6 +152,21 @@ def test_scrapes_at_the_same_time_share_one_collection() -> None:
         assert proxy.asked == ["metrics"] * 2
         await get(url)
         assert proxy.asked == ["metrics"] * 3  # nothing is kept
+
+    serve(check)
+
+
+def test_headers_that_mean_the_same_format_share_one_collection() -> None:
+    async def check(proxy: Proxy, server: AdminServer) -> None:
+        proxy.gate.clear()
+        made_up = [f"text/plain;q=0.{n}, x/{n}" for n in range(20)]
+        made_up += [f"application/openmetrics-text; version=1.{n}" for n in range(1, 21)]
+        asked = [asyncio.create_task(scrape_body(server.port, accept)) for accept in made_up]
+        await proxy.was_asked(2)
+        assert (await get(f"{base(server)}/nosuch"))[0] == 404  # so the others have been read
+        proxy.gate.set()
+        assert len({await one for one in asked}) == 2
+        assert proxy.asked == ["metrics"] * 2
 
     serve(check)
 

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import uvloop
 
+from proxy.admin import listener
 from proxy.admin.http import AdminServer
 from proxy.embedded import free_port
 from tests.unit.admin.serving import (
     Proxy,
+    admin_of,
+    answer,
     asking,
     base,
     connection,
@@ -91,23 +94,43 @@ def taken() -> socket.socket:
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        ("taken", "Address already in use"),
-        ("192.0.2.1:9617", "Cannot assign requested address"),
-        (f"{'a' * 64}:9617", "[A-Z].+"),
+        ("taken", "the address is in use; is another proxy running[?]"),
+        ("192.0.2.1:9617", "this machine does not have the address"),
+        (f"{'a' * 64}:9617", "(this is not a host name|the name could not be looked up: .+)"),
     ],
 )
 def test_an_address_that_cannot_be_had_is_said_clearly(address: str, reason: str) -> None:
     async def main(address: str) -> None:
         proxy = Proxy()
-        server = AdminServer(proxy.metrics, proxy.live, proxy.ready)
+        server = admin_of(proxy)
         with pytest.raises(OSError, match=rf"cannot listen on admin\.address {address}: {reason}") as caught:
-            await server.listen(address)
-        assert str(caught.value.strerror).startswith("cannot listen")
+            await server.prepare(address)
+        assert str(caught.value) == caught.value.strerror  # without "[Errno 98]"
         assert (server.port, server.sockets) == (0, [])
         await server.stop()
 
     with taken() as sock:
         uvloop.run(main(f"127.0.0.1:{sock.getsockname()[1]}" if address == "taken" else address))
+
+
+def test_a_name_that_is_not_looked_up_in_time_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "_RESOLVE_S", 0.1)
+
+    async def main() -> None:
+        turns = 0
+
+        async def resolve(*args: Any, **options: Any) -> list[Any]:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0.001)
+                turns += 1
+
+        asyncio.get_running_loop().getaddrinfo = resolve  # type: ignore[method-assign]
+        with pytest.raises(OSError, match=r"slow\.example:1: the name could not be looked up within 0\.1 s$"):
+            await admin_of(Proxy()).prepare("slow.example:1")
+        assert turns > 10
+
+    asyncio.run(main())  # uvloop's loop takes no attributes
 
 
 def test_after_stop_the_port_is_free() -> None:
@@ -117,6 +140,93 @@ def test_after_stop_the_port_is_free() -> None:
             address = f"127.0.0.1:{server.port}"
         async with server_of(proxy, address) as server:
             assert address.endswith(f":{server.port}")
+
+    uvloop.run(main())
+
+
+# ---- prepared
+
+
+def test_nobody_is_answered_before_start() -> None:
+    async def main() -> None:
+        proxy = Proxy()
+        server = admin_of(proxy)
+        try:
+            await server.prepare("127.0.0.1:0")
+            assert len(server.sockets) == 1
+            async with connection(server.port, asking("/livez")) as (reader, _):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(reader.read(1), 0.2)
+                assert proxy.asked == []
+                await server.start()
+                assert (await answer(reader))[1] == b"live\n"
+        finally:
+            await server.stop()
+
+    uvloop.run(main())
+
+
+def test_stop_release_and_discard_before_start_free_the_port() -> None:
+    async def main() -> None:
+        server = admin_of(Proxy())
+        for give_up in (server.stop, server.release, server.discard):
+            await server.prepare("127.0.0.1:0")
+            port = server.port
+            await give_up()
+            assert (server.port, server.sockets) == (0, [])
+            await until(lambda port=port: refused(port))
+            await server.start()  # nothing is prepared any more
+            assert server.port == 0
+
+    uvloop.run(main())
+
+
+def test_an_address_can_be_prepared_again() -> None:
+    async def check(proxy: Proxy, server: AdminServer) -> None:
+        first, address = server.port, free_address()
+        for _ in range(3):
+            await server.prepare(address)
+        await server.discard()
+        await server.start()
+        assert server.port == first
+        await server.move(address)
+        assert (await get(f"http://{address}/livez"))[0] == 200
+
+    serve(check)
+
+
+def test_what_is_prepared_later_counts() -> None:
+    async def check(proxy: Proxy, server: AdminServer) -> None:
+        first, given_up = server.port, free_port()
+        await server.prepare(f"127.0.0.1:{given_up}")
+        assert (await get(f"{base(server)}/livez"))[0] == 200
+        assert server.port == first  # until start()
+        await server.prepare(free_address())
+        await until(lambda: refused(given_up))
+        await server.start()
+        assert server.port not in (0, first, given_up)
+        assert (await get(f"{base(server)}/livez"))[0] == 200
+        await until(lambda: refused(first))
+
+    serve(check)
+
+
+def test_what_cannot_be_prepared_changes_nothing() -> None:
+    async def check(proxy: Proxy, server: AdminServer) -> None:
+        with taken() as sock, pytest.raises(OSError, match="the address is in use"):
+            await server.prepare(f"127.0.0.1:{sock.getsockname()[1]}")
+        await server.start()
+        assert (await get(f"{base(server)}/livez"))[0] == 200
+
+    serve(check)
+
+
+def test_given_sockets_that_cannot_be_used_are_closed() -> None:
+    async def main() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wrong:
+            with pytest.raises(OSError, match=r"^cannot listen on admin\.address 127\.0\.0\.1:1: the socket given "):
+                await admin_of(Proxy()).prepare("127.0.0.1:1", [wrong])
+            assert wrong.fileno() == -1
 
     uvloop.run(main())
 
@@ -184,7 +294,7 @@ def test_a_move_between_one_and_all_addresses_of_the_same_port(here: str, there:
         # And it is no more shared than before.
         for host in (here, there):
             with pytest.raises(OSError, match="in use"):
-                await AdminServer(proxy.metrics, proxy.live, proxy.ready).listen(f"{host}:{port}")
+                await admin_of(proxy).prepare(f"{host}:{port}")
 
     serve(check, f"{here}:0")
 
@@ -197,9 +307,9 @@ def test_requests_under_way_outlive_a_move() -> None:
             await proxy.was_asked()
             await server.move(free_address())
             proxy.gate.set()
-            answer = await reader.read()  # to the end: the connection is closed after it
-            assert answer.startswith(b"HTTP/1.1 200 OK")
-            assert answer.endswith(b"\r\n\r\nlive\n")
+            said = await reader.read()  # to the end: the connection is closed after it
+            assert said.startswith(b"HTTP/1.1 200 OK")
+            assert said.endswith(b"\r\n\r\nlive\n")
 
     serve(check)
 
@@ -208,7 +318,7 @@ def test_requests_under_way_outlive_a_move() -> None:
 def test_idle_connections_end_some_time_after_a_move() -> None:
     async def check(proxy: Proxy, server: AdminServer) -> None:
         async with connection(server.port, asking("/nosuch")) as (reader, _):
-            await reader.readuntil(b"404: Not Found")
+            await reader.readuntil(b"not found\n")
             await server.move(free_address())
             assert await reader.read() == b""
 
@@ -239,12 +349,17 @@ def test_many_moves_keep_nothing() -> None:
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(10):
             await once()
-        await until(lambda: all(one.closed for one in server._left))
+        await until(lambda: all(one.closed for one in server._released))
         await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
         await once()
-        assert len(server._left) == 1
+        assert len(server._released) == 1
 
     serve(check)
+
+
+def duplicates(server: AdminServer) -> list[socket.socket]:
+    """As another process has them: descriptors of the same sockets."""
+    return [socket.socket(fileno=os.dup(sock.fileno())) for sock in server.sockets]
 
 
 def test_sockets_are_taken_over_without_a_refusal() -> None:
@@ -254,10 +369,10 @@ def test_sockets_are_taken_over_without_a_refusal() -> None:
         under_way = asyncio.create_task(get(f"{base(server)}/livez"))
         await proxy.was_asked()
         newer = Proxy()
-        successor = AdminServer(newer.metrics, newer.live, newer.ready)
+        successor = admin_of(newer)
         try:
-            # As it comes through a Unix socket to another process: a descriptor of the same socket.
-            await successor.listen(address, [socket.socket(fileno=os.dup(sock.fileno())) for sock in server.sockets])
+            await successor.prepare(address, duplicates(server))
+            await successor.start()
             await server.release()
             assert (server.sockets, server.port) == ([], 0)
             for _ in range(20):

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from proxy.admin.merge import Dead, merge, merge_counters, merge_nodes, merge_topologies
-from proxy.admin.snapshot import CounterValues, NodeValues, Snapshot, WorkerState
-from tests.unit.admin.snapshots import command, counters, node, own, snapshot, state, topology
+from proxy.admin.merge import Past, dropped_lines, merge, merge_counters, merge_nodes
+from proxy.admin.snapshot import CounterValues, Snapshot
+from proxy.ipc.messages import NodeStatus, Status
+from tests.unit.admin.snapshots import command, counters, node, own, snapshot, status, topology
 
 # ---- counters
 
@@ -44,26 +45,22 @@ def test_no_worker_counts_nothing() -> None:
 
 
 def test_what_is_merged_is_not_touched() -> None:
-    given = [(counters(), snapshot_state()), (counters(2), snapshot_state())]
+    given = [(counters(), busy_status()), (counters(2), busy_status())]
     before = copy.deepcopy(given)
-    dead = Dead(counters(0))
-    dead.add(*given[0])
-    merged = merge(own(), given, dead)
-    for values in merged["nodes"].values():
-        values["buckets"][0] = 999
-        values["connections"].clear()
+    past = Past(counters(0))
+    past.ended(*given[0])
+    merged = merge(own(), given, past, 6)
+    for one in merged["nodes"].values():
+        one.buckets[0] = 999
+        one.connections.clear()
     merged["counters"]["commands"]["get"]["buckets"][0] = 999
     merged["counters"]["closed"].clear()
     assert given == before
-    assert merge(own(), given, dead)["counters"] == with_inflight(counters(4), 3 * 7)
+    assert merge(own(), given, past, 6)["counters"] == {**counters(4), "inflight": 3 * 7}
 
 
-def with_inflight(values: CounterValues, inflight: int) -> CounterValues:
-    return {**values, "inflight": inflight}
-
-
-def snapshot_state() -> WorkerState:
-    return state(snapshot()["nodes"])
+def busy_status() -> Status:
+    return status(snapshot()["nodes"])
 
 
 # ---- nodes
@@ -83,7 +80,7 @@ def test_nodes_are_summed_by_name() -> None:
     ("ups", "merged"), [((0, 1), True), ((1, 0), True), ((0, 0), False)], ids=["last", "first", "none"]
 )
 def test_a_node_is_up_when_any_worker_reaches_it(ups: tuple[int, ...], merged: bool) -> None:
-    assert merge_nodes([{"a:1": node(up=up)} for up in ups])["a:1"]["up"] is merged
+    assert merge_nodes([{"a:1": node(up=up)} for up in ups])["a:1"].up is merged
 
 
 @pytest.mark.parametrize(
@@ -96,111 +93,83 @@ def test_a_node_is_up_when_any_worker_reaches_it(ups: tuple[int, ...], merged: b
     ],
 )
 def test_the_role_is_what_most_say_or_else_the_last(roles: tuple[str, ...], merged: str) -> None:
-    assert merge_nodes([{"a:1": node(role)} for role in roles])["a:1"]["role"] == merged
-
-
-# ---- topology
-
-
-def test_a_topology_is_what_all_know() -> None:
-    merged = merge_topologies(
-        [
-            topology(slots=16384, epoch=7, success_s=20.0, refreshes=2),
-            topology(slots=16000, epoch=9, success_s=10.0, refreshes=3, error="late"),
-            topology(fresh=False, epoch=8, success_s=30.0, refreshes=0, error="later"),
-        ]
-    )
-    assert merged == topology(fresh=False, slots=16000, epoch=9, success_s=10.0, refreshes=5, error="late")
-
-
-def test_one_worker_without_a_topology_is_the_proxys_lack() -> None:
-    merged = merge_topologies([topology(success_s=10.0), topology(known=False, fresh=False, slots=0, success_s=None)])
-    assert (merged["known"], merged["fresh"], merged["slots_covered"]) == (False, False, 0)
-    assert merged["last_success_s"] is None
-
-
-def test_without_workers_nothing_is_known() -> None:
-    merged = merge_topologies([])
-    assert (merged["known"], merged["fresh"], merged["slots_covered"], merged["epoch"]) == (False, False, 0, 0)
-    assert (merged["last_success_s"], merged["refreshes"], merged["error"]) == (None, {}, "")
+    assert merge_nodes([{"a:1": node(role)} for role in roles])["a:1"].role == merged
 
 
 # ---- the whole
 
 
 def test_the_whole_proxy() -> None:
-    slow = {**state({"a:1": node(pending=2)}, topology(epoch=13)), "event_loop_lag_s": 0.5}
-    workers: list[tuple[CounterValues, WorkerState | None]] = [
-        (counters(1), state({"a:1": node(pending=1)})),
-        (counters(2), slow),  # type: ignore[list-item]
+    workers: list[tuple[CounterValues, Status | None]] = [
+        (counters(1), status({"a:1": node(pending=1)})),
+        (counters(2), status({"a:1": node(pending=2)}, lag_s=0.5)),
         (counters(4), None),  # has only just started
     ]
-    figures = own(3)
-    figures["rejected"] = 100
-    merged = merge(figures, workers, Dead(counters(0)))
-    assert merged["own"] is figures
-    assert merged["counters"] == {**counters(7), "rejected": 14 + 100}
-    assert (merged["clients"], merged["waiting"], merged["output_bytes"]) == (6, 2, 8192)
+    values = own(3, topology(epoch=13))
+    merged = merge(values, workers, Past(counters(0)), 60)
+    assert merged["own"] is values
+    assert merged["counters"] == counters(7)
+    assert (merged["clients"], merged["waiting"], merged["output_bytes"], merged["client_memory"]) == (
+        60,
+        2,
+        8192,
+        20000,
+    )
     assert merged["event_loop_lag_s"] == 0.5
     assert merged["nodes"] == {"a:1": node(up=4, pending=3)}
-    assert merged["topology"] == topology(epoch=13, refreshes=2)
 
 
 def test_before_there_is_a_worker_label_values_are_there_at_0() -> None:
-    merged = merge(own(0), [], Dead(counters(0)))
+    merged = merge(own(0), [], Past(counters(0)), 0)
     assert merged["counters"] == counters(0)
-    assert (merged["clients"], merged["event_loop_lag_s"], merged["nodes"]) == (0, 0.0, {})
+    assert (merged["event_loop_lag_s"], merged["client_memory"], merged["nodes"]) == (0.0, 0, {})
 
 
-def test_the_dead_count_on_and_their_gauges_do_not() -> None:
-    dead = Dead(counters(0))
-    living = (counters(1), state({"a:1": node(up=1, pending=4, failures=1, buckets=(1, 0, 0, 0), sum_s=0.5)}))
-    dying = (counters(2), state({"a:1": node(up=2, pending=9, failures=2, buckets=(0, 3, 0, 0), sum_s=1.0)}))
-    before = merge(own(), [living, dying], dead)
-    dead.add(*dying)
-    after = merge(own(1), [living], dead)
+def test_counters_of_ended_workers_stay_and_their_gauges_do_not() -> None:
+    past = Past(counters(0))
+    living = (counters(1), status({"a:1": node(up=1, pending=4, failures=1, buckets=(1, 0, 0, 0), sum_s=0.5)}))
+    ending = (counters(2), status({"a:1": node(up=2, pending=9, failures=2, buckets=(0, 3, 0, 0), sum_s=1.0)}))
+    before = merge(own(), [living, ending], past, 6)
+    past.ended(*ending)
+    after = merge(own(1), [living], past, 3)
     assert counts(after) == pytest.approx(counts(before), rel=1e-15)
     assert after["counters"]["inflight"] == 7
-    assert (after["clients"], after["waiting"], after["output_bytes"]) == (3, 1, 4096)
+    assert (after["waiting"], after["output_bytes"], after["client_memory"]) == (1, 4096, 10000)
     (left,) = after["nodes"].values()
-    assert (left["up"], left["pending"], left["connections"]) == (
-        True,
-        4,
-        {("shared", "up"): 1, ("shared", "connecting"): 0},
-    )
+    assert (left.up, left.pending, left.connections) == (True, 4, {("shared", "up"): 1, ("shared", "connecting"): 0})
 
 
 def test_a_worker_that_told_nothing_leaves_its_counters() -> None:
-    dead = Dead(counters(0))
-    dead.add(counters(3), None)
-    living = merge(own(), [(counters(3), None)], Dead(counters(0)))
-    assert counts(merge(own(), [], dead)) == pytest.approx(counts(living), rel=1e-15)
+    past = Past(counters(0))
+    past.ended(counters(3), None)
+    living = merge(own(), [(counters(3), None)], Past(counters(0)), 0)
+    assert counts(merge(own(), [], past, 0)) == pytest.approx(counts(living), rel=1e-15)
 
 
 def test_the_only_workers_node_counts_survive_its_replacement() -> None:
-    dead = Dead(counters(0))
-    dead.add(counters(), state({"a:1": node(failures=7)}))
-    assert merge(own(0), [], dead)["nodes"] == {}
-    unsure = state({}, topology(known=False, success_s=None))
-    assert merge(own(1), [(counters(0), unsure)], dead)["nodes"] == {}
-    merged = merge(own(1), [(counters(0), state({"a:1": node(failures=1)}))], dead)
-    assert merged["nodes"]["a:1"]["connect_failures"] == 8
+    past = Past(counters(0))
+    past.ended(counters(), status({"a:1": node(failures=7)}))
+    assert merge(own(0), [], past, 0)["nodes"] == {}  # although the topology is known
+    assert merge(own(1), [(counters(0), None)], past, 0)["nodes"] == {}
+    assert merge(own(1), [(counters(0), status())], past, 0)["nodes"] == {}
+    merged = merge(own(1), [(counters(0), status({"a:1": node(failures=1)}))], past, 0)
+    assert merged["nodes"]["a:1"].connect_failures == 8
 
 
 def test_nodes_nobody_knows_any_more_are_dropped_and_forgotten() -> None:
-    dead = Dead(counters(0))
-    dead.add(counters(), state({"a:1": node(failures=7), "b:1": node(failures=8)}))
-    merged = merge(own(1), [(counters(0), state({"a:1": node()}))], dead)
-    assert list(merged["nodes"]) == list(dead.nodes) == ["a:1"]
+    past = Past(counters(0))
+    past.ended(counters(), status({"a:1": node(failures=7), "b:1": node(failures=8)}))
+    merged = merge(own(1), [(counters(0), status({"a:1": node()}))], past, 0)
+    assert list(merged["nodes"]) == list(past.nodes) == ["a:1"]
 
 
 def test_one_worker_drops_a_node_before_the_other_does() -> None:
-    dead = Dead(counters(0))
-    stays = state({"a:1": node(failures=1), "b:1": node(failures=2)})
-    old, new = state({"a:1": node(failures=3), "b:1": node(failures=4)}), state({"a:1": node(failures=3)})
-    dead.changed(old, new)
-    merged = merge(own(), [(counters(), stays), (counters(), new)], dead)
-    assert {name: values["connect_failures"] for name, values in merged["nodes"].items()} == {"a:1": 4, "b:1": 6}
+    past = Past(counters(0))
+    stays = status({"a:1": node(failures=1), "b:1": node(failures=2)})
+    old, new = status({"a:1": node(failures=3), "b:1": node(failures=4)}), status({"a:1": node(failures=3)})
+    past.changed(old, new)
+    merged = merge(own(), [(counters(), stays), (counters(), new)], past, 0)
+    assert {name: one.connect_failures for name, one in merged["nodes"].items()} == {"a:1": 4, "b:1": 6}
 
 
 @pytest.mark.parametrize(
@@ -212,19 +181,18 @@ def test_one_worker_drops_a_node_before_the_other_does() -> None:
         (node(failures=3, pending=9), node(failures=4, up=0), False),
     ],
 )
-def test_a_node_that_came_back_counts_from_0(old: NodeValues, new: NodeValues, kept: bool) -> None:
-    dead = Dead(counters(0))
-    dead.changed(state({"a:1": old}), state({"a:1": new}))
-    assert bool(dead.nodes) is kept
+def test_a_node_that_came_back_counts_from_0(old: NodeStatus, new: NodeStatus, kept: bool) -> None:
+    past = Past(counters(0))
+    past.changed(status({"a:1": old}), status({"a:1": new}))
+    assert bool(past.nodes) is kept
 
 
-def test_refreshes_that_begin_anew() -> None:
-    dead = Dead(counters(0))
-    dead.changed(state(known=topology(refreshes=5)), state(known=topology(refreshes=6)))
-    assert dead.refreshes == {}
-    dead.changed(state(known=topology(refreshes=6)), state(known=topology(refreshes=1)))
-    merged = merge(own(), [(counters(), state(known=topology(refreshes=1)))], dead)
-    assert merged["topology"]["refreshes"][("start", "changed")] == 7
+def test_dropped_lines_of_all_processes_there_ever_were() -> None:
+    past = Past(counters(0))
+    assert dropped_lines(1, [], past) == 1
+    assert dropped_lines(1, [status(dropped=10), status(dropped=20)], past) == 31
+    past.ended(counters(), status(dropped=20))
+    assert dropped_lines(1, [status(dropped=10), status()], past) == 31
 
 
 # ---- whatever happens
@@ -244,23 +212,21 @@ def counts(values: Snapshot) -> dict[Any, float]:
         found |= {("bucket", name, n): count for n, count in enumerate(one["buckets"])}
         found |= {("error", name, kind): count for kind, count in one["errors"].items()}
         found |= {("calls", name): one["calls"], ("sum", name): one["sum_s"], ("split", name): one["split"]}
-    for label, count in values["topology"]["refreshes"].items():
-        found["refreshes", label] = count
     for address, server in values["nodes"].items():
-        found |= {("node bucket", address, n): count for n, count in enumerate(server["buckets"])}
-        found |= {("failures", address): server["connect_failures"], ("node sum", address): server["sum_s"]}
+        found |= {("node bucket", address, n): count for n, count in enumerate(server.buckets)}
+        found |= {("failures", address): server.connect_failures, ("node sum", address): server.sum_s}
     return found
 
 
 class Fleet:
-    """Workers that count, die, lose and find nodes at random, with a supervisor that tells Dead all it should."""
+    """Workers that count, end, lose and find nodes at random, with a supervisor that tells Past all it should."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
-        self.dead = Dead(counters(0))
-        self.workers = {number: self.newborn() for number in range(3)}
+        self.past = Past(counters(0))
+        self.workers = {number: self.new_worker() for number in range(3)}
 
-    def newborn(self) -> tuple[CounterValues, WorkerState | None]:
+    def new_worker(self) -> tuple[CounterValues, Status | None]:
         return counters(0), None
 
     def step(self, cluster: set[str]) -> None:
@@ -268,22 +234,27 @@ class Fleet:
         values, old = self.workers[number]
         match self.chance.randrange(8):
             case 0:
-                self.dead.add(values, old)
-                self.workers[number] = self.newborn()
+                self.past.ended(values, old)
+                self.workers[number] = self.new_worker()
                 return
             case 1 | 2:
                 values = merge_counters([values, counters(self.chance.randrange(3))])
                 values["commands"]["get"]["sum_s"] += self.chance.random() / 3
-        new = copy.deepcopy(old) if old is not None else state(known=topology(refreshes=0))
-        new["topology"]["refreshes"][("start", "changed")] += self.chance.randrange(2)
-        new["nodes"] = {name: new["nodes"].get(name, node()) for name in cluster if self.chance.random() < 0.9}
-        for one in new["nodes"].values():
-            one["connect_failures"] += self.chance.randrange(2)
-            one["buckets"][self.chance.randrange(4)] += self.chance.randrange(3)
-            one["sum_s"] += self.chance.random() / 3
+        new = copy.deepcopy(old) if old is not None else status()
+        new.log_dropped += self.chance.randrange(2)
+        new.nodes = {name: new.nodes.get(name, node()) for name in cluster if self.chance.random() < 0.9}
+        for one in new.nodes.values():
+            one.connect_failures += self.chance.randrange(2)
+            one.buckets[self.chance.randrange(4)] += self.chance.randrange(3)
+            one.sum_s += self.chance.random() / 3
         if old is not None:
-            self.dead.changed(old, new)
+            self.past.changed(old, new)
         self.workers[number] = values, new
+
+    def shown(self) -> dict[Any, float]:
+        workers = list(self.workers.values())
+        dropped = dropped_lines(0, [one for _, one in workers if one is not None], self.past)
+        return {"log_dropped": dropped, **counts(merge(own(), workers, self.past, 0))}
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -296,8 +267,7 @@ def test_counters_never_go_down(seed: int) -> None:
         fleet.step(cluster)
         if chance.random() < 0.02:
             cluster ^= {"c:1"}
-        shown = merge(own(), list(fleet.workers.values()), fleet.dead)
-        now = counts(shown)
+        now = fleet.shown()
         fallen = {key: (seen[key], now[key]) for key in seen.keys() & now.keys() if now[key] < seen[key]}
         assert fallen == {}
         # A node that was not shown may begin again; nothing else may vanish.
@@ -306,4 +276,4 @@ def test_counters_never_go_down(seed: int) -> None:
         } == set()
         seen = now
     assert seen["accepted"] > 0
-    assert seen["refreshes", ("start", "changed")] > 0
+    assert seen["log_dropped"] > 0

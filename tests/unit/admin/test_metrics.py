@@ -26,6 +26,8 @@ FAMILIES = {
     "config_last_reload_successful": ("gauge", set()),
     "config_last_reload_success_timestamp_seconds": ("gauge", set()),
     "draining": ("gauge", set()),
+    "log_lines_dropped_total": ("counter", set()),
+    "background_failures_total": ("counter", {"task"}),
     "client_connections": ("gauge", set()),
     "client_connections_max": ("gauge", set()),
     "client_connections_total": ("counter", set()),
@@ -52,6 +54,8 @@ FAMILIES = {
     "topology_epoch": ("gauge", set()),
     "split_commands_total": ("counter", {"command"}),
     "output_buffer_bytes": ("gauge", set()),
+    "client_memory_bytes": ("gauge", set()),
+    "client_memory_max_bytes": ("gauge", set()),
     "event_loop_lag_seconds": ("gauge", set()),
 }
 
@@ -109,7 +113,8 @@ def test_values(accept: str) -> None:
         ("client_connections",): 3,
         ("client_connections_max",): 10000,
         ("client_connections_total",): 10,
-        ("client_connections_rejected_total", "max_clients"): 2,
+        ("client_connections_rejected_total", "max_clients"): 3,
+        ("client_connections_rejected_total", "descriptors"): 2,
         ("client_disconnects_total", "client"): 4,
         ("client_disconnects_total", "idle"): 0,
         ("commands_total", "get"): 9,
@@ -140,9 +145,30 @@ def test_values(accept: str) -> None:
         ("topology_last_success_timestamp_seconds",): 1700000000.5,
         ("topology_refreshes_total", "changed", "start"): 1,
         ("output_buffer_bytes",): 4096,
+        ("client_memory_bytes",): 10000,
+        ("client_memory_max_bytes",): 1000000,
+        ("log_lines_dropped_total",): 4,
+        ("background_failures_total", "topology"): 1,
+        ("background_failures_total", "health"): 0,
         ("event_loop_lag_seconds",): 0.002,
     }
     assert {key: found[key] for key in expected} == expected
+
+
+def test_refused_clients_by_who_refused_them() -> None:
+    values = snapshot()
+    values["own"]["rejected"] = {"max_clients": 0}
+    values["counters"]["rejected"] = 0
+    found = samples(values=values)
+    assert {key[1:]: value for key, value in found.items() if key[0] == "client_connections_rejected_total"} == {
+        ("max_clients",): 0,
+        ("descriptors",): 0,
+    }
+    values["own"]["rejected"] = {"max_clients": 1, "descriptors": 20}  # the main process may lack them, too
+    values["counters"]["rejected"] = 300
+    found = samples(values=values)
+    assert found["client_connections_rejected_total", "max_clients"] == 1
+    assert found["client_connections_rejected_total", "descriptors"] == 320
 
 
 def test_a_bad_moment() -> None:
@@ -173,7 +199,7 @@ def test_histograms_only_of_commands_that_were_called() -> None:
 
 def test_a_topology_never_seen() -> None:
     values = snapshot()
-    values["topology"]["last_success_s"] = None
+    values["own"]["topology"]["last_success_s"] = None
     values["nodes"] = {}
     found = samples(values=values)
     assert found["topology_last_success_timestamp_seconds",] == 0
@@ -207,7 +233,7 @@ def test_standard_families_are_there() -> None:
 
 def test_a_wrong_number_of_buckets_is_noticed() -> None:
     values = snapshot()
-    values["nodes"]["10.0.0.1:7000"]["buckets"] = [1, 2]
+    values["nodes"]["10.0.0.1:7000"].buckets = [1, 2]
     with pytest.raises(ValueError, match="zip"):
         page().render(values, "")
 
@@ -217,7 +243,7 @@ def test_counters_of_the_data_path_fit() -> None:
     values = snapshot()
     values["counters"] = data_path.Counters().snapshot()
     for node in values["nodes"].values():
-        node["buckets"] = [0] * (len(data_path.BOUNDS_S) + 1)
+        node.buckets = [0] * (len(data_path.BOUNDS_S) + 1)
     body = page(data_path.BOUNDS_S).render(values, "")[0]
     assert b'redis_proxy_commands_total{command="other"} 0.0\n' in body
     for reason in data_path.CLOSE_REASON_NAMES:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from proxy.admin.merge import merge_topologies
 from proxy.admin.probes import SILENT_S, liveness, readiness
 from proxy.admin.snapshot import OwnValues, TopologyValues
 from tests.unit.admin.snapshots import own, topology
@@ -15,41 +14,39 @@ from tests.unit.admin.snapshots import own, topology
 UNKNOWN = topology(known=False, fresh=False, slots=0, epoch=0, success_s=None, error="10.0.0.1:7000: refused")
 
 
-def having(**changes: Any) -> OwnValues:
-    return {**own(), **changes}  # type: ignore[typeddict-item]
+def having(known: TopologyValues | None = None, **changes: Any) -> OwnValues:
+    return {**own(known=known), **changes}  # type: ignore[typeddict-item]
 
 
 @pytest.mark.parametrize(
-    ("figures", "known", "partial", "reasons"),
+    ("known", "partial", "reasons"),
     [
-        (own(), topology(), False, []),
-        (own(), topology(), True, []),
+        (own(), False, []),
+        (own(), True, []),
         # An error of the last refresh is no reason while the topology is fresh.
-        (own(), topology(error="10.0.0.1:7000: timeout"), False, []),
-        (having(workers=1), topology(), False, []),
-        (having(draining=True), topology(), False, ["the proxy is draining"]),
-        (having(draining=True, listening=[]), topology(), False, ["the proxy is draining"]),
-        (having(listening=[]), topology(), False, ["the proxy does not listen"]),
-        (having(workers=0), merge_topologies([]), False, ["no worker is running"]),
-        (own(), UNKNOWN, False, ["the topology is not known: 10.0.0.1:7000: refused"]),
-        (own(), UNKNOWN, True, ["the topology is not known: 10.0.0.1:7000: refused"]),
-        (own(), topology(known=False, fresh=False, slots=0), False, ["the topology is not known"]),
-        (own(), topology(fresh=False), False, ["the topology has not been confirmed lately"]),
-        (own(), topology(fresh=False, error="why"), True, ["the topology has not been confirmed lately: why"]),
-        (own(), topology(slots=16383), False, ["only 16383 of 16384 slots have a primary"]),
-        (own(), topology(slots=16383), True, []),
-        (own(), topology(slots=1), True, []),
-        (own(), topology(slots=0), True, ["no slot has a primary"]),
-        (own(), topology(slots=0), False, ["no slot has a primary"]),
+        (having(topology(error="10.0.0.1:7000: timeout")), False, []),
+        (having(workers=1), False, []),
+        (having(draining=True), False, ["the proxy is draining"]),
+        (having(draining=True, listening=[]), False, ["the proxy is draining"]),
+        (having(listening=[]), False, ["the proxy does not listen"]),
+        (having(workers=0), False, ["no worker is running"]),
+        (having(UNKNOWN), False, ["the topology is not known: 10.0.0.1:7000: refused"]),
+        (having(UNKNOWN), True, ["the topology is not known: 10.0.0.1:7000: refused"]),
+        (having(topology(known=False, fresh=False, slots=0)), False, ["the topology is not known"]),
+        (having(topology(fresh=False)), False, ["the topology has not been confirmed lately"]),
+        (having(topology(fresh=False, error="why")), True, ["the topology has not been confirmed lately: why"]),
+        (having(topology(slots=16383)), False, ["only 16383 of 16384 slots have a primary"]),
+        (having(topology(slots=16383)), True, []),
+        (having(topology(slots=1)), True, []),
+        (having(topology(slots=0)), True, ["no slot has a primary"]),
+        (having(topology(slots=0)), False, ["no slot has a primary"]),
         (
-            having(listening=[], workers=0),
-            topology(),
+            having(topology(known=False, fresh=False, slots=0), listening=[], workers=0),
             False,
-            ["the proxy does not listen", "no worker is running"],
+            ["the proxy does not listen", "no worker is running", "the topology is not known"],
         ),
         (
-            having(draining=True),
-            topology(fresh=False, slots=5),
+            having(topology(fresh=False, slots=5), draining=True),
             False,
             [
                 "the proxy is draining",
@@ -59,14 +56,14 @@ def having(**changes: Any) -> OwnValues:
         ),
     ],
 )
-def test_readiness(figures: OwnValues, known: TopologyValues, partial: bool, reasons: list[str]) -> None:
-    ready, details = readiness(figures, known, partial)
+def test_readiness(known: OwnValues, partial: bool, reasons: list[str]) -> None:
+    ready, details = readiness(known, partial)
     assert details["reasons"] == reasons
     assert ready is (not reasons)
 
 
 def test_what_verbose_shows_of_readiness() -> None:
-    _, details = readiness(having(workers=1), topology(error="late"), True)
+    _, details = readiness(having(topology(error="late"), workers=1), True)
     assert json.loads(json.dumps(details)) == {
         "reasons": [],
         "draining": False,

@@ -26,7 +26,7 @@ sys.stdin.read()
 """
 
 
-def figures(processes: Processes) -> dict[str, float]:
+def shown(processes: Processes) -> dict[str, float]:
     return {sample.name: sample.value for family in processes.collect() for sample in family.samples}
 
 
@@ -45,8 +45,8 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_all_processes_together(child: subprocess.Popen[bytes]) -> None:
-    alone = figures(Processes(lambda: [os.getpid()]))
-    both = figures(Processes(lambda: [os.getpid(), child.pid]))
+    alone = shown(Processes(lambda: [os.getpid()]))
+    both = shown(Processes(lambda: [os.getpid(), child.pid]))
     assert both["process_cpu_seconds_total"] - alone["process_cpu_seconds_total"] >= 0.15
     assert both["process_open_fds"] - alone["process_open_fds"] >= 23
     assert both["process_resident_memory_bytes"] - alone["process_resident_memory_bytes"] > 4 << 20
@@ -55,7 +55,7 @@ def test_all_processes_together(child: subprocess.Popen[bytes]) -> None:
 
 
 def test_own_figures_are_right() -> None:
-    mine = figures(Processes(lambda: [os.getpid()]))
+    mine = shown(Processes(lambda: [os.getpid()]))
     assert mine["process_cpu_seconds_total"] == pytest.approx(time.process_time(), abs=0.1)
     assert mine["process_open_fds"] == len(os.listdir("/proc/self/fd")) - 1
     assert mine["process_max_fds"] == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -71,28 +71,28 @@ def test_own_figures_are_right() -> None:
 def test_cpu_of_a_process_that_ended_is_kept(child: subprocess.Popen[bytes]) -> None:
     pids = [os.getpid(), child.pid]
     processes = Processes(lambda: pids)
-    before = figures(processes)
+    before = shown(processes)
     child.kill()
     child.wait()
-    gone = figures(processes)  # nobody has said so yet
+    gone = shown(processes)  # nobody has said so yet
     assert gone["process_cpu_seconds_total"] >= before["process_cpu_seconds_total"]
     assert gone["process_open_fds"] <= before["process_open_fds"] - 20
     pids.remove(child.pid)
     processes.ended(child.pid, 100.5)
-    after = figures(processes)
+    after = shown(processes)
     assert after["process_cpu_seconds_total"] == pytest.approx(100.5 + time.process_time(), abs=0.1)
 
 
 def test_zombies_are_no_trouble(child: subprocess.Popen[bytes]) -> None:
     processes = Processes(lambda: [os.getpid(), child.pid])
-    before = figures(processes)
+    before = shown(processes)
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, not reaped
-    assert figures(processes)["process_cpu_seconds_total"] >= before["process_cpu_seconds_total"]
+    assert shown(processes)["process_cpu_seconds_total"] >= before["process_cpu_seconds_total"]
 
 
 def test_nobody_to_be_read() -> None:
-    assert figures(Processes(lambda: [])) == {"process_cpu_seconds_total": 0.0}
+    assert shown(Processes(lambda: [])) == {"process_cpu_seconds_total": 0.0}
 
 
 class Proc:
@@ -117,7 +117,7 @@ def proc(tmp_path: Path) -> Proc:
 
 def test_fields_of_stat_whatever_the_name(proc: Proc) -> None:
     proc.write(7, 3, name="a) R 1 (b")
-    found = figures(Processes(lambda: [7], str(proc.root)))
+    found = shown(Processes(lambda: [7], str(proc.root)))
     assert found["process_cpu_seconds_total"] == 3
     assert found["process_virtual_memory_bytes"] == 4096
     assert found["process_resident_memory_bytes"] == 3 * resource.getpagesize()
@@ -128,46 +128,46 @@ def test_ended_takes_the_larger_figure_and_once(proc: Proc) -> None:
     proc.write(7, 3)
     pids = [7]
     processes = Processes(lambda: pids, str(proc.root))
-    assert figures(processes)["process_cpu_seconds_total"] == 3
+    assert shown(processes)["process_cpu_seconds_total"] == 3
     pids.clear()
     processes.ended(7)
-    assert figures(processes)["process_cpu_seconds_total"] == 3
+    assert shown(processes)["process_cpu_seconds_total"] == 3
     processes.ended(7)
-    assert figures(processes)["process_cpu_seconds_total"] == 3
+    assert shown(processes)["process_cpu_seconds_total"] == 3
     processes.ended(8, 2.0)  # came and went between two scrapes
-    assert figures(processes)["process_cpu_seconds_total"] == 5
+    assert shown(processes)["process_cpu_seconds_total"] == 5
 
 
 def test_a_number_used_again_counts_on(proc: Proc) -> None:
     proc.write(7, 3)
     pids = [7]
     processes = Processes(lambda: pids, str(proc.root))
-    assert figures(processes)["process_cpu_seconds_total"] == 3
+    assert shown(processes)["process_cpu_seconds_total"] == 3
     processes.ended(7, 4.0)
     proc.write(7, 1)
-    assert figures(processes)["process_cpu_seconds_total"] == 5
+    assert shown(processes)["process_cpu_seconds_total"] == 5
     proc.write(7, 0)  # another one again, of which nobody was told
-    assert figures(processes)["process_cpu_seconds_total"] == 5
+    assert shown(processes)["process_cpu_seconds_total"] == 5
     proc.write(7, 2)
-    assert figures(processes)["process_cpu_seconds_total"] == 7
+    assert shown(processes)["process_cpu_seconds_total"] == 7
 
 
 def test_descriptors_are_listed_where_the_kernel_does_not_count_them(proc: Proc) -> None:
-    listed = figures(Processes(lambda: [os.getpid()]))["process_open_fds"]
+    listed = shown(Processes(lambda: [os.getpid()]))["process_open_fds"]
     empty = Path("/proc/self/fdinfo")  # its size is 0, as that of fd was before Linux 6.2
     assert empty.stat().st_size == 0
     proc.write(7, 0)
     folder = proc.root / "7" / "fd"
     folder.rmdir()
     folder.symlink_to(empty)
-    assert abs(figures(Processes(lambda: [7], str(proc.root)))["process_open_fds"] - listed) <= 2
+    assert abs(shown(Processes(lambda: [7], str(proc.root)))["process_open_fds"] - listed) <= 2
 
 
 def test_half_a_process_is_left_out(proc: Proc) -> None:
     proc.write(7, 3)
     (proc.root / "7" / "fd").rmdir()
     proc.write(8, 2)
-    found = figures(Processes(lambda: [7, 8, 9], str(proc.root)))
+    found = shown(Processes(lambda: [7, 8, 9], str(proc.root)))
     assert found["process_cpu_seconds_total"] == 2
     assert found["process_resident_memory_bytes"] == 3 * resource.getpagesize()
 
@@ -189,6 +189,6 @@ def test_a_process_that_ends_while_it_is_read_counts_once(proc: Proc) -> None:
         return now
 
     processes = Processes(named, str(proc.root))
-    assert figures(processes)["process_cpu_seconds_total"] == 3
+    assert shown(processes)["process_cpu_seconds_total"] == 3
     enders[0].join()
-    assert figures(processes)["process_cpu_seconds_total"] == 4
+    assert shown(processes)["process_cpu_seconds_total"] == 4
