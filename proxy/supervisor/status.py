@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy import __version__
-from proxy.admin.merge import Past, merge
+from proxy.admin.merge import Past, dropped_lines, merge
 from proxy.admin.probes import liveness, readiness
 from proxy.admin.snapshot import OwnValues, Snapshot
 from proxy.admin.state import state
@@ -36,19 +36,16 @@ class StatusReport:
     def __init__(self, supervisor: Supervisor) -> None:
         self.past = Past(Counters().snapshot())
         self._supervisor = supervisor
-        self._log_dropped = 0  # by workers that are gone
 
     def gone(self, worker: Worker) -> None:
         """A worker is gone: what it counted is kept."""
-        self.past.add(worker.counters.snapshot(), worker.status)
-        if worker.status is not None:
-            self._log_dropped += worker.status.log_dropped
+        self.past.ended(worker.counters.snapshot(), worker.status)
 
     def own(self) -> OwnValues:
         """What the main process knows by itself."""
         this = self._supervisor
         refresher = this.control.refresher
-        dropped = sum(worker.status.log_dropped for worker in this.pool.present if worker.status is not None)
+        told = [worker.status for worker in this.pool.present if worker.status is not None]
         return {
             "version": __version__,
             "listening": this.acceptor.listening,
@@ -61,7 +58,7 @@ class StatusReport:
             "rejected": {"max_clients": this.acceptor.rejected},
             "reload_successful": this.reload.successful,
             "reload_success_s": this.reload.success_s,
-            "log_dropped": logs.dropped() + dropped + self._log_dropped,
+            "log_dropped": dropped_lines(logs.dropped(), told, self.past),
             "background_failures": dict(failures),
             "topology": {
                 "known": refresher.topology is not None,

@@ -109,6 +109,7 @@ class Supervisor:
             own_figures=lambda: {"rejected_connections": self.acceptor.rejected},
             on_change=lambda: self.acceptor.workers_changed(),
             on_report=self.control.report,
+            on_status=self.status.past.changed,
             on_gone=self.status.gone,
             on_ended=lambda pid, cpu_s: self._process_ended(pid, cpu_s),
             on_other_version=self.upgrade.ask,

@@ -115,7 +115,7 @@ class WorkerPool:
 
     start: makes the first message of worker n. own_figures: what the main process itself counts, under INFO's names.
     on_change(): workers came or went. on_report(report): one has seen
-    something. on_gone(worker): it is gone, `counters` and `status` are its last. on_ended(pid, cpu_s): so is its
+    something. on_status(old, new): it tells a new status. on_gone(worker): it is gone, `counters` and `status` are its last. on_ended(pid, cpu_s): so is its
     process. on_other_version(): the program on disk is not the one that runs, so no worker can be started.
     """
 
@@ -127,6 +127,7 @@ class WorkerPool:
         own_figures: Callable[[], Mapping[str, int]],
         on_change: Callable[[], None],
         on_report: Callable[[Report], None],
+        on_status: Callable[[Status, Status], None],
         on_gone: Callable[[Worker], None],
         on_ended: Callable[[int, float], None],
         on_other_version: Callable[[], None],
@@ -140,6 +141,7 @@ class WorkerPool:
         self._own_figures = own_figures
         self._on_change = on_change
         self._on_report = on_report
+        self._on_status = on_status
         self._on_gone = on_gone
         self._on_ended = on_ended
         self._on_other_version = on_other_version
@@ -307,6 +309,8 @@ class WorkerPool:
             self._heard_s[worker.number] = worker.heard_s
         match message:
             case Status():
+                if worker.status is not None:
+                    self._on_status(worker.status, message)
                 worker.status = message
                 self._answer(worker, message.number, message)
             case Report():
