@@ -16,6 +16,9 @@ from typing import Final
 
 import setproctitle
 
+# In the environment of a successor (system.successor): the pid of the process that started it.
+PREDECESSOR: Final = "REDIS_PROXY_PREDECESSOR"
+
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 _START_TICKS: Final = 22 - 3  # fields of /proc/<pid>/stat after the name, which begin with the third, proc_pid_stat(5)
 
