@@ -16,8 +16,10 @@ from typing import Final
 
 import setproctitle
 
-# In the environment of a successor (system.successor): the pid of the process that started it.
+# In the environment of a successor (system.successor): the pid of the process that started it, and the service
+# manager's NOTIFY_SOCKET, empty when there is none.
 PREDECESSOR: Final = "REDIS_PROXY_PREDECESSOR"
+MANAGER: Final = "REDIS_PROXY_MANAGER"
 
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 _START_TICKS: Final = 22 - 3  # fields of /proc/<pid>/stat after the name, which begin with the third, proc_pid_stat(5)

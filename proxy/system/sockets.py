@@ -37,7 +37,7 @@ LISTENER: Final = "listener"  # a listener's, the proxy's own: so is the file of
 SYSTEMD: Final = "systemd"  # a listener's, from the service manager, whose file it is
 ADMIN: Final = "admin:"  # the admin HTTP server's; its address as configured follows
 
-_FIRST_INHERITED = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
+FIRST_INHERITED: Final = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
 _SOMAXCONN: Final = Path("/proc/sys/net/core/somaxconn")
 _ATTEMPTS: Final = 10  # to find a port that is free at all addresses of a name
 _LOOPBACK: Final = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
@@ -163,7 +163,7 @@ def inherited() -> list[Inherited]:
         return []
     found = []
     for place in range(int(count)):
-        descriptor = _FIRST_INHERITED + place
+        descriptor = FIRST_INHERITED + place
         name = names[place] if place < len(names) else ""
         if succeeds:
             name = name.replace("%3A", ":").replace("%25", "%")

@@ -44,7 +44,7 @@ def pass_on(monkeypatch: pytest.MonkeyPatch, stack: Sockets) -> Callable[..., No
             descriptor = fcntl.fcntl(one.fileno(), fcntl.F_DUPFD, FIRST + place)
             assert descriptor == FIRST + place
             stack.callback(close_if_open, descriptor)
-        monkeypatch.setattr(sockets, "_FIRST_INHERITED", FIRST)
+        monkeypatch.setattr(sockets, "FIRST_INHERITED", FIRST)
         monkeypatch.setenv("LISTEN_FDS", str(len(passed)) if count is None else count)
         monkeypatch.setenv("LISTEN_PID", str(os.getpid() if pid is None else pid))
         if names is not None:
@@ -248,7 +248,7 @@ def test_only_the_parent_is_a_predecessor(
 def test_admin_sockets_are_the_admin_servers(
     opened: Callable[..., Listening], bound: Callable[..., socket.socket], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A listener at the predecessor's admin address is refused; sockets of another address are closed without a word."""
+    """A listener at the predecessor's admin address is refused; what is not needed is closed without a word."""
     first, second, moved = bound((HOST, 0)), bound(("127.0.0.2", 0)), bound((HOST, 0))
     name, port = f"{ADMIN}localhost:9617", moved.getsockname()[1]
     given = [Inherited(first, name), Inherited(moved, f"{ADMIN}{HOST}:{port}"), Inherited(second, name)]
