@@ -10,10 +10,10 @@ whose text reads after `file:line: key: ` and quotes only what was written.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from decimal import Decimal
-from ipaddress import ip_address
-from posixpath import realpath
+
+from proxy.system.address import UNIX
+from proxy.system.address import Address as Address
 
 DURATION_UNITS = {
     "us": Decimal("0.000001"),
@@ -39,38 +39,6 @@ SIZE_HINT = "should be a size such as 512b, 64kb, 64mb or 1gb"
 DURATION_MAX = DURATION_UNITS["d"] * 365
 SIZE_MAX = SIZE_UNITS["gb"] * 1024
 NUMBER = re.compile(r"(\d+(?:\.\d+)?)([a-zA-Z]*)", re.ASCII)
-UNIX = "unix:"
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen or connect: host (IPv6 without brackets) and port, or (path not empty) a Unix socket."""
-
-    host: str = ""
-    port: int = 0
-    path: str = ""
-
-    def __str__(self) -> str:
-        if self.path:
-            return UNIX + self.path
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    def overlaps(self, other: Address) -> bool:
-        """Whether not both can be listened on: the same place, or one all addresses of the other's family (0.0.0.0).
-
-        Names are not looked up; port 0 is any free one and overlaps nothing.
-        """
-        if self.path or other.path:
-            return bool(self.path and other.path) and realpath(self.path) == realpath(other.path)
-        if self.port != other.port or not self.port:
-            return False
-        if self.host.lower() == other.host.lower():
-            return True
-        try:
-            one, two = ip_address(self.host), ip_address(other.host)
-        except ValueError:
-            return False
-        return one.version == two.version and (one == two or one.is_unspecified or two.is_unspecified)
 
 
 def parse_duration(written: object) -> float:
