@@ -22,7 +22,16 @@ from proxy.system import limits
 from proxy.system import log as logs
 from proxy.system.process import set_title
 from proxy.system.sd_notify import Notifier
-from proxy.system.sockets import ListenError, Listening, close_unused, inherited, open_listener, unwanted
+from proxy.system.sockets import (
+    ADMIN,
+    ListenError,
+    Listening,
+    close_unused,
+    inherited,
+    open_listener,
+    take_named,
+    unwanted,
+)
 
 EXIT_FAILED = 1
 _OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -64,7 +73,7 @@ def run(
         for warning in warnings:
             log.warning(warning)
         given = inherited()
-        admin = given.admin(str(settings.admin.address or ""))
+        admin = take_named(given, f"{ADMIN}{settings.admin.address}")
         try:
             for listener in settings.listeners:
                 listening += open_listener(listener, given)
@@ -93,7 +102,7 @@ def run(
         return EXIT_FAILED
     finally:
         for one in listening + surplus:
-            if notifier.successor and not (supervisor and supervisor.serving):
+            if one.origin and not (supervisor and supervisor.serving):
                 one.disown()  # the predecessor goes on listening at that file
             one.close()
         notifier.close()

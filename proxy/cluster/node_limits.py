@@ -1,7 +1,7 @@
 """What a node takes at most of one client: more ends the connection, which many clients share.
 
-Why: the proxy keeps its clients below it. Asked by worker.connector in each handshake, and by control.command_table from
-time to time, for these options may be changed while connections last.
+Why: the proxy keeps its clients below it. Asked by worker.connector in each handshake, and by control.command_table
+from time to time, for these options may be changed while connections last.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from proxy.config.file import ConfigFaults
 from proxy.config.models import Settings
 from proxy.system import limits
 from proxy.system import log as logs
-from proxy.system.sockets import ListenError, Listening, open_missing, warn_somaxconn
+from proxy.system.sockets import Inherited, ListenError, Listening, open_listener, warn_somaxconn
 
 if TYPE_CHECKING:
     from proxy.supervisor.supervisor import Supervisor
@@ -145,7 +145,7 @@ class Reload:
         supervisor = self._supervisor
         old = supervisor.settings
         undo: list[Callable[[], object]] = []
-        work = asyncio.create_task(asyncio.to_thread(open_missing, new.listeners, list(supervisor.listening)))
+        work = asyncio.create_task(asyncio.to_thread(_open_missing, new, list(supervisor.listening)))
         try:
             opened = await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -202,6 +202,27 @@ class Reload:
                     supervisor.acceptor.open(one)
         if troubles:
             raise Incomplete("; ".join(troubles))
+
+
+def _open_missing(new: Settings, present: list[Listening]) -> list[Listening]:
+    """The listeners that are not present, bound; for a thread, because names are resolved. ListenError, OSError."""
+    wanted = {str(listener.address): listener for listener in new.listeners}
+    there = {str(one.listener.address) for one in present}
+    opened: list[Listening] = []
+    # A listener may be written in another way: then its socket stays.
+    given = [Inherited(one.sock.dup(), one.name) for one in present if str(one.listener.address) not in wanted]
+    try:
+        for address, listener in wanted.items():
+            if address not in there:
+                opened += open_listener(listener, given)
+    except BaseException:
+        for one in opened:
+            one.close()
+        raise
+    finally:
+        for left in given:
+            left.sock.close()
+    return opened
 
 
 def _sentence(error: Exception) -> str:

@@ -12,8 +12,11 @@ import msgspec
 
 from proxy.config.models import Section, Settings
 from proxy.ipc import settings as plain
+from proxy.system import limits
 from proxy.system.cpus import granted
-from proxy.system.limits import clients_allowed, granted_memory
+from proxy.system.log import get
+
+log = get("supervisor")
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -30,12 +33,15 @@ class Shares:
     max_memory: int  # of all clients together, 0 = no limit
 
 
-def shares(settings: Settings, descriptors: int) -> Shares:
-    """descriptors: how many files each process may have open."""
+def shares(settings: Settings) -> Shares:
+    """Raises the limit of open files as far as it may; says so where clients.max_clients has to be lowered."""
     workers = granted() if settings.workers == "auto" else settings.workers
-    max_clients, per_worker = clients_allowed(settings.clients.max_clients, workers, descriptors)
+    limit = limits.raise_limit(settings.clients.max_clients)
+    max_clients, per_worker = limits.clients_allowed(settings.clients.max_clients, workers, limit)
+    if sentence := limits.lowered(settings.clients.max_clients, workers, limit):
+        log.warning(sentence)
     memory = settings.clients.max_memory
-    return Shares(workers, max_clients, per_worker, granted_memory() // 2 if memory == "auto" else memory)
+    return Shares(workers, max_clients, per_worker, limits.granted_memory() // 2 if memory == "auto" else memory)
 
 
 def worker_settings(settings: Settings, share: Shares) -> plain.WorkerSettings:

@@ -83,6 +83,10 @@ class StatusReport:
         """Whether every loop answers."""
         return liveness(self._supervisor.pool.silences())
 
+    def alive(self) -> bool:
+        """The same, for the service manager's watchdog."""
+        return liveness(self._supervisor.pool.silences())[0]
+
     async def ready(self) -> tuple[bool, Mapping[str, Any]]:
         """Whether clients should be sent here."""
         return readiness(self.own(), self._supervisor.settings.ready.partial)
@@ -110,9 +114,7 @@ class StatusReport:
             "admin": str(this.settings.admin.address or "off"),
         }
         snapshot = await self.snapshot()
-        return state(
-            snapshot, this.pool.present, proxy=proxy, reload=this.reload.state(), upgrade=this.upgrade.state()
-        )
+        return state(snapshot, this.pool.present, proxy=proxy, reload=this.reload.state(), upgrade=this.upgrade.state())
 
     def pids(self) -> list[int]:
         """Of all processes of the proxy, the main process first."""

@@ -30,11 +30,10 @@ from proxy.supervisor.settings import shares, worker_settings
 from proxy.supervisor.status import StatusReport
 from proxy.supervisor.upgrade import Upgrade
 from proxy.supervisor.worker_pool import PoolError, WorkerPool
-from proxy.system import limits
 from proxy.system import log as logs
 from proxy.system.process import reap_orphans
 from proxy.system.sd_notify import Notifier, tell
-from proxy.system.sockets import Listening, warn_somaxconn
+from proxy.system.sockets import ADMIN, Listening, warn_somaxconn
 
 if TYPE_CHECKING:
     from proxy.admin.http import AdminServer
@@ -77,7 +76,7 @@ class Supervisor:
         self.run_id = secrets.token_hex(20)
         self.serving = False  # clients come
         self.draining = False
-        self.shares = shares(settings, limits.raise_limit(settings.clients.max_clients))
+        self.shares = shares(settings)
         self.worker_settings = worker_settings(settings, self.shares)
         self.status = StatusReport(self)
         self.reload = Reload(self, load)
@@ -127,7 +126,7 @@ class Supervisor:
             if not self.ending:
                 await self._do(self._start())
             if self.serving and self.notifier.active:
-                telling = asyncio.create_task(tell(self.notifier, self._live, self.status.line), name="notify")
+                telling = asyncio.create_task(tell(self.notifier, self.status.alive, self.status.line), name="notify")
             await self._wake.wait()
             # Before the drain: neither may open a listener or start a worker in it.
             await self.reload.stop()
@@ -217,8 +216,7 @@ class Supervisor:
 
     def share_out(self) -> None:
         """After new settings: what they come to on this machine, in force here; the workers are told by the pool."""
-        clients = self.settings.clients
-        self.shares = shares(self.settings, limits.raise_limit(clients.max_clients))
+        self.shares = shares(self.settings)
         self.worker_settings = worker_settings(self.settings, self.shares)
         self.acceptor.max_clients, self.acceptor.per_worker = self.shares.max_clients, self.shares.per_worker
 
@@ -231,12 +229,8 @@ class Supervisor:
 
     def sockets(self) -> list[tuple[str, int]]:
         """(name, descriptor) of every listening socket, for a successor; see system.sockets.inherited."""
-        # The file of a Unix socket that came from the service manager is the manager's, whoever listens.
-        found = [
-            ("listener" if one.file or not one.listener.address.path else "systemd", one.sock.fileno())
-            for one in self.listening
-        ]
-        return found + [(f"admin:{self.settings.admin.address}", sock.fileno()) for sock in self._admin.sockets]
+        found = [(one.name, one.sock.fileno()) for one in self.listening]
+        return found + [(f"{ADMIN}{self.settings.admin.address}", sock.fileno()) for sock in self._admin.sockets]
 
     def replaced(self, successor: int) -> None:
         """A successor listens at the same sockets and is ready: this process drains."""
@@ -258,9 +252,6 @@ class Supervisor:
             control.facts,
             control.topology,
         )
-
-    def _live(self) -> bool:
-        return not self.status.silent()
 
     # -- signals -----------------------------------------------------------------------------------------------------
 

@@ -10,14 +10,12 @@ nothing; a reload and an upgrade are never under way together.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy.system import log as logs
-from proxy.system.successor import ReadySocket, spawn
+from proxy.system.successor import SuccessorError, start
 
 if TYPE_CHECKING:
     from proxy.supervisor.supervisor import Supervisor
@@ -25,11 +23,6 @@ if TYPE_CHECKING:
 log = logs.get("supervisor.upgrade")
 
 PATIENCE_S: Final = 60.0  # for the successor to be ready
-_END_S: Final = 5.0  # for a successor that is late to end by itself
-
-
-class Failed(Exception):
-    """There is no successor; the text says why."""
 
 
 class Upgrade:
@@ -67,10 +60,8 @@ class Upgrade:
 
     async def _run(self) -> None:
         try:
-            await self._supervisor.reload.idle()
-            log.info("upgrading: a successor is started")
             pid = await self._start()
-        except Failed as failed:
+        except SuccessorError as failed:
             self._doing, self._error = "failed", str(failed)
             log.error("not upgraded, this process goes on", reason=str(failed))
         except Exception as failure:
@@ -85,51 +76,13 @@ class Upgrade:
             self._task = None
 
     async def _start(self) -> int:
-        """The process id of a successor that is ready; Failed."""
+        """The process id of a successor that is ready; SuccessorError."""
         if os.getpid() == 1:
-            raise Failed("this is process 1 of a container, whose end would end the container: replace the container")
+            reason = "this is process 1 of a container, whose end would end the container: replace the container"
+            raise SuccessorError(reason)
         if self._impossible:
-            raise Failed(self._impossible)
-        ready = ReadySocket()
-        try:
-            command = [sys.executable, *sys.orig_argv[1:]]
-            pid = spawn(command, self._supervisor.sockets(), ready.address, self._supervisor.notifier.manager)
-        except OSError as error:
-            ready.close()
-            raise Failed(f"the successor cannot be started: {error.strerror}") from error
-        try:
-            pidfd = os.pidfd_open(pid)
-            try:
-                await self._ready(pid, pidfd, ready)
-            finally:
-                os.close(pidfd)
-        finally:
-            ready.close()
-        return pid
-
-    async def _ready(self, pid: int, pidfd: int, ready: ReadySocket) -> None:
-        """Until it is ready; otherwise it has ended before this returns."""
-        loop = asyncio.get_running_loop()
-        ended = loop.create_future()
-        loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
-        waiting = asyncio.create_task(ready.wait(pid))
-        try:
-            await asyncio.wait((waiting, ended), timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done() and not ended.done():
-                return waiting.result()
-            last = f": {ready.status}" if ready.status else ", see its log"
-            if not ended.done():
-                raise Failed(f"the successor is not ready after {PATIENCE_S:.0f} s and is ended{last}")
-            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            raise Failed(f"the successor has ended with {'code' if code >= 0 else 'signal'} {abs(code)}{last}")
-        finally:
-            waiting.cancel()
-            if not (waiting.done() and not waiting.cancelled()) and not ended.done():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-                await asyncio.wait((ended,), timeout=_END_S)
-                if not ended.done():
-                    os.kill(pid, signal.SIGKILL)
-                    await asyncio.wait((ended,))
-                os.waitpid(pid, 0)
-            loop.remove_reader(pidfd)
+            raise SuccessorError(self._impossible)
+        await self._supervisor.reload.idle()
+        log.info("upgrading: a successor is started")
+        command = [sys.executable, *sys.orig_argv[1:]]
+        return await start(command, self._supervisor.sockets(), self._supervisor.notifier.manager, PATIENCE_S)

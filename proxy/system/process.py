@@ -9,8 +9,10 @@ measured on Python 3.11).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Container
 from pathlib import Path
 from typing import Final
 
@@ -59,3 +61,12 @@ def start_ticks(pid: int) -> int:
         raise ProcessLookupError(f"there is no process {pid}") from None
     # The name, in parentheses, may contain anything, parentheses and blanks too.
     return int(stat.rpartition(")")[2].split()[_START_TICKS])
+
+
+def reap_orphans(own: Container[int]) -> None:
+    """Waits for ended children that are none of these: process 1 of a container inherits everybody's orphans."""
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if found.si_pid in own:
+                break  # whoever waits for it is about to; the rest when it has
+            os.waitpid(found.si_pid, 0)

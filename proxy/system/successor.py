@@ -30,11 +30,16 @@ from typing import Final
 from proxy.system.process import MANAGER, PREDECESSOR
 from proxy.system.sockets import FIRST_INHERITED, joined_names
 
+_END_S: Final = 5.0  # for a successor that is late to end by itself
 _DATAGRAM: Final = 4096  # bytes
 _MOST: Final = 64  # datagrams in one go: whoever floods the socket must not hold the loop
 _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 _SIGNALS: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _TAKEN_OUT: Final = ("LISTEN_PID", "WATCHDOG_PID", "WATCHDOG_USEC")
+
+
+class SuccessorError(Exception):
+    """There is no successor; the text is a sentence."""
 
 
 def spawn(
@@ -132,3 +137,48 @@ class ReadySocket:
             if "READY=1" in lines:
                 return True
         return False
+
+
+async def start(
+    command: list[str], sockets: Sequence[tuple[str, int]], manager: Mapping[str, str], patience_s: float
+) -> int:
+    """The pid of a successor that is ready; arguments as for spawn. SuccessorError: there is none, nor its process."""
+    loop = asyncio.get_running_loop()
+    ready = ReadySocket()
+    try:
+        pid = spawn(command, sockets, ready.name, manager)
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        ready.close()
+        raise SuccessorError(f"the successor cannot be started: {error.strerror}") from error
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    waits = {asyncio.create_task(ready.wait(pid)), asyncio.create_task(ended.wait())}
+    said_ready = False
+    try:
+        done, _ = await asyncio.wait(waits, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+        said_ready = bool(done) and not ended.is_set()
+        if said_ready:
+            return pid
+        what = "has ended" if ended.is_set() else f"is not ready after {patience_s:.0f} s and is ended"
+        raise SuccessorError(f"the successor {what}: {ready.status or 'see its log'}")
+    finally:
+        for wait in waits:
+            wait.cancel()
+        if not said_ready:
+            await _end(pid, pidfd, ended)
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+        ready.close()
+
+
+async def _end(pid: int, pidfd: int, ended: asyncio.Event) -> None:
+    """Ends a successor that is not ready: SIGTERM, after a while SIGKILL."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, number)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_S):
+                await ended.wait()
+            break
+    os.waitpid(pid, 0)
