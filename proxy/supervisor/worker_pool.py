@@ -114,10 +114,9 @@ class WorkerPool:
     """See the module.
 
     start: makes the first message of worker n. own_figures: what the main process itself counts, under INFO's names.
-    on_change(): workers came or went. on_report(report): one has seen
-    something. on_status(old, new): it tells a new status.
-    on_gone(worker): it is gone, `counters` and `status` are its last. on_ended(pid, cpu_s): so is its
-    process. on_other_version(): the program on disk is not the one that runs, so no worker can be started.
+    on_change(): workers came or went. on_report(report): one has seen something. on_status(old, new): it tells a new
+    status. on_gone(worker): it is gone, `counters` and `status` are its last. on_ended(pid, cpu_s): so is its process.
+    on_other_version(): the program on disk is not the one that runs, so no worker can be started.
     """
 
     def __init__(

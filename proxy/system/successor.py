@@ -160,7 +160,9 @@ async def start(
         said_ready = bool(done) and not ended.is_set()
         if said_ready:
             return pid
-        what = "has ended" if ended.is_set() else f"is not ready after {patience_s:.0f} s and is ended"
+        what = f"is not ready after {patience_s:.0f} s and is ended"
+        if ended.is_set() and (found := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)) is not None:
+            what = f"has ended with {'code' if found.si_code == os.CLD_EXITED else 'signal'} {found.si_status}"
         raise SuccessorError(f"the successor {what}: {ready.status or 'see its log'}")
     finally:
         for wait in waits:
