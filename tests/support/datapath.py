@@ -32,7 +32,7 @@ from proxy.forward.request import live
 from proxy.forward.router import Router
 from proxy.resp import errors
 from proxy.serve.context import ServeContext
-from proxy.serve.responder import Desk
+from proxy.serve.responder import Responder
 
 TEXTS = errors.EXCHANGE_TEXTS
 A, B, C = (Address("10.0.0.1", port) for port in (7001, 7002, 7003))
@@ -190,13 +190,17 @@ class Stage:
         self.notices: list[str] = []
         self.raised: list[tuple[str, BaseException]] = []
         self.context = ServeContext(None, "7.2.4", "0", time.time(), "0" * 40)
-        self.desk = Desk(
+        self.responder = Responder(
             self.context,
             on_notice=lambda event, address: self.notices.append(event),
             on_raised=lambda what, error: self.raised.append((what, error)),
         )
         self.path = DataPath(
-            self.reactor, self.exchange, self.counters, CommandTable(ROWS, SOURCE, self.counters.metrics), self.desk
+            self.reactor,
+            self.exchange,
+            self.counters,
+            CommandTable(ROWS, SOURCE, self.counters.metrics),
+            self.responder,
         )
         self.settings = ClientSettings(timeout_ns=int(timeout_s * 1e9), **client)
         self.nodes: dict[Address, list[End]] = {}
