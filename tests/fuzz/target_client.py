@@ -85,7 +85,7 @@ def publish(stage: Stage, chance: random.Random, ledger: Ledger) -> None:
     shards = topology(chance)
     for primary, replicas, _ in shards:
         ledger.known |= {primary, *replicas}
-    stage.router.publish(shards)
+    stage.publish(shards)
     for node in stage.router.nodes.values():
         node.usable = chance.random() < 0.8
     if chance.random() < 0.7:

@@ -68,7 +68,7 @@ def meddle(stage: Stage, chance: random.Random, ledger: Ledger) -> None:
         case 1:
             close_idle(stage.path, chance.choice([0.0, 0.01]))
         case 2:
-            stage.router.publish(chance.choice([[], [(A, [], [(0, 16383)])], [(None, [A, B], [(0, 16383)])]]))
+            stage.publish(chance.choice([[], [(A, [], [(0, 16383)])], [(None, [A, B], [(0, 16383)])]]))
         case 3:
             stage.settings.update(hard_output=chance.choice([1000, 1 << 30]))
         case 4:
