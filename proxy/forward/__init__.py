@@ -4,7 +4,7 @@ What happens to one command:
 
     client fd --> Client.ready --> scan_command --> Call --> Dispatch --> Exchange.submit --> Router.choose --.
                                   (span, arguments)  (row, slot)  |                          (Target)         |
-                                                                  '--> desk (proxy.serve)                     v
+                                                                  '--> responder (proxy.serve)                     v
                                                                        answers of our own            Pipeline.enqueue
                                                                           end of batch: one send(2) per backend
     client fd <-- Client.flush <-- ReplyQueue.deliver <-- Sink <-- Backend.reply <-- scan_reply <-- node fd
@@ -22,7 +22,7 @@ Three ideas carry every kind of command:
 What hangs on what (-> owns, ~> borrows):
 
     Reactor -> peers (Client, Backend)           Request  a C struct with one owner at a time (see request.pyx):
-    DataPath -> CommandTable, desk, clients         Pipeline.head .bnext ...   the order in which replies will come
+    DataPath -> CommandTable, responder, clients         Pipeline.head .bnext ...   the order in which replies will come
     Client -> ReplyQueue, input, lease              Parking.first .bnext ...   waiting for a better moment
     Router -> Node -> Pool -> Backend               Gather.parts               parts of one command, in one block
     Backend -> window  bytes of every unanswered    ReplyQueue.head .cnext ... besides: the order they are due in

@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """What proxy.serve asks of the servers for one command of a client: frames, where each goes, and how one reply is made.
 
-For commands that are more than a forward and less than frequent: they cost Python objects. Made by the desk's answer,
-carried out by dispatch.
+For commands that are more than a forward and less than frequent: they cost Python objects. The responder answers with
+one, dispatch carries it out.
 """
 cimport cython
 from libc.stdint cimport uint32_t
@@ -89,7 +89,7 @@ cdef void send_ask(Client client, Call* call, Ask ask):
         g.discard()
         raise
     g.finish = ask.finish
-    g.raised = client.path.desk.raised
+    g.raised = client.path.responder.raised
     g.kept = parts                          # with the leased connections among them
     parent = new_request(client, call)
     if parent == NULL:

@@ -349,7 +349,7 @@ cdef class Client(Outlet):
     cdef void fault(self, int code) noexcept:
         """Malformed input: says so as Redis does, and closes after what was asked before is answered."""
         try:
-            self.say(0, self.path.desk.fault(code, <unsigned char> self.scan.got, self.address))
+            self.say(0, self.path.responder.fault(code, <unsigned char> self.scan.got, self.address))
         except Exception as error:
             self.failed(0, "protocol error", error)
         self.end(CLOSE_PROTOCOL)
@@ -358,7 +358,7 @@ cdef class Client(Outlet):
         """proxy.serve raised instead of answering: the client is told, and so is the log."""
         self.path.counts.internal_errors += 1
         self.say(metric, b"-ERR internal error\r\n")
-        self.path.desk.raised(what, error)
+        self.path.responder.raised(what, error)
 
     # -- answers of our own --------------------------------------------------------------------------------------
 
@@ -471,10 +471,10 @@ cdef class Client(Outlet):
         self.path.closed += 1
         self.give_lease_back()
         try:
-            self.path.desk.closed(self, reason)
+            self.path.responder.closed(self, reason)
         except Exception as error:
             self.path.counts.internal_errors += 1
-            self.path.desk.raised("close", error)
+            self.path.responder.raised("close", error)
         if self.path.on_close is not None:
             self.path.on_close()
 

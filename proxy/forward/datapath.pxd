@@ -31,7 +31,7 @@ cdef class DataPath:
     cdef readonly Counters counters
     cdef CounterBlock* counts               # the counters'
     cdef public CommandTable table
-    cdef public object desk                 # proxy.serve: answer(client, args), refuse(...), ...
+    cdef public object responder            # proxy.serve: answer(client, args), refuse(...), ...
     cdef Dispatcher dispatcher              # set by the first accept
     cdef readonly set clients
     cdef list settings                      # ClientSettings of all of them

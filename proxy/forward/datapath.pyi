@@ -57,10 +57,10 @@ class DataPath:
     """What all clients of a worker share."""
 
     table: CommandTable
-    desk: Any  # proxy.serve.responder.Desk, which this layer must not name
+    responder: Any  # proxy.serve.responder.Responder, which this layer must not name
     on_close: Callable[[], object] | None  # called when a client is closed; must not raise
     def __init__(
-        self, reactor: Reactor, exchange: Exchange, counters: Counters, table: CommandTable, desk: Any
+        self, reactor: Reactor, exchange: Exchange, counters: Counters, table: CommandTable, responder: Any
     ) -> None: ...
     @property
     def clients(self) -> set[Client]:

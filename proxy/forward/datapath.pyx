@@ -78,15 +78,18 @@ cdef class ClientSettings(OutputLimits):
 
 @cython.final
 cdef class DataPath:
-    """What all clients of a worker share. desk: proxy.serve.responder.Desk, for whatever is not a plain forward."""
+    """What all clients of a worker share.
 
-    def __cinit__(self, Reactor reactor, Exchange exchange, Counters counters, CommandTable table, desk):
+    responder: proxy.serve.responder.Responder, asked for whatever is not a plain forward.
+    """
+
+    def __cinit__(self, Reactor reactor, Exchange exchange, Counters counters, CommandTable table, responder):
         self.reactor = reactor
         self.exchange = exchange
         self.counters = counters
         self.counts = counters.block
         self.table = table
-        self.desk = desk
+        self.responder = responder
         self.clients = set()
         self.settings = []
         self.lingering = set()

@@ -2,8 +2,8 @@
 """What is done with each class of command: a table from class to function.
 
 A function carries the call out, or says that it must wait (CALL_NOT_NOW: a barrier) before it has done anything. What
-is more than a forward is asked of `DataPath.desk` (proxy.serve), which answers with ready bytes, with None (not now),
-or with an Ask: commands for the servers and how to make one reply of theirs.
+is more than a forward is asked of `DataPath.responder` (proxy.serve), which answers with ready bytes, with None (not
+now), or with an Ask: commands for the servers and how to make one reply of theirs.
 """
 cimport cython
 from libc.stdint cimport uint32_t
@@ -186,7 +186,7 @@ cdef int local(Client client, Call* call) noexcept:
     for i in range(call.argc):
         words.append(call.frame[call.args[i].off:call.args[i].off + call.args[i].len])
     try:
-        answer = client.path.desk.answer(client, words)
+        answer = client.path.responder.answer(client, words)
         if client.fd < 0:
             return CALL_DONE                # closed by its own command
         if answer is None:
@@ -218,7 +218,7 @@ cdef int refuse(Client client, Call* call, str why) noexcept:
     sub = call.frame[call.args[1].off:call.args[1].off + call.args[1].len] if (
         call.row.container and call.argc > 1) else None
     try:
-        client.say(metric, client.path.desk.refuse(why, call.row.name[:call.row.name_len], name, sub))
+        client.say(metric, client.path.responder.refuse(why, call.row.name[:call.row.name_len], name, sub))
     except Exception as error:
         client.failed(metric, name.decode("ascii", "replace"), error)
     return CALL_DONE
@@ -236,10 +236,10 @@ cdef bint is_http(const Call* call) noexcept nogil:
 cdef int attacked(Client client) noexcept:
     client.close(CLOSE_CROSS_PROTOCOL)
     try:
-        client.path.desk.attacked(client.address)
+        client.path.responder.attacked(client.address)
     except Exception as error:
         client.path.counts.internal_errors += 1
-        client.path.desk.raised("attacked", error)
+        client.path.responder.raised("attacked", error)
     return CALL_DONE
 
 

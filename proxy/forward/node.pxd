@@ -18,6 +18,10 @@ cdef class Node:
     cdef public bint replica
     cdef public bint usable                 # a replica fit for reads (proxy.control.node_health)
     cdef readonly bint gone                 # no longer in the topology
+    cdef uint32_t published                 # number of the topology it was last in
+    cdef bint wanted_replica                # its role there
+    cdef bint owner                         # stands in Router.primaries: it owns slots
+    cdef int shard                          # of which it is the primary: index into Router.shards; -1 = none
     cdef public uint64_t connect_failures
     cdef Histogram duration
     cdef Pool resp2

@@ -34,6 +34,7 @@ cdef class Node:
         self.label = str(address)
         self.replica = replica
         self.usable = True
+        self.shard = -1
         self.resp2 = Pool(self, 2)
         self.resp3 = Pool(self, 3)
         self.leases = []

@@ -26,6 +26,7 @@ cdef class Pipeline(Peer):
     cdef Request* cancelled                 # the first cancelled request in the queue
     cdef readonly size_t pending
     cdef bint full                          # takes nothing new, until half of it is empty
+    cdef uint64_t unsettled_to              # clients of what stands before this position: see Router.unsettle_slot
     cdef int64_t progress_ns                # when bytes last came, or bytes of the oldest request went
     cdef int64_t next_deadline_ns           # no pending deadline is earlier
     cdef int enqueue(self, Request* r, const char* p, size_t n) noexcept

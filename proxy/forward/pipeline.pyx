@@ -145,7 +145,7 @@ cdef class Pipeline(Peer):
         self.win.start = self.win.end = self.win.cap = 0
         self.head = self.tail = self.cancelled = NULL
         self.pending = 0
-        self.win_pos = self.sent_pos = 0
+        self.win_pos = self.sent_pos = self.unsettled_to = 0
         while r != NULL:
             following = r.bnext
             r.bnext = NULL

@@ -40,6 +40,7 @@ cdef class Router:
     cdef readonly list primaries    # Nodes that own slots
     cdef list retired               # Nodes that left the topology, their connections draining
     cdef readonly bint known        # a topology has been published
+    cdef uint32_t published         # topologies so far
     cdef public int connections     # per node and protocol, of pools made from now on
     cdef public int64_t failover_ns
     cdef public object port
@@ -59,8 +60,9 @@ cdef class Router:
     cdef list fill(self, Node node, int proto)
     cdef void learn(self, int slot, Node node) noexcept
     cdef bint astray(self, Node node, Request* r) noexcept
-    cdef void unsettle(self, list nodes, bint everything, int slot) noexcept
-    cdef Node adopt(self, dict old, address, bint replica)
+    cdef void find_primaries(self)
+    cdef void unsettle(self, Node node, bint everything) noexcept
+    cdef void unsettle_slot(self, Node node, int slot) noexcept
     cdef void change_role(self, Node node, bint replica) noexcept
     cdef list replace(self, Node node)
     cdef void drop(self, Node node) noexcept

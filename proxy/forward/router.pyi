@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Protocol
 
 from proxy.cluster.slot_table import SlotTable
@@ -57,8 +57,18 @@ class Router:
     @property
     def known(self) -> bool:
         """A topology has been published."""
-    def publish(self, shards: Iterable[tuple[Address | None, list[Address], Iterable[tuple[int, int]]]]) -> None:
-        """Replaces the whole table: (primary or None, replicas, inclusive slot ranges) per shard."""
+    def publish(
+        self,
+        addresses: Sequence[tuple[Address, bool]],
+        shards: Sequence[tuple[int, Sequence[int]]],
+        owners: bytes,
+    ) -> None:
+        """Replaces the whole table; what does not fit together raises ValueError and changes nothing.
+
+        addresses: (address, whether it is a replica); one that is there twice is one node, a primary if it is one
+        anywhere. shards: (index of the primary in addresses, or -1; those of its replicas). owners: 16,384
+        little-endian uint16, the index into shards of each slot's owner, 0xFFFF = nobody.
+        """
     def renew(self) -> list[Backend]:
         """Every node gets new connections, made on first use; the old ones, returned, drain and close.
 

@@ -5,6 +5,7 @@ Control publishes a topology (`publish`); the data path reads slot -> shard -> n
 topologies single slots are re-pointed by MOVED (`learn`), to nodes of the topology and no others. A node that changes
 its role gets new connections, because a connection keeps READONLY for its life; all nodes get new ones when control
 says so (`renew`: other credentials, another number of them); a node that left the topology is drained, then forgotten.
+All of this runs between two batches of the data path: its time is linear in the nodes and in what is under way.
 
 Invariant: before the next command for a slot (or for any primary) can go elsewhere than one that is under way, the
 client of that one is unsettled, so that it sends nothing that could overtake.
@@ -13,11 +14,15 @@ cimport cython
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 
+from proxy.cluster.slot cimport SLOTS
 from proxy.cluster.slot_table cimport NO_SHARD
 from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CLOSED, BACKEND_UP
 from proxy.forward.node cimport Pool
 from proxy.forward.ports cimport Sink
 from proxy.forward.request cimport REQ_READ, TARGET_ANY, TARGET_NODE, TARGET_SLOT
+
+cdef enum:
+    EXACT_MAX = 256     # requests under way up to which those for one slot are looked for: see unsettle_slot
 
 READ_POLICIES = ("primary", "prefer_primary", "replica", "prefer_replica", "any")
 
@@ -57,78 +62,116 @@ cdef class Router:
 
     # -- control's side ------------------------------------------------------------------------------------------
 
-    def publish(self, shards):
-        """Replaces the whole table.
+    def publish(self, addresses, shards, owners):
+        """Replaces the whole table; what does not fit together raises ValueError and changes nothing.
 
-        shards: [(primary address or None, [replica addresses], [(first slot, last slot)])].
+        addresses: [(Address, whether it is a replica)]. shards: [(index of the primary in addresses, or -1; tuple of
+        those of the replicas)]. owners: see SlotTable.load. An address that is there twice is one node, a primary if
+        it is one anywhere.
         """
         cdef Node node
-        cdef int slot, index
-        old = self.nodes
-        self.nodes = {}
-        self.shards = []
-        self.primaries = []
-        table = SlotTable()
-        for primary, replicas, ranges in shards:
-            index = len(self.shards)
-            shard = Shard(
-                None if primary is None else self.adopt(old, primary, False),
-                [self.adopt(old, address, True) for address in replicas],
-            )
-            self.shards.append(shard)
-            if shard.primary is not None and ranges:
-                self.primaries.append(shard.primary)
-            for first, last in ranges:
-                for slot in range(first, last + 1):
-                    table.set(slot, index)
+        cdef dict old = self.nodes, nodes = {}      # hashing an address takes longer than all else here: do it seldom
+        cdef list placed = [], made = [], changed = []
+        cdef SlotTable table = SlotTable()
+        cdef list known = [(address, bool(replica)) for address, replica in addresses]
+        cdef Py_ssize_t n = len(known)
+        for primary, replicas in shards:
+            if not -1 <= primary < n:
+                raise ValueError(f"no node index: {primary} of {n}")
+            for index in replicas:
+                if not 0 <= index < n:
+                    raise ValueError(f"no node index: {index} of {n}")
+        table.load(owners, len(shards))
+        self.published += 1
+        for address, replica in known:
+            node = old.get(address)
+            if node is None:
+                node = nodes.get(address)
+                if node is None:
+                    node = Node(address, replica)
+            placed.append(node)
+            if node.published == self.published:    # it is there twice
+                node.wanted_replica = node.wanted_replica and replica
+                continue
+            node.published = self.published
+            node.wanted_replica = replica
+            node.shard = -1
+            node.owner = False
+            nodes[address] = node
+        for node in nodes.values():
+            if node.replica != node.wanted_replica:
+                node.replica = node.wanted_replica
+                changed.append(node)
+        for primary, replicas in shards:
+            made.append(Shard(None if primary < 0 else placed[primary], [placed[index] for index in replicas]))
+        self.nodes = nodes
+        self.shards = made
         self.slots = table
         self.known = True
-        self.numbered = {node.number: node for node in self.nodes.values()}
+        self.numbered = {node.number: node for node in nodes.values()}
+        self.find_primaries()
         self.forget_direct()
-        self.unsettle(list(old.values()), False, -1)
-        for address, node in old.items():
-            if address not in self.nodes:
+        for node in old.values():
+            self.unsettle(node, False)
+        for node in changed:
+            self.replace(node)
+        for node in old.values():
+            if node.published != self.published:
                 self.drop(node)
 
-    cdef Node adopt(self, dict old, address, bint replica):
-        """The node of that address, old or new, in that role."""
-        cdef Node node = self.nodes.get(address)
-        if node is None:
-            node = old.get(address)
-        if node is None:
-            node = Node(address, replica)
-        elif node.replica != replica:
-            self.change_role(node, replica)
-        self.nodes[address] = node
-        return node
+    cdef void find_primaries(self):
+        """The nodes that own slots, and where each primary stands in `shards`."""
+        cdef Node node
+        cdef Shard shard
+        cdef int index, slot
+        cdef Py_ssize_t n = len(self.shards)
+        cdef bytearray owning = bytearray(n + 1)
+        cdef unsigned char* owns = owning
+        for slot in range(SLOTS):
+            if self.slots.owner[slot] != NO_SHARD:
+                owns[self.slots.owner[slot]] = 1
+        for node in self.primaries:
+            node.owner = False
+        self.primaries = []
+        for index in range(n):
+            node = (<Shard> self.shards[index]).primary
+            if node is None:
+                continue
+            if node.shard < 0:
+                node.shard = index
+            if owns[index] and not node.owner:
+                node.owner = True
+                self.primaries.append(node)
 
     cdef void change_role(self, Node node, bint replica) noexcept:
         """New connections in the new role: one that sent READONLY would answer stale reads after a demotion."""
         node.replica = replica
+        self.forget_direct()
         self.replace(node)
 
     cdef list replace(self, Node node):
-        """Empties the node's pools; the connections of before, returned, drain and close.
+        """Empties the node's pools; the connections of before, returned, drain and close. `direct` must be forgotten.
 
         Whether it is down is to be found out anew: requests for a node that has been down for long are refused, so
         that nobody would have the new connections made.
         """
         cdef Backend b
         cdef list old = node.resp2.backends + node.resp3.backends
-        self.unsettle([node], True, -1)
-        self.forget_direct()
-        node.resp2.backends = []
-        node.resp3.backends = []
         node.resp2.down_since_ns = node.resp3.down_since_ns = 0
-        for b in old:
-            b.retire()
-        node.retired = [b for b in node.retired + old if b.state != BACKEND_CLOSED]
+        self.unsettle(node, True)
+        if old:
+            node.resp2.backends = []
+            node.resp3.backends = []
+            for b in old:
+                b.retire()
+            node.retired = [b for b in node.retired + old if b.state != BACKEND_CLOSED]
         return old
 
     cdef void drop(self, Node node) noexcept:
         """The node left the cluster: nothing new goes there; what is pending may still be answered."""
         node.gone = True
-        self.change_role(node, node.replica)
+        node.owner = False
+        self.replace(node)
         if node.retired or node.leases:
             self.retired.append(node)
         self.port.node_gone(node)
@@ -136,7 +179,7 @@ cdef class Router:
     cdef void learn(self, int slot, Node node) noexcept:
         """A MOVED said that this node of the topology is the primary of slot."""
         cdef Shard shard
-        cdef int index, owner = self.slots.owner[slot]
+        cdef int owner = self.slots.owner[slot]
         cdef Node before = None
         if node.replica:
             self.change_role(node, False)
@@ -144,43 +187,65 @@ cdef class Router:
             before = (<Shard> self.shards[owner]).primary
             if before is node:
                 return
-        for index, shard in enumerate(self.shards):
-            if shard.primary is node:
-                break
-        else:
+        if node.shard < 0:                          # it is the primary of none yet
             if len(self.shards) >= NO_SHARD:
                 return
-            index = len(self.shards)
+            node.shard = <int> len(self.shards)
             self.shards.append(Shard(node, []))
             self.forget_direct()
-        self.slots.set(slot, index)
-        if node not in self.primaries:              # it had no slots before
+        self.slots.set(slot, node.shard)
+        if not node.owner:
+            node.owner = True
             self.primaries.append(node)
         if owner != NO_SHARD:
-            self.unsettle([before, *(<Shard> self.shards[owner]).replicas], False, slot)
+            if before is not None:
+                self.unsettle_slot(before, slot)
+            for before in (<Shard> self.shards[owner]).replicas:
+                self.unsettle_slot(before, slot)
 
-    cdef void unsettle(self, list nodes, bint everything, int slot) noexcept:
-        """Unsettles the clients of what is under way at these nodes (None is passed over): of everything, or of what
-        would go elsewhere now. slot: only of requests for it; -1 = whatever they are for."""
-        cdef Node node
+    cdef void unsettle(self, Node node, bint everything) noexcept:
+        """Unsettles the clients of what is under way at this node: of everything, or of what would go elsewhere now."""
         cdef Backend b
         cdef Request* r
-        for node in nodes:
-            if node is None:
-                continue
-            for b in node.backends():
+        cdef list some
+        for some in (node.resp2.backends, node.resp3.backends, node.leases, node.retired):
+            for b in some:
                 r = b.head
                 while r != NULL:
-                    if r.sink != NULL and (slot < 0 or r.slot == slot) and (everything or self.astray(node, r)):
+                    if r.sink != NULL and (everything or self.astray(node, r)):
                         (<Sink> r.sink).unsettle()
                     r = r.bnext
+
+    cdef void unsettle_slot(self, Node node, int slot) noexcept:
+        """Unsettles the clients of what is under way at this node for a slot that has gone elsewhere.
+
+        A node that lost all of its slots says so for every request it has: looking at all of them each time would take
+        time by the square of their number. Where there are many, all their clients are unsettled the first time, and
+        nobody is looked for again until requests have come that are newer: an unsettled client sends none.
+        """
+        cdef Backend b
+        cdef Request* r
+        cdef bint everything
+        cdef list some
+        for some in (node.resp2.backends, node.resp3.backends, node.leases, node.retired):
+            for b in some:
+                if b.tail == NULL or b.tail.pos < b.unsettled_to:
+                    continue
+                everything = b.pending > EXACT_MAX
+                r = b.head
+                while r != NULL:
+                    if r.sink != NULL and (everything or r.slot == slot and self.astray(node, r)):
+                        (<Sink> r.sink).unsettle()
+                    r = r.bnext
+                if everything:
+                    b.unsettled_to = b.win_pos + (b.win.end - b.win.start)
 
     cdef bint astray(self, Node node, Request* r) noexcept:
         """Whether a request under way at this node would be sent to another one now."""
         cdef Shard shard
         cdef int index
         if r.target == TARGET_ANY:
-            return node not in self.primaries
+            return not node.owner
         if r.target != TARGET_SLOT:
             return False
         index = self.slots.owner[r.slot]
@@ -199,6 +264,7 @@ cdef class Router:
         cdef Node node
         cdef list old = []
         self.reactor.tick()
+        self.forget_direct()
         for node in self.nodes.values():
             old += self.replace(node)
         return old
@@ -318,7 +384,7 @@ cdef class Router:
         cdef Py_ssize_t n = len(self.primaries), i
         if n == 0:
             return UNCOVERED
-        if node is None or node.replica or node.pool(r.proto).down_since_ns or node not in self.primaries:
+        if node is None or node.replica or node.pool(r.proto).down_since_ns or not node.owner:
             for i in range(n):
                 node = <Node> self.primaries[(r.affinity + i) % n]
                 if node.pool(r.proto).down_since_ns == 0:

@@ -1,7 +1,7 @@
 """What the data path hands to proxy.serve: the one object it calls for whatever is not a plain forward.
 
-Why: the compiled client knows one desk instead of every module here. Called by proxy.forward.client, per command that
-the proxy answers or refuses itself; never for a forwarded one.
+Why: the compiled data path knows this one object instead of every module here. Called by proxy.forward for each command
+that the proxy answers or refuses itself; never for a forwarded one.
 
 Invariant: every method returns ready bytes (or None or an Ask where it says so) and raises for no input of a client.
 """
@@ -29,7 +29,7 @@ _CLOSED_FOR = {
 }
 
 
-class Desk:
+class Responder:
     """One per worker.
 
     on_notice(event, client address): worth a line in the log, seldom enough. on_raised(what, error): an answer raised,

@@ -18,7 +18,7 @@ from proxy.forward.ask import Ask
 from proxy.resp.encode import array, bulk, encode_command, integer
 from proxy.resp.errors import EXCHANGE_TEXTS, EXECABORT, NOAUTH, not_served
 from proxy.resp.readers import CommandReader, ReplyReader
-from proxy.serve.responder import Desk
+from proxy.serve.responder import Responder
 from tests.support.datapath import A, B, C, End, Stage
 
 D = Address("10.0.0.4", 7004)  # sometimes in the topology
@@ -399,7 +399,7 @@ def _asked(word: bytes) -> bytes:
     return INTERNAL
 
 
-class AskingDesk(Desk):
+class AskingResponder(Responder):
     """Answers ECHO ask:<kind>:<number> with an Ask, as proxy.serve does for commands that need several nodes."""
 
     def __init__(self, stage: Stage, ledger: Ledger) -> None:

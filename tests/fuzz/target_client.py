@@ -23,7 +23,7 @@ from proxy.forward.router import READ_POLICIES
 from proxy.resp.readers import ReplyReader
 from tests.fuzz.actors import (
     PUSH_OF_NODE,
-    AskingDesk,
+    AskingResponder,
     Company,
     D,
     FakeNode,
@@ -85,7 +85,7 @@ def publish(stage: Stage, chance: random.Random, ledger: Ledger) -> None:
     shards = topology(chance)
     for primary, replicas, _ in shards:
         ledger.known |= {primary, *replicas}
-    stage.router.publish(shards)
+    stage.publish(shards)
     for node in stage.router.nodes.values():
         node.usable = chance.random() < 0.8
     if chance.random() < 0.7:
@@ -151,7 +151,7 @@ def play(conversations: list[list[list[bytes]]], chance: random.Random) -> None:
         soft_output=chance.choice([1000, 1 << 20]),
         max_window=chance.choice([100, 1000, 16 << 20]),
     )
-    stage.path.desk = AskingDesk(stage, ledger)
+    stage.path.responder = AskingResponder(stage, ledger)
     heard = listening(stage, chance)
     clients = []
     for one in conversations:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from proxy.forward.clients import close_idle, drain
 from proxy.forward.ports import PushPort
-from tests.fuzz.actors import NOBODY, AskingDesk, Company, D, Ledger, Mood, Speaker, encoded
+from tests.fuzz.actors import NOBODY, AskingResponder, Company, D, Ledger, Mood, Speaker, encoded
 from tests.fuzz.cases import alternate, mutate, pieces
 from tests.fuzz.target_client import command, disturb
 from tests.fuzz.target_replies import CORPUS
@@ -68,7 +68,7 @@ def meddle(stage: Stage, chance: random.Random, ledger: Ledger) -> None:
         case 1:
             close_idle(stage.path, chance.choice([0.0, 0.01]))
         case 2:
-            stage.router.publish(chance.choice([[], [(A, [], [(0, 16383)])], [(None, [A, B], [(0, 16383)])]]))
+            stage.publish(chance.choice([[], [(A, [], [(0, 16383)])], [(None, [A, B], [(0, 16383)])]]))
         case 3:
             stage.settings.update(hard_output=chance.choice([1000, 1 << 30]))
         case 4:
@@ -174,7 +174,7 @@ def play(conversations: list[list[list[bytes]]], said: tuple[bytes, ...], chance
         hard_output=chance.choice([1000, 30000, 1 << 30, 1 << 30]),
         max_window=chance.choice([1, 1000, 16 << 20]),
     )
-    stage.path.desk = AskingDesk(stage, ledger)
+    stage.path.responder = AskingResponder(stage, ledger)
     speakers: list[Speaker] = []
     for commands in conversations:
         words = [ledger.unique(c) for c in commands]

@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import mmap
 import socket
+import sys
 import time
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +34,7 @@ from proxy.forward.request import live
 from proxy.forward.router import Router
 from proxy.resp import errors
 from proxy.serve.context import ServeContext
-from proxy.serve.responder import Desk
+from proxy.serve.responder import Responder
 
 TEXTS = errors.EXCHANGE_TEXTS
 A, B, C = (Address("10.0.0.1", port) for port in (7001, 7002, 7003))
@@ -40,6 +42,21 @@ THIRDS: list[Any] = [(A, [], [(0, 5460)]), (B, [], [(5461, 10922)]), (C, [], [(1
 # One key of each: slots 3300, 7365 and 15495. Hash tags ({b}1, {b}2 ...) make more.
 KEY_A, KEY_B, KEY_C = b"b", b"c", b"a"
 SLOT_A, SLOT_B, SLOT_C = 3300, 7365, 15495
+
+
+def published(shards: list[Any]) -> tuple[list[tuple[Address, bool]], list[tuple[int, tuple[int, ...]]], bytes]:
+    """What Router.publish takes, made of [(primary or None, [replicas], [(first slot, last slot)])]."""
+    places: dict[tuple[Address, bool], int] = {}
+    numbered: list[tuple[int, tuple[int, ...]]] = []
+    owners = array("H", [0xFFFF]) * 16384
+    for primary, replicas, ranges in shards:
+        index = -1 if primary is None else places.setdefault((primary, False), len(places))
+        numbered.append((index, tuple(places.setdefault((replica, True), len(places)) for replica in replicas)))
+        for first, last in ranges:
+            owners[first : last + 1] = array("H", [len(numbered) - 1]) * (last + 1 - first)
+    if sys.byteorder == "big":
+        owners.byteswap()
+    return list(places), numbered, owners.tobytes()
 
 
 class Timer:
@@ -141,7 +158,7 @@ class End:
 class Stage:
     """Data path, port and nodes. nodes[address]: the far ends of that node's connections, the newest last.
 
-    shards: as Router.publish takes them. unreachable: addresses whose connection fails. packets: sockets keep the
+    shards: as `published` takes them. unreachable: addresses whose connection fails. packets: sockets keep the
     borders of what is sent, so that sends can be counted. memory: where its counters are. Keyword arguments with a unit
     in their name are what the classes of proxy.forward take.
     """
@@ -190,13 +207,17 @@ class Stage:
         self.notices: list[str] = []
         self.raised: list[tuple[str, BaseException]] = []
         self.context = ServeContext(None, "7.2.4", "0", time.time(), "0" * 40)
-        self.desk = Desk(
+        self.responder = Responder(
             self.context,
             on_notice=lambda event, address: self.notices.append(event),
             on_raised=lambda what, error: self.raised.append((what, error)),
         )
         self.path = DataPath(
-            self.reactor, self.exchange, self.counters, CommandTable(ROWS, SOURCE, self.counters.metrics), self.desk
+            self.reactor,
+            self.exchange,
+            self.counters,
+            CommandTable(ROWS, SOURCE, self.counters.metrics),
+            self.responder,
         )
         self.settings = ClientSettings(timeout_ns=int(timeout_s * 1e9), **client)
         self.nodes: dict[Address, list[End]] = {}
@@ -209,7 +230,7 @@ class Stage:
         self.taken = 0
         self.reactor.start()
         if shards != []:
-            self.router.publish(THIRDS if shards is None else shards)
+            self.publish(THIRDS if shards is None else shards)
 
     # The port, as worker.Worker is in production
 
@@ -236,6 +257,10 @@ class Stage:
         self.unfit.append(reason)
 
     # The play
+
+    def publish(self, shards: list[Any]) -> None:
+        """Router.publish with shards as `published` takes them."""
+        self.router.publish(*published(shards))
 
     def client(self, **settings: Any) -> End:
         """A new client's side; `accepted` is the data path's."""

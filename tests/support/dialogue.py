@@ -1,4 +1,4 @@
-"""What the dialogues on the stage say again and again: frames, redirections, refusals, a desk that asks.
+"""What the dialogues on the stage say again and again: frames, redirections, refusals, a responder that asks.
 
 Why: the tests of proxy.forward are one file per module and share their vocabulary here.
 Called by: tests/unit/forward.
@@ -68,13 +68,13 @@ def answer(stage: Stage, replies: dict[bytes, bytes]) -> list[bytes]:
 
 
 def asking(stage: Stage, make: Callable[[list[bytes]], Any]) -> None:
-    """Has the desk answer ECHO with what `make` returns for its arguments: an Ask, bytes, None, or whatever."""
+    """Has the responder answer ECHO with what `make` returns for its arguments: an Ask, bytes, None, or whatever."""
 
-    class AskDesk(type(stage.desk)):  # type: ignore[misc]
+    class AskResponder(type(stage.responder)):  # type: ignore[misc]
         def answer(self, client: Any, args: list[bytes]) -> Any:
             return make(args) if args[0].lower() == b"echo" else super().answer(client, args)
 
-    stage.path.desk = AskDesk(
+    stage.path.responder = AskResponder(
         stage.context,
         on_notice=lambda event, address: stage.notices.append(event),
         on_raised=lambda what, error: stage.raised.append((what, error)),
@@ -82,7 +82,7 @@ def asking(stage: Stage, make: Callable[[list[bytes]], Any]) -> None:
 
 
 def always(stage: Stage, *parts: Any, **options: Any) -> None:
-    """Has the desk answer ECHO with one and the same Ask."""
+    """Has the responder answer ECHO with one and the same Ask."""
     asking(stage, lambda args: Ask(list(parts), **options))
 
 

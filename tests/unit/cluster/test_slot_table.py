@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 
 import pytest
 
@@ -51,13 +52,47 @@ def test_covered_counts_whatever_happens() -> None:
     assert all(table.get(slot) == owner for slot, owner in model.items())
 
 
-def test_copy_and_clear() -> None:
-    table, other = SlotTable(), SlotTable()
-    other.assign(7, 9, 3)
-    table.copy_from(other)
-    other.clear()
-    assert (table.ranges(), table.covered) == ([(7, 9, 3)], 3)
-    assert (other.ranges(), other.covered) == ([], 0)
+def owners(*ranges: tuple[int, int, int]) -> bytes:
+    """What load takes."""
+    table = [0xFFFF] * 16384
+    for first, last, shard in ranges:
+        table[first : last + 1] = [shard] * (last + 1 - first)
+    return struct.pack("<16384H", *table)
+
+
+def test_load_and_clear() -> None:
+    table = SlotTable()
+    table.assign(0, 100, 2)
+    table.load(owners((7, 9, 3), (256, 16383, 0x0102)), 0x0103)
+    assert (table.ranges(), table.covered) == ([(7, 9, 3), (256, 16383, 0x0102)], 16131)
+    table.load(owners((0, 16383, 0xFFFE)), 0xFFFF)
+    assert (table.ranges(), table.covered) == ([(0, 16383, 0xFFFE)], 16384)
+    table.load(owners(), 0)
+    assert (table.ranges(), table.covered) == ([], 0)
+    table.assign(0, 100, 2)
+    table.clear()
+    assert (table.ranges(), table.covered) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "shards"),
+    [
+        (b"", 1),
+        (owners()[:-1], 1),
+        (owners() + b"\0", 1),
+        (owners((5, 5, 3)), 3),
+        (owners((16383, 16383, 0xFFFE)), 0xFFFE),
+        (owners((0, 0, 0)), 0),
+        (owners(), -1),
+        (owners(), 0x10000),
+    ],
+)
+def test_what_does_not_fit_is_not_loaded(data: bytes, shards: int) -> None:
+    table = SlotTable()
+    table.assign(0, 100, 2)
+    with pytest.raises(ValueError, match=r"owners of slots|no shard index|no number of shards"):
+        table.load(data, shards)
+    assert (table.ranges(), table.covered) == ([(0, 100, 2)], 101)
 
 
 @pytest.mark.parametrize(

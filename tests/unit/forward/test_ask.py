@@ -320,7 +320,7 @@ def test_a_node_that_has_left(play: Play) -> None:
     gone = stage.router.nodes[C]
     always(stage, (gone, PING, 0))
     client = stage.client()
-    stage.router.publish([(A, [], [(0, 8000)]), (B, [], [(8001, 16383)])])
+    stage.publish([(A, [], [(0, 8000)]), (B, [], [(8001, 16383)])])
     client.send(ECHO + PING)
     stage.turn()
     assert client.get() == TEXTS["gone"] + b"+PONG\r\n"

@@ -293,12 +293,12 @@ def test_a_client_closed_by_its_own_command(play: Play) -> None:
     client = stage.client()
     inside = stage.accepted
 
-    class Killer(type(stage.desk)):  # type: ignore[misc]
+    class Killer(type(stage.responder)):  # type: ignore[misc]
         def answer(self, client: object, args: list[bytes]) -> bytes:
             inside.kill()
             return b"+OK\r\n"
 
-    stage.path.desk = Killer(stage.context)
+    stage.path.responder = Killer(stage.context)
     client.send(GET_A[:5])
     stage.turn()
     client.send(GET_A[5:] + encode_command("ECHO", "x") + GET_B)

@@ -1,4 +1,4 @@
-"""What is done with each class of command, what must wait before it is, and a desk that raises."""
+"""What is done with each class of command, what must wait before it is, and a responder that raises."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def test_a_barrier_while_a_reply_is_not_taken(play: Play) -> None:
     assert stage.drink(client).endswith(b"+PONG\r\n")
 
 
-# -- a desk that raises
+# -- a responder that raises
 
 
 class Fault(Exception):
@@ -262,12 +262,12 @@ class Fault(Exception):
 
 
 def broken(stage: Stage, *methods: str) -> None:
-    """These methods of the desk raise."""
+    """These methods of the responder raise."""
 
     def fail(self: object, *args: object) -> bytes:
         raise Fault
 
-    stage.path.desk = type("Broken", (type(stage.desk),), dict.fromkeys(methods, fail))(
+    stage.path.responder = type("Broken", (type(stage.responder),), dict.fromkeys(methods, fail))(
         stage.context, on_raised=lambda what, error: stage.raised.append((what, error))
     )
 
@@ -286,7 +286,7 @@ def broken(stage: Stage, *methods: str) -> None:
         ("refuse", encode_command("OBJECT", "ENCODING"), "OBJECT"),
     ],
 )
-def test_a_desk_that_raises(play: Play, method: str, frame: bytes, what: str, waiting: bool) -> None:
+def test_a_responder_that_raises(play: Play, method: str, frame: bytes, what: str, waiting: bool) -> None:
     """Its client is told, later replies stay in their places, and the log hears of it."""
     stage = play()
     client = stage.client()
@@ -304,7 +304,7 @@ def test_a_desk_that_raises(play: Play, method: str, frame: bytes, what: str, wa
 
 
 @pytest.mark.parametrize("value", ["text", 5, [b"+OK\r\n"], bytearray(b"+OK\r\n")])
-def test_a_desk_that_answers_with_what_is_no_reply(play: Play, value: object) -> None:
+def test_a_responder_that_answers_with_what_is_no_reply(play: Play, value: object) -> None:
     stage = play()
     client = stage.client()
     asking(stage, lambda args: value)
@@ -314,7 +314,7 @@ def test_a_desk_that_answers_with_what_is_no_reply(play: Play, value: object) ->
     assert stage.count("internal_errors") == 1
 
 
-def test_a_desk_that_raises_for_malformed_input(play: Play) -> None:
+def test_a_responder_that_raises_for_malformed_input(play: Play) -> None:
     """The client is closed all the same, after what it had asked for."""
     stage = play()
     client = stage.client()
@@ -328,7 +328,7 @@ def test_a_desk_that_raises_for_malformed_input(play: Play) -> None:
     assert (stage.count("internal_errors"), len(stage.raised)) == (1, 1)
 
 
-def test_malformed_input_is_answered_though_the_desk_raises(play: Play) -> None:
+def test_malformed_input_is_answered_though_the_responder_raises(play: Play) -> None:
     stage = play()
     client = stage.client()
     broken(stage, "fault")
@@ -337,7 +337,7 @@ def test_malformed_input_is_answered_though_the_desk_raises(play: Play) -> None:
     assert client.get() == INTERNAL
 
 
-def test_a_desk_that_raises_when_a_client_is_closed(play: Play) -> None:
+def test_a_responder_that_raises_when_a_client_is_closed(play: Play) -> None:
     """The client is gone all the same, and whoever waits for clients to go is told."""
     stage = play()
     told: list[int] = []
@@ -353,7 +353,7 @@ def test_a_desk_that_raises_when_a_client_is_closed(play: Play) -> None:
     assert not stage.path.clients
 
 
-def test_a_desk_that_says_not_now_to_an_idle_client(play: Play) -> None:
+def test_a_responder_that_says_not_now_to_an_idle_client(play: Play) -> None:
     stage = play()
     client = stage.client()
     asking(stage, lambda args: None)
@@ -362,7 +362,7 @@ def test_a_desk_that_says_not_now_to_an_idle_client(play: Play) -> None:
     assert client.get() == INTERNAL + b"+PONG\r\n"
 
 
-def test_a_desk_that_asks_for_a_client_it_has_closed(play: Play) -> None:
+def test_a_responder_that_asks_for_a_client_it_has_closed(play: Play) -> None:
     stage = play()
     client = stage.client()
     inside = stage.accepted

@@ -88,8 +88,8 @@ def test_nodes_have_numbers_of_their_own(play: Play) -> None:
     numbers = {node.number for node in stage.router.nodes.values()}
     assert len(numbers) == 3
     gone = stage.router.nodes[C]
-    stage.router.publish(THIRDS[:2])
+    stage.publish(THIRDS[:2])
     assert gone.gone
-    stage.router.publish(THIRDS)
+    stage.publish(THIRDS)
     assert stage.router.nodes[C].number not in numbers
     assert stage.router.nodes[A].number in numbers

@@ -64,7 +64,7 @@ def test_a_peer_closed_by_anothers_event_in_the_same_batch(play: Play) -> None:
     numbers = {client.fd for client in inside}
     fresh: list[int] = []
 
-    class Killer(type(stage.desk)):  # type: ignore[misc]
+    class Killer(type(stage.responder)):  # type: ignore[misc]
         def answer(self, client: object, args: list[bytes]) -> bytes:
             for other in inside:
                 if other is not client:
@@ -75,7 +75,7 @@ def test_a_peer_closed_by_anothers_event_in_the_same_batch(play: Play) -> None:
             far.close()
             return b"+KILLED\r\n"
 
-    stage.path.desk = Killer(stage.context)
+    stage.path.responder = Killer(stage.context)
     for client in clients:
         client.send(encode_command("ECHO", "x"))
     stage.turn()

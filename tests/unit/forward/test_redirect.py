@@ -41,7 +41,7 @@ def test_moved_to_a_node_nobody_knows(play: Play) -> None:
     assert D not in stage.nodes
     assert D not in stage.router.nodes
     assert stage.stale_for == ["moved", "moved"]
-    stage.router.publish([(D, [], [(0, 5460)]), *THIRDS[1:]])
+    stage.publish([(D, [], [(0, 5460)]), *THIRDS[1:]])
     stage.parking.wake_all()
     stage.turn()
     exchange(stage, D, SET_A + GET_A, b"+OK\r\n" + bulk("1"))

@@ -71,7 +71,7 @@ def test_a_shard_without_a_primary_waits_for_one(play: Play) -> None:
     client.send(SET_A)
     stage.turn()
     assert (client.get(), stage.parking.waiting) == (b"", 1)
-    stage.router.publish([(B, [], [(0, 16383)])])
+    stage.publish([(B, [], [(0, 16383)])])
     stage.parking.wake_all()
     stage.turn()
     assert stage.node(B).get() == SET_A
@@ -214,7 +214,7 @@ def test_publish_keeps_what_has_not_changed(play: Play) -> None:
     client.send(GET_A)
     stage.turn()
     node = stage.router.nodes[A]
-    stage.router.publish([(B, [], [(0, 5460)]), (A, [], [(5461, 10922)]), (C, [], [(10923, 16383)])])
+    stage.publish([(B, [], [(0, 5460)]), (A, [], [(5461, 10922)]), (C, [], [(10923, 16383)])])
     assert stage.router.nodes[A] is node
     client.send(GET_A)
     stage.turn()
@@ -232,7 +232,7 @@ def test_a_node_that_left_is_drained(play: Play) -> None:
     stage.turn()
     node = stage.router.nodes[A]
     backend = node.backends()[0]
-    stage.router.publish([(B, [], [(0, 16383)])])
+    stage.publish([(B, [], [(0, 16383)])])
     stage.turn()
     stage.router.sweep()
     assert (node.gone, backend.state, A in stage.router.nodes) == (True, BackendState.UP, False)
@@ -253,7 +253,7 @@ def test_a_node_that_left_is_drained(play: Play) -> None:
     assert stage.lost_for == []
     stage.router.sweep()
     assert node.backends() == []
-    stage.router.publish(THIRDS)
+    stage.publish(THIRDS)
     assert stage.router.nodes[A] is not node
 
 
@@ -262,7 +262,7 @@ def test_a_draining_connection_that_is_lost_is_not_made_again(play: Play) -> Non
     client = stage.client()
     client.send(GET_A + SET_A)
     stage.turn()
-    stage.router.publish([(B, [], [(0, 16383)])])
+    stage.publish([(B, [], [(0, 16383)])])
     stage.turn()
     stage.node(A).close()
     stage.turn(6)
@@ -282,7 +282,7 @@ def test_what_waits_for_a_connection_to_a_node_that_left_goes_elsewhere(play: Pl
     (backend,) = stage.router.nodes[A].backends()
     assert (backend.state, backend.pending) == (BackendState.CONNECTING, 1)
     stage.wanted.clear()
-    stage.router.publish([(B, [], [(0, 16383)])])
+    stage.publish([(B, [], [(0, 16383)])])
     stage.turn()
     assert backend.state == BackendState.CLOSED
     assert stage.node(B).get() == SET_A
@@ -297,7 +297,7 @@ def test_a_role_change_makes_new_connections(play: Play) -> None:
     stage.turn()
     late_writer, late_reading = stage.client(), stage.client(reads="replica")
     old = [stage.router.nodes[n].backends()[0] for n in (A, B)]
-    stage.router.publish([(B, [A], [(0, 16383)])])
+    stage.publish([(B, [A], [(0, 16383)])])
     late_writer.send(SET_A)
     late_reading.send(GET_A)
     stage.turn()
@@ -318,7 +318,7 @@ def test_an_idle_connection_of_a_former_role_is_closed_at_once(play: Play) -> No
     stage = play(shards=[(A, [B], [(0, 16383)])])
     stage.router.warm(2)
     stage.turn()
-    stage.router.publish([(B, [A], [(0, 16383)])])
+    stage.publish([(B, [A], [(0, 16383)])])
     stage.turn()
     assert stage.node(A).closed
     assert stage.router.nodes[A].backends() == []

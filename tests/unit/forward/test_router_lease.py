@@ -196,7 +196,7 @@ def test_its_node_changes(play: Play, change: str) -> None:
     client.send(ECHO)
     stage.turn()
     assert stage.node(A).get() == POP
-    stage.router.publish([(B, [A] if change == "role" else [], [(0, 16383)])])
+    stage.publish([(B, [A] if change == "role" else [], [(0, 16383)])])
     stage.turn()
     assert lease.state == BackendState.UP
     stage.router.sweep()

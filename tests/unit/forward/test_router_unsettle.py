@@ -70,7 +70,7 @@ def test_a_refresh_unsettles_those_whose_next_command_would_go_elsewhere(play: P
     """It may learn the new owner while the old one still says ASK."""
     stage = play()
     moving, staying = begun(stage), begun(stage, SET_C)
-    stage.router.publish(
+    stage.publish(
         {
             "refresh": [(A, [], [(0, 3299)]), (B, [], [(3300, 10922)]), THIRDS[2]],
             "role": [(B, [A], [(0, 10922)]), THIRDS[2]],
@@ -95,7 +95,7 @@ def test_a_refresh_that_changes_nothing_for_them_unsettles_nobody(play: Play, ch
         begun(stage, encode_command("MGET", KEY_A, KEY_C)),
         begun(stage, PUBLISH[0]),
     ]
-    stage.router.publish(
+    stage.publish(
         {
             "nothing": FLOCK,
             "another slot": [(A, [B], [(0, 7999)]), (C, [], [(8000, 16383)])],
@@ -111,7 +111,7 @@ def test_reads_from_a_replica_that_left_its_shard(play: Play) -> None:
     """A read may be overtaken by a later one on another node: the second would see less than the first."""
     stage = play(shards=FLOCK)
     reader = begun(stage, GET_A, reads="replica")
-    stage.router.publish([(A, [D], [(0, 8000)]), (C, [B], [(8001, 16383)])])
+    stage.publish([(A, [D], [(0, 8000)]), (C, [B], [(8001, 16383)])])
     assert waits(stage, reader, GET_A)
 
 
@@ -123,7 +123,7 @@ def test_parts_of_a_command_unsettle_their_client(play: Play) -> None:
     stage.node(B).send(b"+OK\r\n")
     other = begun(stage, encode_command("SET", "f", "1"))
     stage.turn()
-    stage.router.publish([(A, [], [(0, 3299)]), (B, [], [(3300, 10922)]), THIRDS[2]])
+    stage.publish([(A, [], [(0, 3299)]), (B, [], [(3300, 10922)]), THIRDS[2]])
     assert waits(stage, client, GET_A)
     assert waits(stage, mover, GET_A)
     assert not waits(stage, other, SET_B)
@@ -157,7 +157,7 @@ def test_one_list_while_its_slot_is_moved_to_and_fro(play: Play, often: bool) ->
                 if often or fresh:
                     at, fresh = flipped(stage, at, done), False
             elif what < 0.75:
-                stage.router.publish(THIRDS if at == A else [(C, [], [(0, 1)]), (B, [], [(3300, 3300)]), (A, [], [])])
+                stage.publish(THIRDS if at == A else [(C, [], [(0, 1)]), (B, [], [(3300, 3300)]), (A, [], [])])
             elif stage.nodes:
                 serve(stage, rng.choice(list(stage.nodes)), at, done, 1)
             if rng.random() < 0.1:
@@ -226,7 +226,7 @@ def test_what_one_client_publishes_keeps_to_its_primary(play: Play) -> None:
         [(D, [], [(0, 100)]), (A, [], [(101, 5460)]), *THIRDS[1:]],
         [(Address("10.0.0.0", 1), [], [(0, 50)]), *THIRDS[::-1]],
     ):
-        stage.router.publish(shards)
+        stage.publish(shards)
         assert [published(stage, client, 1) for client in clients] == places
 
 
@@ -234,7 +234,7 @@ def test_a_primary_that_is_none_any_more(play: Play) -> None:
     """What is under way there is answered before anything goes elsewhere."""
     stage = play()
     clients = {published(stage, client, 0): client for client in [stage.client() for _ in range(3)]}
-    stage.router.publish([(B, [A], [(0, 8000)]), (C, [], [(8001, 16383)])])
+    stage.publish([(B, [A], [(0, 8000)]), (C, [], [(8001, 16383)])])
     assert waits(stage, clients[A], PUBLISH[1])
     assert not waits(stage, clients[B], PUBLISH[1])
     stage.nodes[A][0].send(integer(0))

@@ -10,7 +10,7 @@ from proxy.forward.ask import Ask
 from proxy.resp.encode import array, bulk, encode_command, integer, simple
 from proxy.resp.errors import ProtocolFault
 from proxy.serve import config_get
-from proxy.serve.responder import Desk
+from proxy.serve.responder import Responder
 from tests.support.datapath import Stage
 from tests.support.dialogue import answer
 from tests.unit.serve.fakes import FakeClient, context
@@ -78,13 +78,13 @@ def test_a_malformed_reply_is_not_shown() -> None:
 
 
 @pytest.mark.parametrize("words", [[b"CONFIG", b"GET", b"*"], [b"config", b"gEt", b"a", b"b"]])
-def test_the_desk_asks_for_it(words: list[bytes]) -> None:
-    assert isinstance(Desk(context()).answer(FakeClient(), words), Ask)
+def test_the_responder_asks_for_it(words: list[bytes]) -> None:
+    assert isinstance(Responder(context()).answer(FakeClient(), words), Ask)
 
 
 @pytest.mark.parametrize("words", [[b"CONFIG", b"GET"], [b"CONFIG"], [b"CONFIG", b"SET", b"a", b"b"]])
-def test_the_desk_asks_for_nothing_else(words: list[bytes]) -> None:
-    made = Desk(context()).answer(FakeClient(), words)
+def test_the_responder_asks_for_nothing_else(words: list[bytes]) -> None:
+    made = Responder(context()).answer(FakeClient(), words)
     assert isinstance(made, bytes)
     assert made.startswith(b"-ERR ")
 
