@@ -1,7 +1,8 @@
-"""What a process of the proxy does to itself: its title in ps, and its end when its parent ends.
+"""A process as the kernel has it: its title in ps, its end when its parent ends, the time of its start.
 
 Why: an operator tells the processes apart by their titles, and a worker must not live on without the main process, even
-when that was killed and could say nothing. Called by run and worker.main, at their start.
+when that was killed and could say nothing. Called by run and worker.main at their start, and by who finds a process by
+its pid later, when the number may be another's.
 
 Invariant: what is imported here costs a worker less than 0.5 MB (ctypes, in die_with_parent: 0.3 MB of resident memory,
 measured on Python 3.11).
@@ -13,7 +14,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Container
-from pathlib import Path
 from typing import Final
 
 import setproctitle
@@ -29,6 +29,7 @@ _START_TICKS: Final = 22 - 3  # fields of /proc/<pid>/stat after the name, which
 
 def set_title(text: str) -> None:
     """What ps and top show for this process: `redis-proxy: worker 0`."""
+    os.environ.setdefault("SPT_NOENV", "1")  # or it would take the place of the environment too, in /proc/<pid>
     setproctitle.setproctitle(text)
 
 
@@ -56,7 +57,8 @@ def start_ticks(pid: int) -> int:
     ProcessLookupError when there is no such process (any more).
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            stat = file.read()
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(f"there is no process {pid}") from None
     # The name, in parentheses, may contain anything, parentheses and blanks too.

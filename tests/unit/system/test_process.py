@@ -94,3 +94,17 @@ def test_the_start_of_a_process() -> None:
     assert start_ticks(os.getpid()) < ticks
     with pytest.raises(ProcessLookupError, match=f"there is no process {process.pid}"):
         start_ticks(process.pid)
+
+
+def modules(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, {code}; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_what_a_worker_imports_of_this_package_is_light() -> None:
+    """Beyond logging and what there is anyway; each of these would cost a worker memory."""
+    more = modules("proxy.system.log, proxy.system.process, proxy.system.address") - modules("logging, setproctitle")
+    assert "proxy.system.log" in more
+    assert not {"asyncio", "ctypes", "ipaddress", "logging.handlers", "pathlib", "pickle", "socket", "urllib"} & more

@@ -5,16 +5,19 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from proxy.embedded import wait_for
 from proxy.system.process import MANAGER, PREDECESSOR
 from proxy.system.successor import ReadySocket, spawn
 
@@ -196,3 +199,108 @@ def test_a_wait_that_is_cancelled_leaves_nothing(ready: ReadySocket) -> None:
         assert not asyncio.get_running_loop().remove_reader(ready._sock.fileno())
 
     asyncio.run(wait())
+
+
+# The whole of it
+
+# A main process as far as this package goes: takes its sockets, is ready, serves one client after the other; on SIGUSR2
+# starts its successor and ends when that is ready. Says which generation it is.
+MAIN = """
+import asyncio, os, signal, socket, sys
+from proxy.system.address import Address
+from proxy.system.sd_notify import Notifier
+from proxy.system.sockets import close_unused, inherited, open_listener, unwanted
+from proxy.system.successor import ReadySocket, spawn
+
+class Options:
+    backlog, mode = 16, "0600"
+    class owner: written, uid, gid = "", -1, -1
+    def __init__(self, address): self.address = address
+
+async def main(port, path):
+    notifier, given = Notifier(), inherited()
+    listening = [one for address in (Address("127.0.0.1", port), Address(path=path))
+                 for one in open_listener(Options(address), given)]
+    assert unwanted(given) == []
+    close_unused(given)
+    loop, upgrade = asyncio.get_running_loop(), asyncio.Event()
+    def accept(sock):
+        with sock.accept()[0] as client:
+            client.sendall(sys.argv[1].encode())
+    for one in listening:
+        one.listen()
+        loop.add_reader(one.sock.fileno(), accept, one.sock)
+    loop.add_signal_handler(signal.SIGUSR2, upgrade.set)
+    notifier.ready()
+    notifier.status(f"generation {sys.argv[1]}")
+    await upgrade.wait()
+    ready = ReadySocket()
+    command = [sys.executable, sys.argv[0], str(int(sys.argv[1]) + 1), *sys.argv[2:]]
+    pid = spawn(command, [(one.name, one.sock.fileno()) for one in listening], ready.name, notifier.manager)
+    await ready.wait(pid)
+    notifier.hand_over(pid)
+    for one in listening:
+        loop.remove_reader(one.sock.fileno())
+        one.disown()
+        one.close()
+    notifier.stopping()
+    ready.close()
+    notifier.close()
+
+asyncio.run(main(int(sys.argv[2]), sys.argv[3]))
+"""
+
+
+def test_three_generations_under_one_service_manager(tmp_path: Path) -> None:
+    """Nobody who connects is refused, the Unix socket's file stays, and the manager hears one process at a time."""
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    program = tmp_path / "main.py"
+    program.write_text(MAIN)
+    path, notify = str(tmp_path / "sock"), str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, contextlib.ExitStack() as pids:
+        manager.bind(notify)
+        manager.settimeout(PATIENCE_S)
+        process = subprocess.Popen(
+            [sys.executable, str(program), "1", str(port), path], env={**os.environ, "NOTIFY_SOCKET": notify}
+        )
+        pids.callback(process.wait)
+        pids.callback(process.kill)
+        assert [manager.recv(100), manager.recv(100)] == [b"READY=1", b"STATUS=generation 1"]
+        pid = process.pid
+        for generation in (1, 2):
+            alone = functools.partial(serves_alone, (HOST, port), path, generation)
+            wait_for(alone, PATIENCE_S, f"generation {generation} serves alone")
+            os.kill(pid, signal.SIGUSR2)
+            said: list[bytes] = []
+            while len(said) < 2:
+                assert answer((HOST, port)) in (generation, generation + 1)
+                assert answer(path) in (generation, generation + 1)
+                with contextlib.suppress(BlockingIOError):
+                    said.append(manager.recv(100, socket.MSG_DONTWAIT))
+            # In either order: systemd does not hear a successor before it knows its pid (Notifier says it again).
+            word, status = sorted(said)
+            assert status == f"STATUS=generation {generation + 1}".encode()
+            main, *rest = word.split(b"\n")
+            assert rest == [b"READY=1", b"WATCHDOG=1"]
+            pid = int(main.removeprefix(b"MAINPID="))
+            pids.callback(kill, pid)
+        wait_for(lambda: serves_alone((HOST, port), path, 3), PATIENCE_S, "generation 3 serves alone")
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def serves_alone(where: Any, path: str, generation: int) -> bool:
+    return answer(where) == answer(path) == generation
+
+
+def answer(where: Any) -> int:
+    """Which generation serves there."""
+    with socket.socket(socket.AF_UNIX if isinstance(where, str) else socket.AF_INET) as client:
+        client.settimeout(PATIENCE_S)
+        client.connect(where)
+        return int(client.recv(1))
