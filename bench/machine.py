@@ -1,4 +1,4 @@
-"""Where a measurement was made: machine and versions, without which a figure means nothing.
+"""Where a measurement was made: machine and versions, without which a measured value means nothing.
 
 Called by bench.run. Names no host, user or path.
 """
@@ -34,7 +34,7 @@ def describe_machine() -> dict[str, str]:
 
 
 def describe_versions(cluster: EmbeddedCluster, generator: str, baseline: Path | None) -> dict[str, str]:
-    """Everything whose version can change a figure."""
+    """Everything whose version can change a measured value."""
     server = cluster.nodes[0].info("server")
     name = "valkey" if "valkey_version" in server else "redis"
     told = subprocess.run([generator, "--version"], capture_output=True, text=True, check=False).stdout

@@ -1,4 +1,4 @@
-"""What an endpoint's memory does under three loads that break proxies: idle clients, huge values, a slow reader.
+"""An endpoint's memory under three loads that break proxies: idle clients, huge values, a slow reader.
 
 Called by bench.run (--memory). Resident memory comes from /proc, peaks from VmHWM, which is reset before each trial, so
 no peak is missed between two looks. `base` is always what the process used just before the trial.
@@ -57,7 +57,7 @@ def trials(contestants: Sequence[Contestant], cluster: EmbeddedCluster, generato
     dataset.load(case)
     rows = []
     for contestant in contestants:
-        # Twice: the first use of anything grows a process for good, and is no part of what a trial costs.
+        # Twice: a process stays larger after the first use of anything, and that is no part of what a trial costs.
         run_generator(generator, contestant, case, 20_000, LOAD_CLIENTS)
         plan: list[tuple[str, Callable[[], MemoryRow]]] = [
             (f"{IDLE_CLIENTS:,} idle clients", lambda one=contestant: idle_clients(one)),  # type: ignore[misc]
@@ -130,7 +130,7 @@ def huge_value(contestant: Contestant) -> MemoryRow:
 
 
 def slow_reader(contestant: Contestant, case: Case, generator: str) -> MemoryRow:
-    """A client asks for LARGE_READS values and reads nothing while others work: its peak, their pace, its end."""
+    """A client asks for LARGE_READS values and reads nothing while others work: peak memory, their rate, its end."""
     pids = contestant.family()
     base = procfs.rss_bytes(pids)
 

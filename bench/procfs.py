@@ -1,13 +1,13 @@
 """CPU time and memory of other processes, as the kernel counts them.
 
-Why: throughput on a machine that runs the load, the proxy and the servers at once says little; CPU per command says
+Why: on a machine that runs the load, the proxy and the servers at once, throughput says little; CPU per command says
 what the proxy costs. Called by whatever measures: bench.load, memory, churn, startup. Linux only.
 
 Invariants:
-- Totals come from /proc/PID/task/TID/schedstat (nanoseconds the scheduler has charged), so short runs are not blurred
-  by the 10 ms ticks of /proc/PID/stat; the ticks only give the share of user and system.
-- A contestant is one thing however many processes it has: a supervisor, what it has started, and what that has started.
-  What ended and was waited for is counted too (in ticks), with the process that waited for it.
+- Totals come from /proc/PID/task/TID/schedstat (nanoseconds the scheduler has charged), because the 10 ms ticks of
+  /proc/PID/stat are too coarse for short runs; the ticks only give the share of user and system.
+- A contestant is all of its processes: the main process, what that has started, and what those have started. What ended
+  and was waited for is counted too (in ticks), with the process that waited for it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def stat_fields(pid: int) -> list[str]:
 
 
 def family(pid: int) -> list[int]:
-    """The process, all its living descendants, and whoever else is in the session it leads.
+    """The process, all its living descendants, and all other processes of the session it leads.
 
     The session: when the process between them dies, a worker is no descendant any more, but still part of the whole.
     """
@@ -67,10 +67,10 @@ def family(pid: int) -> list[int]:
 
 
 def roles(pid: int) -> list[tuple[str, int]]:
-    """(what it is, its id) for each process of the family, by its place in it: supervisor, fork server, worker 0, ...
+    """(role, process id) for each process of the family, by its place in it: supervisor, worker 0, ...
 
-    `process` when it is alone. Whoever has children of its own below the top is the fork server, whoever has none a
-    worker; ids are given in order, so worker numbers here are those of the proxy unless one was replaced.
+    The role is `process` when there is only one. Below the first, one with children is the fork server (0.1.0), one
+    without is a worker; ids are given in order, so worker numbers here are those of the proxy unless one was replaced.
     """
     tree = _tree(pid)
     if len(tree) == 1:

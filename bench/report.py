@@ -30,8 +30,8 @@ PAIRS = (("proxy", "envoy"), ("proxy", "direct"), ("proxy", "baseline"), ("envoy
 class Run:
     """Everything a report says.
 
-    settings: the options that shape the figures, in words; workers: endpoint -> what forwards in it; load_threads: of
-    the load generator against a proxy.
+    settings: the options that influence the results, in words; workers: endpoint -> what forwards in it; load_threads:
+    of the load generator against a proxy.
     """
 
     date: str
@@ -176,7 +176,7 @@ def ratio_table(results: Results) -> str:
 
 
 def targets_table(results: Results) -> str:
-    """The promises and whether this run keeps them."""
+    """The promises, and whether this run kept them."""
     rows = [
         (goal.case, goal.promise, _times(measured), "pass" if kept else "**FAIL**")
         for goal, measured, kept in judge(results)

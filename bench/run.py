@@ -1,6 +1,6 @@
 """`make bench`: the cluster directly, this proxy and Envoy, compared in one run.
 
-The command line and the order of things; what is measured and how is in bench/README.md. Run it with the project's
+The command line and the order of the steps; what is measured and how is in bench/README.md. Run it with the project's
 interpreter: `.venv/bin/python bench/run.py --help`. Exit status: 0 done (with --targets: and all kept), 1 cannot
 measure or a target missed, 130 after Ctrl-C. Nothing it started outlives it.
 """
@@ -175,7 +175,7 @@ def bench(options: argparse.Namespace) -> int:
 
 
 def settings(options: argparse.Namespace) -> dict[str, str]:
-    """The options that shape the figures, in words."""
+    """The options that influence the results, in words."""
     effort = options.effort
     if options.memory:
         return {}
@@ -190,7 +190,7 @@ def settings(options: argparse.Namespace) -> dict[str, str]:
 def start_contestant(
     name: str, cluster: EmbeddedCluster, folder: Path, checkouts: Mapping[str, Checkout], options: argparse.Namespace
 ) -> Contestant:
-    """One contestant that serves; to be stopped."""
+    """One contestant that serves; the caller stops it."""
     if name == "direct":
         return Contestant("direct", cluster.nodes[0].port)
     if name == "envoy":
@@ -214,7 +214,7 @@ def launches(
 def measure_all(
     contestants: Sequence[Contestant], cluster: EmbeddedCluster, generator: str, options: argparse.Namespace
 ) -> dict[str, dict[str, list[Measurement]]]:
-    """case -> contestant -> rounds. Within a case the contestants follow each other closely: noise meets all."""
+    """case -> contestant -> rounds. Within a case contestants follow each other closely, so noise affects all."""
     servers = [node.process.pid for node in cluster.nodes if node.process is not None]
     dataset = Dataset(cluster, generator)
     results: dict[str, dict[str, list[Measurement]]] = {}
@@ -224,7 +224,7 @@ def measure_all(
         dataset.load(case)
         rates = {one.name: estimate(one, case, generator, options) for one in able}
         for number in range(options.effort.rounds):
-            # A B C, C A B, B C A: nobody always comes first or always follows the same one.
+            # A B C, C A B, B C A: none is always first or always after the same one.
             turn = -number % len(able) if able else 0
             for one in able[turn:] + able[:turn]:
                 requests = requests_for(rates[one.name], options.effort.seconds, case, options.clients)

@@ -1,7 +1,7 @@
 """How long a start takes, and what the processes hold before anybody has connected (--startup).
 
-Why: a restart is an outage of this length for whoever has no second proxy, and the base memory is paid once for each
-process. Called by bench.run; starts its contestants itself, several times, in rotating order.
+Why: without a second proxy, a restart is an outage of this length; and each process needs the base memory. Called by
+bench.run; starts its contestants itself, several times, in rotating order.
 
 Invariants: the time begins just before fork and exec and ends with the first 200 of the endpoint's readiness path,
 which is asked every POLL_S, on a connection of its own; the cluster is there before the first start.

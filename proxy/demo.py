@@ -1,11 +1,11 @@
-"""`redis-proxy demo`: an embedded cluster of 3 primaries and 3 replicas, the proxy in front of it, and the proof.
+"""`redis-proxy demo`: an embedded cluster of 3 primaries and 3 replicas, and the proxy in front of it, shown to work.
 
 Why: one command must show what the product does, on a machine that has nothing but this package.
-Who calls it: proxy.cli (`redis-proxy demo`), `make demo`.
+Called by proxy.cli (`redis-proxy demo`), `make demo`.
 
 Invariants: the proxy runs as a process of its own with an ordinary config file, as in production; whichever way the
 demo ends (Ctrl-C, SIGTERM, a failure, even SIGKILL) no process stays, and except after SIGKILL no file either. A signal
-is only noted when it comes and acted on between two steps: an exception out of nowhere may be swallowed or leak a lock.
+is only noted when it comes, and acted on between two steps: an exception at any moment may be swallowed or leak a lock.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _proxy(port: int, admin_port: int, seeds: list[str], stop: threading.Event) 
                 stdout=output,
                 stderr=output,
                 preexec_fn=die_with_parent(),
-                start_new_session=True,  # Ctrl-C is ours: the proxy goes first, then the cluster
+                start_new_session=True,  # Ctrl-C is for this process: it ends the proxy first, then the cluster
             )
         try:
             _await_proxy(process, port, log, stop)
@@ -120,7 +120,7 @@ def _proxy(port: int, admin_port: int, seeds: list[str], stop: threading.Event) 
 
 
 def _await_proxy(process: subprocess.Popen[bytes], port: int, log: Path, stop: threading.Event) -> None:
-    """Until every node's slots answer; DemoError with the proxy's own last words when it ends or stays silent."""
+    """Until every node's slots answer; DemoError with the end of the proxy's log when it ends or stays silent."""
 
     def serving() -> bool:
         if process.poll() is not None or stop.is_set():

@@ -1,12 +1,12 @@
-"""A real Redis or Valkey Cluster on loopback, started and thrown away by this process.
+"""A real Redis or Valkey Cluster on loopback, started and removed by this process.
 
 Why: `redis-proxy demo`, the integration and chaos tests and the benchmark all need a live cluster that can be killed,
-paused, failed over and resharded at will, without anything installed but a server binary.
-Who calls it: proxy.demo, tests.support.cluster, bench.
+paused, failed over and resharded at any time, with nothing installed but a server binary.
+Called by proxy.demo, tests.support.cluster and bench.
 
 Invariants:
-- A node that answers is a node of ours: readiness compares the answering process id with the one that was started, so
-  two runs on one machine never take each other's ports for their own.
+- A node that answers is one of this cluster: readiness compares the process id that answers with the one that was
+  started, so two runs on one machine never mistake each other's ports for their own.
 - Nothing outlives the owner: servers die with the thread that started them (PR_SET_PDEATHSIG, so start clusters from a
   thread that stays), keep no data on disk, and stop() removes the folder.
 - Every wait is a condition with a deadline, and fails with what was last seen.
@@ -41,7 +41,7 @@ PORT_ATTEMPTS = 20
 POLL_S = 0.02
 MIGRATE_TIMEOUT_MS = 5000
 FORMING_MS = 2000  # the longest cluster-node-timeout while nodes meet
-# Below the usual ephemeral range (32768 and up), bus ports included: the kernel hands none of these out by itself.
+# Below the usual ephemeral range (32768 and up), bus ports included: the kernel gives none of these out by itself.
 PORT_FIRST, PORT_LAST = 11000, 21999
 PR_SET_PDEATHSIG = 1
 PREFIX = "redis-proxy-cluster-"  # of folders; then the owner's process id
@@ -67,7 +67,7 @@ _given: list[int] = []  # descriptors that hold the names of the last ports give
 
 
 def free_port(bus: bool = False) -> int:
-    """A loopback TCP port nobody listens on, nor was given lately (abstract sockets say so); bus: nor 10000 above."""
+    """A loopback TCP port not in use nor given out lately (abstract sockets record that); bus: 10000 above neither."""
     for _ in range(500):
         port = random.randint(PORT_FIRST, PORT_LAST)
         if _is_free(port) and (not bus or _is_free(port + BUS_OFFSET)):
@@ -101,7 +101,7 @@ def die_with_parent() -> Callable[[], None] | None:
 
     def arm() -> None:
         prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:  # it died before the call
+        if os.getppid() != parent:  # the parent died before the call
             os._exit(1)
 
     return arm
@@ -138,7 +138,7 @@ class EmbeddedNode:
         return dict(self.client.info(section))
 
     def command(self, *words: str | int) -> Any:
-        """The server's plain RESP2 answer, text decoded, in none of redis-py's shapes; raises RedisError."""
+        """The server's plain RESP2 answer with text decoded, not changed by redis-py's parsers; raises RedisError."""
         pool = self.client.connection_pool
         connection: Any = pool.get_connection()
         try:
@@ -290,7 +290,7 @@ class EmbeddedCluster:
         return [node.address for node in self.nodes if node.alive]
 
     def role(self, node: EmbeddedNode) -> str:
-        """`primary` or `replica`, by the node's own word."""
+        """`primary` or `replica`, as the node itself says."""
         return "primary" if node.command("ROLE")[0] == "master" else "replica"
 
     def primaries(self) -> list[EmbeddedNode]:
@@ -302,7 +302,7 @@ class EmbeddedCluster:
         return [node for node in self.nodes if node.alive and self.role(node) == "replica"]
 
     def replicas_of(self, primary: EmbeddedNode) -> list[EmbeddedNode]:
-        """Live replicas of one primary, by the primary's own word."""
+        """Live replicas of one primary, as the primary says."""
         ids = {fields[0] for fields in self._nodes_table(primary) if fields[3] == primary.id}
         return [node for node in self.nodes if node.alive and node.id in ids]
 
@@ -400,13 +400,13 @@ class EmbeddedCluster:
             node.command("CONFIG", "SET", "cluster-node-timeout", self._node_timeout_ms)
 
     def _form(self) -> None:
-        """Slots, epochs, introductions, replicas. Everyone meets everyone: gossip alone would take seconds."""
+        """Slots, epochs, meetings, replicas. Every node meets every other: gossip alone would take seconds."""
         primaries, rest = self.nodes[: self._primaries], self.nodes[self._primaries :]
         for n, node in enumerate(primaries):
             first, last = n * SLOTS // len(primaries), (n + 1) * SLOTS // len(primaries) - 1
             node.command("CLUSTER", "ADDSLOTSRANGE", first, last)
         for n, node in enumerate(self.nodes):
-            # Distinct epochs from the start spare the collision rounds (redis cluster spec, "configEpoch conflicts").
+            # Distinct epochs from the start avoid collision rounds (redis cluster spec, "configEpoch conflicts").
             node.command("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
         for n, node in enumerate(self.nodes):
             for other in self.nodes[n + 1 :]:
@@ -434,7 +434,7 @@ class EmbeddedCluster:
         return []
 
     def _complaints(self) -> list[str]:
-        """What keeps the cluster from being whole; empty when nothing does."""
+        """What is missing for the cluster to be whole; empty when nothing is."""
         found = []
         views = set()
         for node in self.nodes:
@@ -468,7 +468,7 @@ def wait_or_none(condition: Callable[[], Any], timeout_s: float) -> Any:
 
 
 def _remove_orphans() -> None:
-    """Removes folders whose owner was killed before it could; its servers died with it."""
+    """Removes folders whose owner was killed before it could do so; its servers ended with it."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         owner = folder.name.removeprefix(PREFIX).partition("-")[0]
         if owner.isdigit() and not _exists(int(owner)):

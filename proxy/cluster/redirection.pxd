@@ -1,4 +1,4 @@
-"""A server's error line read as what it means for routing."""
+"""What a server's error line means for routing."""
 
 cdef enum:
     HOST_MAX = 255          # bytes of a host, as a name in DNS (and in cluster-announce-hostname) may have
@@ -20,6 +20,6 @@ cdef struct Redirection:
     size_t host_len
     int port
 
-# line: the whole error frame, from '-' to CRLF. Returns the kind; whatever is not to the letter what a server says
-# before it executes anything is REDIR_NONE.
+# line: the whole error frame, from '-' to CRLF. Returns the kind; REDIR_NONE for whatever is not, to the last byte, a
+# line that servers send before they execute anything.
 cdef int parse_redirection(const char* line, size_t n, Redirection* out) noexcept nogil

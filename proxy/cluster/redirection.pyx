@@ -1,19 +1,20 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""A server's error line read as what it means for routing.
+"""What a server's error line means for routing.
 
 forward.redirect calls parse_redirection for every error reply; Python code has parse. A line that is recognized makes
 the proxy send the command again, so it must prove that nothing was executed. A first word does not prove that: a
 script may return any error it likes (`return redis.error_reply('TRYAGAIN later')`), and so may a module. Therefore
-only lines that are, to the last byte, what a server says before it executes anything are recognized; the rest are the
-client's.
+only lines are recognized that are, to the last byte, what a server says before it executes anything. All others are
+passed on to the client.
 
 * Redirections: `-MOVED <slot> <host>:<port>` and `-ASK ...` (clusterRedirectClient in Redis's cluster.c), where the
   host may be empty or `?` (endpoint unknown: the address the command went to), a name, an IPv4 address, or an IPv6
-  address without brackets, so that the last colon parts host and port. Brackets are taken off for those who put them.
+  address without brackets, so that the last colon separates host and port. Brackets are removed from those who send
+  them.
 * Refusals: the lines of REFUSALS. A command refused inside a script (`redis.call`) is none of them: since Redis 7.0
   its line goes on with ` script: <sha>, on @user_script:<line>.`, before that it begins with `-ERR`.
 
-What is left: a script that returns such a line in full, or what `redis.pcall` gave it.
+What cannot be told apart: a script that returns such a line in full, or what `redis.pcall` gave it.
 
 Invariants: host points into the line and holds neither spaces nor control characters; slot and port are in range.
 """
@@ -24,7 +25,7 @@ from proxy.cluster.slot cimport SLOTS
 from proxy.resp.number cimport is_crlf, string2ll
 
 # (kind, the line without its CRLF, where it comes from). Texts of other states of a server (BUSY, MISCONF, NOREPLICAS,
-# OOM) are missing on purpose: waiting does not help, or the client has to know.
+# OOM) are left out on purpose: waiting does not help, or the client has to know.
 REFUSALS = (
     ("TRYAGAIN", b"-TRYAGAIN Multiple keys request during rehashing of slot",
      "cluster.c clusterRedirectClient (CLUSTER_REDIR_UNSTABLE): Redis from 6.2, Valkey from 7.2"),

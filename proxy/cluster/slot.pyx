@@ -3,8 +3,8 @@
 
 forward.router and forward.split call key_slot for every key; Python code has slot_of.
 
-The hash tag is what stands between the first '{' and the first '}' after it, unless that is nothing. The CRC takes
-eight bytes at a time from eight tables (4 KiB, made at import): a bytewise CRC waits for the table at every byte.
+The hash tag is what is between the first '{' and the first '}' after it, unless that is empty. The CRC takes eight
+bytes at a time from eight tables (4 KiB, made at import): a bytewise CRC waits for the table at every byte.
 """
 from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memchr

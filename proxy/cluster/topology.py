@@ -1,11 +1,11 @@
 """Redis Cluster as data: nodes, shards, who owns which slot, and what changed between two views of it.
 
-Why: control learns the topology from whatever node answers, the data path only wants the outcome; in between stand
+Why: control learns the topology from any node that answers, the data path needs only the outcome; between the two are
 plain values that can be compared. Called by `topology_replies` (which builds them), `control.topology_refresh` (which
 decides with accept() and reports with diff()), and `control.publish`, which turns it into what the workers are given.
 
 Invariants of a Topology: every value is immutable; no slot has two owners; a node id appears once; a shard's slots are
-ascending, disjoint and inclusive at both ends. A shard may lack a primary (its slots are then covered by no one), and
+ascending, disjoint and inclusive at both ends. A shard may lack a primary (then nobody covers its slots), and
 primaries without slots are shards with empty slots. Coverage may be partial.
 """
 
@@ -21,7 +21,7 @@ from typing import Final, Literal
 
 SLOTS: Final = 16384
 UNKNOWN_EPOCH: Final = -1
-# How many of each kind of change a description names before it only counts.
+# So many changes of each kind are named in a description; the rest are only counted.
 _NAMED: Final = 4
 
 Role = Literal["primary", "replica"]
@@ -146,7 +146,7 @@ class Topology:
         return sum(last - first + 1 for first, last, shard in self.ranges if shard.primary is not None)
 
     def owner(self, slot: int) -> Shard | None:
-        """The shard that holds the slot, None when no one does."""
+        """The shard that holds the slot, None when there is none."""
         found = bisect_right(self.ranges, slot, key=lambda claim: claim[0]) - 1
         if found < 0 or slot > self.ranges[found][1]:
             return None
@@ -154,7 +154,7 @@ class Topology:
 
     @cached_property
     def settled(self) -> bool:
-        """Every slot has a primary that nobody calls failed: nothing is expected to change by itself."""
+        """Every slot has a primary that no node calls failed, so no change is expected."""
         owners = [shard.primary for shard in self.shards if shard.slots]
         return self.covered == SLOTS and all(owner is not None and owner.health != "fail" for owner in owners)
 
@@ -177,8 +177,8 @@ def accept(current: Topology | None, new: Topology, *, current_gone: bool = Fals
     OTHER_CLUSTER: no node in common, so the address asked was recycled (lettuce#1946). STALE: the node asked is behind
     (a partition, a restart); the cluster's current epoch only grows, see "Configuration epoch" in
     https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/. EMPTY: a node that was reset out of
-    the cluster keeps its id and its epoch but knows no slots. With current_gone the caller has found that nobody
-    stands for the current topology any more, and anything is better.
+    the cluster keeps its id and its epoch but knows no slots. With current_gone the caller has found that no node
+    answers with the current topology any more, and any other is better.
     """
     if current is None or current_gone:
         return Verdict.ACCEPTED
@@ -230,7 +230,7 @@ class TopologyDiff:
         return sum(move.last - move.first + 1 for move in self.moved)
 
     def __str__(self) -> str:
-        """One line for the log, bounded however much changed."""
+        """One line for the log, of limited length however much changed."""
         parts = [
             *_some([f"{node.role} {node.address}" for node in self.added], "added "),
             *_some([str(node.address) for node in self.removed], "gone "),

@@ -1,12 +1,12 @@
 """What nodes answer to CLUSTER SHARDS, SLOTS, NODES and INFO, read into a Topology.
 
-Why: SHARDS (Redis 7, Valkey) and SLOTS (older) say who holds which slots and at which address; only NODES tells config
-epochs and who was voted failed; only INFO the current epoch. build() puts them together. Called by
+Why: SHARDS (Redis 7, Valkey) and SLOTS (older) say which node holds which slots, and its address; only NODES has
+config epochs and which nodes were voted failed; only INFO has the current epoch. build() puts them together. Called by
 `control.topology_refresh` with decoded RESP2 replies: lists, ints, bytes (str is taken too), None, and exception
 values where the server answered with an error.
 
-Invariants: whatever comes in, the way out is a Topology that keeps its own invariants, or one TopologyError. Fields
-and metadata that are not known are passed over, as the documentation of the commands asks.
+Invariants: whatever comes in, the result is a Topology that keeps its own invariants, or one TopologyError. Unknown
+fields and metadata are ignored, as the documentation of the commands asks.
 
 Formats: https://valkey.io/commands/cluster-shards/, cluster-slots/, cluster-nodes/, cluster-info/.
 """
@@ -38,7 +38,7 @@ EndpointChoice = Literal["announced", "ip", "hostname"]
 
 @dataclass(frozen=True)
 class AddressRules:
-    """Which of a node's announced names to dial, and what to dial in its place."""
+    """Which of a node's announced names to connect to, and which address to use instead of it."""
 
     endpoint: EndpointChoice = "announced"
     address_map: Mapping[str, str] = field(default_factory=dict)
@@ -173,7 +173,7 @@ def _names(endpoint: str | None, told: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def parse_nodes(reply: object) -> dict[str, NodeLine]:
-    """CLUSTER NODES by node id, in the order sent; slots under way (`[93-<-id]`) are passed over."""
+    """CLUSTER NODES by node id, in the order sent; slots that are being moved (`[93-<-id]`) are ignored."""
     lines: dict[str, NodeLine] = {}
     for text in _body(reply, "CLUSTER NODES").splitlines():
         words = text.split(" ")
@@ -228,8 +228,8 @@ def build(
 ) -> Topology:
     """One node's answers as a Topology. `shards` or `slots` must be given (`slots` wins), the others may be missing.
 
-    An exception value or None in the place of `nodes` or `info` (an ACL may forbid them) only costs what they would
-    have told; in the place of what is needed, and for anything malformed, TopologyError.
+    An exception value or None in the place of `nodes` or `info` (an ACL may forbid them) only means that
+    what they would have said is missing; in the place of shards or slots, and for anything malformed: TopologyError.
     """
     lines = parse_nodes(nodes) if _usable(nodes) else {}
     told = parse_info(info) if _usable(info) else None
@@ -242,7 +242,7 @@ def build(
         epoch = told.current_epoch
     else:
         epoch = max((line.epoch for line in lines.values()), default=UNKNOWN_EPOCH)
-    # Nodes list the same cluster in different orders; here it has one.
+    # Nodes list the same cluster in different orders; here the order is always the same.
     ordered = sorted(_without_overlap(found), key=lambda shard: (shard.slots[:1] or ((SLOTS, SLOTS),), shard.id))
     return Topology(tuple(ordered), epoch, asked)
 
@@ -271,7 +271,7 @@ def _shards(entry: ShardEntry, lines: Mapping[str, NodeLine], asked: Address, ru
 
 
 def _reachable(node: NodeEntry, lines: Mapping[str, NodeLine]) -> bool:
-    """False for a node without an address, and for one being met: its id is not its own yet."""
+    """False for a node without an address, and for one in handshake: its id is a temporary one."""
     line = lines.get(node.id)
     return node.port > 0 and not (line is not None and "handshake" in line.flags)
 
@@ -294,8 +294,9 @@ def _node(node: NodeEntry, lines: Mapping[str, NodeLine], asked: Address, rules:
 
 
 def _address(node: NodeEntry, asked: Address, rules: AddressRules) -> Address:
-    """NULL and "" mean the host that was asked. "?" means a host name is preferred but not set: another node than the
-    one asked maybe, so its ip is better where there is one (https://valkey.io/commands/cluster-slots/)."""
+    """NULL and "" mean the host that was asked. "?" means that a host name is preferred but not set. It may be
+    another node than the one asked, so its ip is better where there is one
+    (https://valkey.io/commands/cluster-slots/)."""
     ip = _told(node.ip)
     hostname = _told(node.hostname)
     announced = node.endpoint if node.endpoint != "?" else ip
@@ -307,7 +308,7 @@ def _address(node: NodeEntry, asked: Address, rules: AddressRules) -> Address:
         case _:
             host = announced or ""
     if not host:
-        # We reached that host as it is: only an exact host:port of the map speaks of one node of it.
+        # That host was reached as it is, so only an entry of the map for exactly this host:port means this node.
         address = Address(asked.host, node.port)
         target = rules.address_map.get(str(address))
         return Address.parse(target) if target else address
@@ -328,7 +329,7 @@ def _complete(entries: list[ShardEntry], lines: Mapping[str, NodeLine]) -> list[
     missing = [line for line in lines.values() if line.id not in seen]
     extra: dict[str, list[NodeEntry]] = {}
     for line in missing:
-        # SHARDS would have said what the endpoint is; here it is told by the kind of the others.
+        # SHARDS would have said what the endpoint is; here the endpoints of the other nodes show it.
         endpoint = None if hidden else (line.hostname or "?") if named else line.ip
         node = NodeEntry(line.id, endpoint, line.port, line.ip, line.hostname, "", line.role)
         extra.setdefault(line.primary_id or line.id, []).append(node)
@@ -344,7 +345,7 @@ def _identified(node: NodeEntry, by_place: Mapping[tuple[str, int], str]) -> Nod
 
 
 def _without_doubles(shards: list[Shard]) -> list[Shard]:
-    """One node to an address: of a node that came back under a new id, the old self is dropped."""
+    """One node per address: when a node came back under a new id, its old entry is dropped."""
     best: dict[Address, tuple[bool, bool, int]] = {}
     rank = {}
     for shard in shards:
@@ -357,7 +358,7 @@ def _without_doubles(shards: list[Shard]) -> list[Shard]:
     taken: set[Address] = set()
 
     def keep(node: Node) -> bool:
-        # A slot owner stays whatever shares its address: without it the slots would look unowned.
+        # A node that owns slots stays, even if another one has its address: without it the slots would have no owner.
         owner = rank[node.id][0]
         if node.id in kept or (not owner and (rank[node.id] != best[node.address] or node.address in taken)):
             return False

@@ -1,11 +1,11 @@
 """What the proxy does with each command: its class, and why.
 
-A server's COMMAND says what a command is (`rows`); what the proxy makes of it is decided here, in two steps: by name
-where the name needs a decision of its own, else by what the server says of it. Called by `lookup.CommandTable` once a
+A server's COMMAND says what a command is (`rows`). What the proxy does with it is decided here: by name where the name
+needs a decision of its own, otherwise by what the server says of it. Called by `lookup.CommandTable`, once for each
 row. Invariant: no command that changes the state of a connection, or that blocks it, is ever classed as forwarded,
-whether it is named here or not (XREAD and XREADGROUP apart, whose BLOCK argument the data path looks for).
+whether it is named here or not. The exceptions are XREAD and XREADGROUP: the data path looks for their BLOCK argument.
 
-Names are lower case, a subcommand's is the full one (`config|get`). A container named here stands for all its
+Names are lower case, a subcommand's is the full one (`config|get`). A container that is named here means all its
 subcommands that are not named themselves. Source of the decisions: the product's COMMANDS document, and what is
 served so far.
 """
@@ -52,7 +52,7 @@ _REFUSED, _UNSERVED = CommandClass.REFUSED, CommandClass.UNSERVED
 DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "ping": CommandClass.PING,              # needs nothing but the client's own state
 
-    # Grouped by slot, one part each; their answers can be put together again without loss.
+    # Split by slot, one part for each; one answer can be made of the parts' answers without loss.
     "mget": CommandClass.SPLIT_MGET,
     "mset": CommandClass.SPLIT_MSET,
     "del": CommandClass.SPLIT_SUM,
@@ -69,12 +69,12 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "select": _LOCAL,
     "readonly": _LOCAL,
     "readwrite": _LOCAL,
-    "asking": _LOCAL,                       # on its own it would flag somebody else's next command
+    "asking": _LOCAL,                       # alone it would apply to the next command of another client
     "client": _LOCAL,
     "info": _LOCAL,
     "time": _LOCAL,
     "cluster": _LOCAL,
-    # Admin by flag, but redis-benchmark and frameworks start with it. A server's answer without the passwords.
+    # Admin by flag, but redis-benchmark and frameworks begin with it. A server's answer without its passwords.
     "config|get": _LOCAL,
 
     # CLUSTER: what changes the servers' cluster is not for clients ...
@@ -97,20 +97,20 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "cluster|set-config-epoch": _REFUSED,
     "cluster|setslot": _REFUSED,
     "cluster|syncslots": _REFUSED,          # would turn the connection into a replication link
-    # ... what only reads is for the virtual node, whose answer may be an error ...
+    # ... what only reads is answered for the virtual node, possibly with an error ...
     "cluster|count-failure-reports": _LOCAL,
     "cluster|getslotmigrations": _LOCAL,
     "cluster|replicas": _LOCAL,
     "cluster|slaves": _LOCAL,
     "cluster|slot-stats": _LOCAL,
-    # ... and these ask one slot's owner.
+    # ... and these are asked of the slot's owner.
     "cluster|countkeysinslot": _UNSERVED,
     "cluster|getkeysinslot": _UNSERVED,
 
     # The same on every server.
     "command": _ANY,
     "lolwut": _ANY,
-    "module|list": _ANY,                    # admin by flag; RedisInsight asks
+    "module|list": _ANY,                    # admin by flag; RedisInsight sends it
     "acl|cat": _ANY,
     "acl|genpass": _ANY,
     "publish": _ANY,                        # the cluster's bus spreads it
@@ -124,7 +124,7 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "fcall": _FORWARD,
     "fcall_ro": _FORWARD,
 
-    # Blocking by flag; they wait only with BLOCK, which is seen call by call.
+    # Blocking by flag; they wait only with BLOCK, which each call is checked for.
     "xread": _FORWARD,
     "xreadgroup": _FORWARD,
 
@@ -157,7 +157,7 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "wait": _UNSERVED,
     "waitaof": _UNSERVED,
 
-    # One server's answer would be a part passed off as the whole.
+    # One server's answer would be only a part of the answer.
     "scan": _UNSERVED,
     "clusterscan": _UNSERVED,               # Valkey 9.1; its cursor names slots of the real cluster
     "keys": _UNSERVED,
@@ -177,7 +177,7 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "memory|purge": _UNSERVED,
     "memory|stats": _UNSERVED,
 
-    # One server's own business.
+    # These concern one server only.
     "lastsave": _UNSERVED,
     "role": _UNSERVED,
     "acl|whoami": _UNSERVED,                # would name the proxy's user
@@ -214,14 +214,14 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
 }
 # fmt: on
 
-# They run code that a client wrote and say what it returns, error lines included.
+# They run code that a client wrote, and their reply is what that code returns, error lines included.
 _SCRIPTS: Final = frozenset({"eval", "evalsha", "eval_ro", "evalsha_ro", "fcall", "fcall_ro"})
-# Containers that old servers list without subcommands and that hold refused ones: unless the subcommands are known
-# one by one (the built-in table knows them), the whole is refused.
+# Containers with refused subcommands that old servers list without their subcommands: unless the subcommands are known
+# one by one (the built-in table has them), the whole container is refused.
 _REFUSED_UNDIVIDED: Final = frozenset({"acl", "module"})
 # They turn a connection into a replication link: allowed or not, never on a shared connection.
 _REPLICATION_LINK: Final = frozenset({"sync", "psync", "replconf", "cluster|syncslots"})
-# Policies by which one server's answer is not the whole answer.
+# With these policies, one server's answer is not the whole answer.
 _FANNED_OUT: Final = frozenset({"all_shards", "all_nodes", "special"})
 
 
@@ -231,14 +231,14 @@ def allowed_names(allow: Collection[str]) -> frozenset[str]:
 
 
 def classify(row: Row, allowed: Collection[str] = ()) -> CommandClass:
-    """The class of a command or subcommand; `allowed` are full names, a container's allowing all its subcommands."""
+    """The class of a command or subcommand; `allowed`: full names; a container's allows all its subcommands."""
     container, divided, sub = row.name.partition("|")
     lifted = row.name in allowed or container in allowed
     named = DISPOSITIONS.get(row.name)
     if named is None and divided:
         named = _by_container(row, container, sub)
     elif row.subcommands:
-        # What the container's row stands for is a subcommand no server knows: the server has the best words for it.
+        # The container's own row is used for a subcommand that no server knows: the server words the error best.
         named = named if named in (_LOCAL, _REFUSED) else _ANY
     elif row.name in _REFUSED_UNDIVIDED:
         named = _REFUSED
@@ -262,7 +262,7 @@ def _by_container(row: Row, container: str, sub: str) -> CommandClass | None:
 
 
 def _by_facts(row: Row) -> CommandClass:
-    """The class of a command nobody decided on (a module's, or one newer than this list), on the safe side."""
+    """The class of a command that is not listed here (a module's, or one newer than the list): the safest that fits."""
     flags = set(row.flags)
     if "blocking" in flags or "pubsub" in flags or {"noscript", "no_multi"} <= flags:
         return _UNSERVED

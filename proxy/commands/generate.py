@@ -1,11 +1,11 @@
-"""Writes `table.py`, the command table used until a server's own is known (and for what an old server does not tell).
+"""Writes `table.py`, the command table used until a server's own is known (and for what an old server does not say).
 
     python -m proxy.commands.generate HOST:PORT [HOST:PORT ...] > proxy/commands/table.py
 
-Every server named is asked for COMMAND; the table is the union of their commands, and where several know a command,
+Every server named is asked for COMMAND; the table has the commands of all of them, and where several have a command,
 the server with the highest version decides. An argument with a slash is the path of a Unix socket. Run by hand when a
-new server version comes out; never imported by the daemon. tests/unit/commands/test_table.py holds the committed
-table to what a server says today.
+new server version comes out; never imported by the daemon. tests/unit/commands/test_table.py compares the
+committed table with what a server says today.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def ask(address: str) -> Source:
 
 
 def merge(sources: Iterable[Source]) -> tuple[str, list[Row]]:
-    """What the table came from ("redis 7.0.15, valkey 9.1.2") and its rows; the highest version wins."""
+    """What the table came from ("redis 7.0.15, valkey 9.1.2") and its rows; the highest version decides."""
     rows: list[Row] = []
     titles = []
     for source in sorted(sources, key=lambda s: s.version):

@@ -1,1 +1,1 @@
-"""Nothing here is visible to Python: `CommandTable.keys` in `lookup` is the way in."""
+"""Nothing here is visible to Python: use `CommandTable.keys` in `lookup`."""

@@ -1,17 +1,17 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Which arguments of a command are keys, as the servers themselves decide it.
+"""Which arguments of a command are keys, by the servers' own rules.
 
-Why: the slot of a command's keys is where it must go, so the proxy has to find the same keys as the node that will
-check them. Called by the router for commands with more than one possible key (`Command.only_key` < 0) and by the
-splitter. Transcribed in meaning from getKeysUsingKeySpecs of Redis and Valkey (src/db.c), with two differences:
-key specs flagged `not_key` count (SPUBLISH is routed by its channel), and specs that cannot be told are left out of
-the table. Where key specs cannot say it, the servers' own functions (sortGetKeys, georadiusGetKeys, migrateGetKeys,
-xreadGetKeys) are followed; a command with no spec at all is taken to have its first argument as key.
+Why: a command goes to the slot of its keys, so the proxy has to find the same keys as the node that will check them.
+Called by the router for commands with more than one possible key (`Command.only_key` < 0) and by the splitter. It does
+what getKeysUsingKeySpecs of Redis and Valkey (src/db.c) does, with two differences: key specs flagged `not_key` count
+(SPUBLISH is routed by its channel), and specs without positions are left out of the table. Where key specs cannot say
+it, the servers' own functions (sortGetKeys, georadiusGetKeys, migrateGetKeys, xreadGetKeys) are followed; a command
+with no spec at all is taken to have its first argument as key.
 
-asks_to_block stands here because it reads the same options as xreadGetKeys.
+asks_to_block is in this module because it reads the same options as xreadGetKeys.
 
 Invariants: an index found is always in [1, argc); each loop is bounded by argc; nothing is allocated but the list,
-which keeps its room from call to call.
+which keeps its memory from call to call.
 """
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, realloc
@@ -242,8 +242,8 @@ cdef inline size_t option_size(const char* frame, const Arg* arg, bint group) no
 
 
 cdef size_t streams_at(const char* frame, const Arg* args, size_t argc) noexcept nogil:
-    # Where STREAMS stands (xreadGetKeys, which takes GROUP and NOACK in XREAD too). 0 for what ends in an error: there
-    # the key specs may find what they can, for the sake of options that servers learn one day.
+    # Where STREAMS is (xreadGetKeys, which takes GROUP and NOACK in XREAD too). 0 for what ends in an error: then the
+    # key specs are used, because a newer server may have options that are unknown here.
     cdef size_t i = 1, size
     while i + 1 < argc:
         size = option_size(frame, &args[i], True)
@@ -263,8 +263,8 @@ cdef int half_keys(size_t streams, size_t argc, KeyList* out) noexcept nogil:
 
 
 cdef bint asks_to_block(const char* frame, const Arg* args, size_t argc) noexcept nogil:
-    # xreadCommand of t_stream.c, which tells the two commands apart by their length as well. What it answers a syntax
-    # error to must not block a connection that others share if another version knows the word.
+    # xreadCommand of t_stream.c, which distinguishes the two commands by their length as well. What is a syntax error
+    # to it must still not block a shared connection, because another version may know the word.
     cdef bint group = args[0].len == 10
     cdef size_t i = 1, size
     while i < argc:

@@ -1,18 +1,19 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The command table as C rows, found by name without touching a Python object.
 
-Why: every command that passes needs its row, so a look-up has to cost nanoseconds and no Python. Built from `rows` by
-the worker at start-up and by the control side whenever a server's COMMAND is known; `find` is called by the data path.
+Why: every command needs its row, so a look-up has to cost nanoseconds and no Python. Built from `rows` by the worker,
+at its start and whenever control publishes new ones, and by control for the counters' indexes; `find` is called by the
+data path.
 
 Invariants:
-- A table never changes once built. Commands found in it point into it: whoever holds a `const Command*` keeps the
-  table alive.
+- A table never changes once built. A `const Command*` points into its table, so whoever holds one must keep the table
+  alive.
 - `find` never returns NULL and reads nothing outside the arguments it is given.
-- Commands lie first in `rows` ([0, ntop)), subcommands behind them, so that a client sending the literal name
+- Commands come first in `rows` ([0, ntop)), subcommands after them, so that a client sending the literal name
   `object|encoding` finds nothing, as on a server.
 - Names are compared eight bytes at a time after folding A-Z only: Redis's strcasecmp in the C locale.
-- A name that no command has counts for as much of it as stands before a NUL: servers look by the whole, but compare C
-  strings, so that with luck (a bucket of their hash table) `shutdown\\0x` is SHUTDOWN there.
+- Of a name that no command has, what is before a NUL is looked up: servers hash the whole name but compare C strings,
+  so that `shutdown\\0x` is SHUTDOWN there whenever it falls into the same bucket of their hash table.
 """
 import sys
 from time import perf_counter_ns
@@ -46,7 +47,7 @@ _KEY_SCANS = {
     "xreadgroup": SCAN_XREAD,
 }
 
-# The C numbers, for the test that holds the Python enums of `dispositions` to them.
+# The C numbers, for the test that compares the Python enums of `dispositions` with them.
 _C_CLASSES = {
     "FORWARD": CLASS_FORWARD, "ANY": CLASS_ANY, "PING": CLASS_PING, "LOCAL": CLASS_LOCAL,
     "SPLIT_MGET": CLASS_SPLIT_MGET, "SPLIT_MSET": CLASS_SPLIT_MSET, "SPLIT_SUM": CLASS_SPLIT_SUM,
@@ -293,7 +294,7 @@ cdef int fill_row(Command* to, object row, object allowed, dict metrics) except 
     to.arity = row.arity
     to.container = 1 if row.subcommands else 0
     to.store_scan = _KEY_SCANS.get(row.name, SCAN_NONE)
-    # What cannot be told is left to the servers, as GET_KEYSPEC_RETURN_PARTIAL does.
+    # Keys that the specs do not give are left to the servers, as GET_KEYSPEC_RETURN_PARTIAL does.
     specs = [s for s in row.key_specs() if s.complete and len(s.keyword.encode()) < <Py_ssize_t>sizeof(spec.keyword)]
     if specs:
         to.specs = <KeySpec*>calloc(len(specs), sizeof(KeySpec))

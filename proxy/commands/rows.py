@@ -1,8 +1,8 @@
 """What a server says about its commands, as plain values.
 
-COMMAND is the one description of a server's commands that the server itself keeps true, so it is the source of the
+COMMAND is the only description of a server's commands that is always right for that server, so it is the source of the
 proxy's command table: at start-up the generated `proxy.commands.table.ROWS`, later the reply of the connected servers
-laid over it (`merge_rows(ROWS, rows_from_command_reply(reply))`). Called by `generate` and by the control side; the C
+laid over it (`merge_rows(ROWS, rows_from_command_reply(reply))`). Called by `generate` and by control; the C
 table in `lookup` is built from these rows. Invariants: a Row is immutable and hashable, names are lower case and a
 subcommand's name is the full one (`object|encoding`); nothing here raises over what a server sent.
 
@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 # Before Redis 7 an entry ends with the ACL categories: no tips, key specs or subcommands.
 _FIELDS_BEFORE_7: Final = 7
-# What an old server's COMMAND leaves out although it is true of the command there too.
+# What an old server's COMMAND does not say although it holds for the command there too.
 _FLAGS_ADDED_BY_7: Final = ("blocking", "no_multi")
 _MAX_INT32: Final = 2**31 - 1
 
@@ -26,7 +26,7 @@ class KeySpec(NamedTuple):
 
     begin: str  # "index" | "keyword" | "unknown"
     at: int  # index: the position; keyword: where to search from, negative = backwards from the end
-    keyword: str  # as the server spells it; "" unless begin is "keyword"
+    keyword: str  # as the server writes it; "" unless begin is "keyword"
     find: str  # "range" | "keynum" | "unknown"
     last: int  # range: last key relative to the first, negative = from the end; keynum: keynumidx
     step: int  # arguments from one key to the next
@@ -35,7 +35,7 @@ class KeySpec(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether the positions can be told from the spec at all."""
+        """Whether the spec says enough to find the positions."""
         return self.begin != "unknown" and self.find != "unknown"
 
 
@@ -77,7 +77,7 @@ class Row(NamedTuple):
     def key_specs(self) -> tuple[KeySpec, ...]:
         """The key specs, made from first/last/step where the server gave none.
 
-        A spec whose positions cannot be told stands for what `movablekeys` hides (EVAL's keys on Redis 6).
+        The flag `movablekeys` (EVAL on Redis 6) gives a spec that does not say where the keys are.
         """
         if self.specs is not None:
             return self.specs
@@ -99,7 +99,7 @@ def row(
     specs: tuple[KeySpec, ...] = (),
     subcommands: tuple[Row, ...] = (),
 ) -> Row:
-    """A Row in the words of `table.py`: flags and tips as space-separated words."""
+    """A Row as `table.py` writes it: flags and tips as space-separated words."""
     return Row(name, arity, tuple(flags.split()), *range_, tuple(tips.split()), specs, subcommands)
 
 
@@ -132,10 +132,10 @@ def rows_from_command_reply(reply: object) -> list[Row]:
 
 
 def merge_rows(older: Iterable[Row], newer: Iterable[Row]) -> list[Row]:
-    """The union by name: where both know a command the newer row wins, sorted by name.
+    """All rows by name, sorted; where both have a command, the newer row is taken.
 
-    A newer row from a server without key specs takes the older one's specs, tips and subcommands, which an old server
-    has just the same but does not tell; subcommands are united, so that one the newer server lacks keeps its class.
+    A newer row from a server without key specs takes the older row's specs, tips and subcommands: an old server has
+    them too but does not say so. Subcommands of both are kept, so that one the newer server lacks keeps its class.
     """
     merged = {r.name: r for r in older}
     for new in newer:

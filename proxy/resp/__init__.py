@@ -1,9 +1,11 @@
 """The wire format, sans-IO: bytes in, offsets and values out. Imports nothing else of ours.
 
-scanner    where frames end and arguments stand, in C (cimported by forward)
-number     numbers as Redis reads them, inline C
-readers    the scanner for Python; inline words, fault texts
-encode     what the proxy itself says, RESP2 and RESP3
-decode     whole replies -> values (hiredis)
-errors     Redis's error lines, and ProtocolFault
+    commands of clients --> scanner --> spans of the arguments --> data path
+      inline lines -------> inline ---> the same command as a frame, then as above
+    replies of nodes -----> scanner --> where the frame ends ----> data path, which passes the bytes on
+                            decode ---> values (hiredis)           for handshakes with nodes, and tests
+    what the proxy says <-- encode, errors (Redis's error lines; ProtocolFault)
+
+scanner and inline are compiled and cimported by forward; readers is the same for Python.
+number reads numbers as Redis does (inline C).
 """

@@ -1,7 +1,7 @@
-"""Whole replies as Python values, for what is not the data path: control connections, serve's merges, tests.
+"""Whole replies as Python values, for what is not the data path: handshakes with nodes, CONFIG GET, tests.
 
 hiredis does the work. What it cannot do (attributes, blob errors, streamed strings and aggregates, maps whose keys are
-aggregates) is decoded here, so that every frame the scanner lets through has a value. The scanner decides what is well
+aggregates) is decoded here, so that every frame the scanner accepts has a value. The scanner decides what is well
 formed; attributes are dropped.
 
 Values: bytes for simple, bulk, verbatim strings and big numbers; int; float; bool; None; list for arrays and sets; dict

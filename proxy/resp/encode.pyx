@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """What the proxy itself says: commands to nodes, answers to clients. Everything else is forwarded as it came.
 
-put_head is for the data path (split commands); the Python functions are for proxy.serve and proxy.control, and return
-ready bytes. `proto` is 2 or 3: shapes that RESP2 lacks take the form Redis gives them there (networking.c, addReply*).
+put_head is for the data path (split commands); the Python functions are for proxy.serve and proxy.worker, and return
+ready bytes. `proto` is 2 or 3: types that RESP2 lacks are written as Redis writes them there (networking.c, addReply*).
 
 Invariant: simple strings and errors never carry a line break, so no text can forge a frame.
 """

@@ -1,7 +1,7 @@
 """Redis's own error lines as ready bytes, letter for letter, and the one exception for malformed input.
 
-Whoever answers a client takes its error here (forward, serve), so that a wording exists once. Texts come from Redis's
-server.c, networking.c, acl.c, cluster.c and db.c; where Redis and Valkey differ, the newer wording of the two stands
+Whoever answers a client takes its error here (forward, serve), so that each text is written once. Texts come from
+Redis's server.c, networking.c, acl.c, cluster.c and db.c; where Redis and Valkey differ, the newer text of the two is
 here and a comment says so. Lines of our own are at the end.
 
 Invariant: every line begins with '-', ends with CRLF and has no CR or LF in between.

@@ -1,16 +1,16 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Inline commands (`PING\\r\\n`, as typed into telnet) split into words and written as RESP frames.
 
-Why: a client may send nothing else, before it is authenticated too, so a line must not cost more than a command in
-RESP does. Called by forward.client for each SCAN_INLINE; proxy.resp.readers has the same for Python.
+Why: a client may send inline commands only, also before it is authenticated, so a line must not cost more than a
+command in RESP. Called by forward.client for each SCAN_INLINE; proxy.resp.readers has the same for Python.
 
-The words are those of sdssplitargs in Redis's sds.c, to the letter: a NUL ends the line, \\v and \\f part arguments
-only where they stand before one, a closing quote must be followed by a space or the end.
+The words are exactly those of sdssplitargs in Redis's sds.c: a NUL ends the line, \\v and \\f separate arguments
+only where they are before one, a closing quote must be followed by a space or the end.
 
-How: the words are unescaped one behind the other into the frame's own buffer. They take at most as many bytes as the
-line. Then they are moved to their places from the last to the first, and each gets its header. In a frame every word
-stands further right than in the row of bare words, by the headers before it, so none is overwritten before it has
-been moved, and the buffer needs no more than the larger of line and frame.
+How: the words are unescaped one after the other into the frame's own buffer. They take at most as many bytes as the
+line. Then they are moved to their places, from the last to the first, and each gets its header. Because of the headers
+before it, the place of a word in the frame is never before its place in the row of bare words. So no word is
+overwritten before it has been moved, and the buffer needs no more than the larger of line and frame.
 
 Invariants: no byte outside line[0:n] is read; no loop runs longer than the line; nothing is written before the buffer
 is known to be large enough for all of it.

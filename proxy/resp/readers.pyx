@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The scanner for Python: bytes in, frames out; inline words and fault texts with it.
 
-CommandReader plays the server's side of a connection, ReplyReader the client's: for resp.decode, control connections,
-fake nodes, tests and fuzzers. forward.client calls fault_text, which is off the hot path.
+CommandReader is the server's side of a connection, ReplyReader the client's: for resp.decode, fake nodes, tests and
+fuzzers. serve.responder calls fault_text.
 
 Invariants: a reader hands out every whole frame exactly once and as it came; its buffer is a heap block of exactly the
 bytes it holds, so that the address sanitizer sees a scan that reads one byte too many.

@@ -2,7 +2,7 @@
 """Where frames begin and end: the wire format's hot half, without copying or decoding.
 
 Called per command by forward.client (scan_command) and per reply by forward.backend (scan_reply); proxy.resp.readers
-wraps the same code for Python: tests, fuzzers, fake nodes, the control connections.
+wraps the same code for Python: resp.decode, fake nodes, tests, fuzzers.
 
 Invariants
 * No byte outside [frame, frame + n) or [data, data + n) is read.
@@ -14,7 +14,8 @@ Invariants
 CommandScan, from reset: count line (want -1) -> per argument: header (bulk -1) -> body (bulk >= 0) -> SCAN_DONE.
 ReplyScan: between frames (pending 0, depth 0) -> value (body -1) <-> bulk body (body >= 0) -> between frames.
 
-Commands are judged as processMultibulkBuffer and processInlineBuffer of networking.c do, but for two things. The
+What is a valid command is decided as in processMultibulkBuffer and processInlineBuffer of networking.c, with two
+exceptions. The
 two bytes after a line's or an argument's end must be CRLF: Redis skips them, Valkey closes, and others share the
 connection. And lines are searched up to max_inline bytes only.
 """

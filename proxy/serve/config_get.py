@@ -1,10 +1,10 @@
 """CONFIG GET: a server's answer without its secrets, which are the cluster's and not its clients'.
 
-Why: with the cluster's password a client would not need the proxy, nor keep to what it allows. Who calls it:
+Why: with the cluster's password a client could go to the servers directly, past what the proxy allows. Called by
 proxy.serve.responder, for the one subcommand of CONFIG that is served.
 
 Invariants: a secret's value is the empty string, as if it were not set; every other byte is as the server sent it. Of
-an array or a map that is malformed the client sees nothing (the call raises). Errors of a server are passed on before.
+a malformed array or map the client sees nothing (the call raises). A server's error is passed on unchanged.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def _finish(replies: list[bytes]) -> bytes:
 
 
 def without_secrets(reply: bytes) -> bytes:
-    """A flat array (RESP2) or a map (RESP3) of names and values with the secrets' values emptied; others as they are.
+    """A flat array (RESP2) or map (RESP3) of names and values, the values of secrets emptied, others unchanged.
 
-    Each element is kept as its bytes, so that nothing is lost in reading and writing: a name that came twice, a type.
+    Each element is kept as bytes, so that decoding and encoding lose nothing, such as a name that came twice or a type.
     """
     if reply[:1] not in (b"*", b"%"):
         return reply
@@ -62,7 +62,7 @@ def without_secrets(reply: bytes) -> bytes:
 def _is_secret(frame: bytes) -> bool:
     """Whether an option's name, as a frame, means a secret.
 
-    A server repeats a name as the client spelt it, and some compare names as C strings: what follows a NUL is nothing.
+    A server repeats a name as the client wrote it, and some compare names as C strings: what follows a NUL is ignored.
     """
     name = decode(frame)
     return isinstance(name, bytes) and name.partition(b"\0")[0].lower() in SECRETS

@@ -1,8 +1,8 @@
 """Commands the proxy answers for this client itself: the connection family, TIME, INFO, the CLUSTER view.
 
-Why: they speak of the client's own connection, which ends at the proxy; none of them may reach a shared connection to
-a server (SELECT, AUTH, HELLO, READONLY ... would change it for everybody).
-Who calls it: the data path, `answer` once for each command of CLASS_LOCAL, in the client's order of commands.
+Why: they concern the client's own connection, which ends at the proxy; none of them may reach a shared connection to a
+server (SELECT, AUTH, HELLO, READONLY ... would change it for everybody). Called by serve.responder: `answer` once for
+each command of CLASS_LOCAL, in the client's order of commands.
 
 Invariants:
 - `answer` returns the whole reply as ready bytes in client.proto as it is after the command (HELLO answers in the
@@ -51,7 +51,7 @@ CLIENT_HELP = (
 OK = encode.simple("OK")
 _PRINTABLE = bytes(range(0x21, 0x7F))
 OUT_OF_INT_RANGE = errors.line("ERR value is out of range, value must between -2147483648 and 2147483647")
-# Until redis/redis#11809 (7.2) the sentence forgot the protocol.
+# Until redis/redis#11809 (7.2) the sentence did not name the protocol.
 _NOAUTH_HELLO_OLD = errors.NOAUTH_HELLO.replace(b"HELLO <proto> AUTH", b"HELLO AUTH")
 
 
@@ -78,7 +78,7 @@ def answer(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
 
 
 def _integer(word: bytes) -> int | None:
-    """A 64-bit integer in the one spelling Redis takes (string2ll): no plus, blanks, leading zeros or `-0`."""
+    """A 64-bit integer in the only form Redis accepts (string2ll): no plus, blanks, leading zeros or `-0`."""
     digits = word.removeprefix(b"-")
     if not digits.isdigit() or len(digits) > 19 or (digits[:1] == b"0" and word != b"0"):
         return None
@@ -103,7 +103,7 @@ def _right_password(ctx: ServeContext, user: bytes, password: bytes) -> bool:
         return False
     if ctx.client_password is None:
         return True
-    # Digests, because compare_digest gives away a difference in length; Redis compares SHA-256 too (acl.c).
+    # Digests, because compare_digest shows a difference in length; Redis compares SHA-256 too (acl.c).
     wanted = hashlib.sha256(ctx.client_password.encode()).digest()
     return hmac.compare_digest(hashlib.sha256(password).digest(), wanted)
 
@@ -151,7 +151,7 @@ def _hello(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     """HELLO [proto [AUTH user password] [SETNAME name]]: all options are read before any of them takes effect.
 
     The order of checks is Valkey's (helloCommand): version, options from left to right, login, and only then the name
-    and the protocol. The proxy answers as one Redis, so `server` and `mode` are those of a Redis that stands alone (as
+    and the protocol. The proxy answers as one Redis, so `server` and `mode` are those of a standalone Redis (as
     Valkey's own with extended-redis-compatibility), with the redis_version of the servers.
     """
     proto = client.proto
@@ -200,9 +200,9 @@ def _hello(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
 
 
 def _select(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
-    """SELECT db: within ctx.databases. With database 0 alone, any other gets Redis Cluster's refusal.
+    """SELECT db: within ctx.databases. With database 0 only, any other gets Redis Cluster's refusal.
 
-    A negative number is no database of any server, so it gets what one big Redis says.
+    No server has a database with a negative number, so that gets the error of a standalone Redis.
     """
     db = _integer(args[1])
     if db is None:
@@ -216,7 +216,7 @@ def _select(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
 
 
 def _readonly(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
-    """Reads go to replicas: the listener's way when it knows one, else a replica if there is one."""
+    """Reads go to replicas: by the listener's policy if that uses replicas, else to a replica if there is one."""
     client.set_reads("prefer_replica" if client.listener_reads == "primary" else client.listener_reads)
     return OK
 
@@ -227,7 +227,7 @@ def _readwrite(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> byte
 
 
 def _asking(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
-    """No effect: the proxy follows ASK itself and never hands one out."""
+    """No effect: the proxy follows ASK itself and never sends one to a client."""
     return OK
 
 
@@ -241,7 +241,7 @@ def _client_id(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> byte
 
 
 def _client_setname(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
-    """The empty name takes the name away."""
+    """An empty name removes the name."""
     if not _printable(args[2]):
         return errors.CLIENT_NAME
     client.name = args[2]
@@ -271,7 +271,7 @@ def client_line(client: ClientLike, now_s: float, command: str) -> bytes:
     """One client as CLIENT INFO and CLIENT LIST show it, without the line's end; command: what to give as cmd=.
 
     The fields are Redis 7.2's and no others: go-redis refuses a line with a field it does not know. Buffers are the
-    proxy's: qbuf is what is held of unfinished commands, omem what is held of replies; it keeps no others (0).
+    proxy's: qbuf is what is held of unfinished commands, omem what is held of replies; there are no others (0).
     """
     unix = client.address.startswith("unix:")
     flags = "U" if unix else ""
@@ -318,7 +318,7 @@ def _peer(address: str) -> str:
 
 
 def _client_no_evict(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
-    """True either way: the proxy has no maxmemory-clients and evicts nobody; its output limits hold as Redis's do."""
+    """+OK without an effect: no client is exempt from the proxy's limits of memory and output."""
     return OK if args[2].upper() in (b"ON", b"OFF") else errors.SYNTAX
 
 

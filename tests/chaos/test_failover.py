@@ -1,4 +1,4 @@
-"""Nodes die, hang, and come back elsewhere: only what must fail fails, and nothing needs a restart."""
+"""Nodes die, hang, and come back at other addresses: only what must fail fails, and nothing needs a restart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.proxyd import ProxyDaemon
 from tests.support.raw import RawClient
 
 StartProxy = Callable[..., ProxyDaemon]
-# What a client may be told while its shard has no primary: it can try again, or must ask whether it happened.
+# What a client may be told while its shard has no primary: it can try again, or the write may have been executed.
 ALLOWED = (b"-CLUSTERDOWN", b"-TRYAGAIN", b"-LOADING", b"-MASTERDOWN", b"-READONLY", b"-ERR")
 
 
@@ -98,7 +98,7 @@ def test_commands_wait_for_a_quick_failover(fragile: EmbeddedCluster, start_prox
 
 
 def test_a_shard_that_stays_dead(fragile: EmbeddedCluster, start_proxy: StartProxy) -> None:
-    """Its commands fail, soon at once; the others' do not; it is served as soon as it is back, without a restart."""
+    """Its commands fail, soon without waiting; others do not; it is served when it is back, without a restart."""
     daemon = start_proxy(fragile.seeds, {"requests": {"timeout": "2s", "failover_timeout": "1s"}})
     victim, *others = fragile.primaries()
     lost, kept = key_of(fragile, victim), [key_of(fragile, node) for node in others]
@@ -154,7 +154,7 @@ def test_all_addresses_change_at_once(fragile: EmbeddedCluster, start_proxy: Sta
         assert raw.command("GET", "a").startswith(ALLOWED)
         for n, node in enumerate(fragile.nodes):
             fragile.restart(node, new_port=n > 0)
-        for n, node in enumerate(fragile.nodes):  # nobody knows anybody's new port: introduce them
+        for n, node in enumerate(fragile.nodes):  # no node knows another's new port: introduce them
             for other in fragile.nodes[:n]:
                 node.command("CLUSTER", "MEET", "127.0.0.1", other.port)
                 other.command("CLUSTER", "MEET", "127.0.0.1", node.port)

@@ -34,7 +34,7 @@ MOVES_LONG = 400
 
 @pytest.fixture(scope="module")
 def pair(server: str) -> Iterator[EmbeddedCluster]:
-    """3 primaries without replicas, of which two hand a slot to and fro."""
+    """3 primaries without replicas, of which two move a slot to each other and back."""
     with EmbeddedCluster(server, replicas=0, node_timeout_ms=15000) as started:
         yield started
 
@@ -74,7 +74,7 @@ class Appender(threading.Thread):
 
 
 class Other(threading.Thread):
-    """Uses keys of the same slot: whatever it is that learns of a move first."""
+    """Uses keys of the same slot, so that somebody else may learn of a move first."""
 
     def __init__(self, daemon: ProxyDaemon, number: int, stopping: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -101,7 +101,7 @@ def move_back_and_forth(cluster: EmbeddedCluster, appenders: list[Appender], mov
     """Moves the slot with its keys so many times between its owner and another primary.
 
     What was sent before a move is over is answered before the next one begins: an ASKING that is late by two moves
-    makes a key where the slot is being imported again and the old key has not come yet. No client can help that.
+    makes a key where the slot is being imported again and the old key has not come yet. No client can prevent that.
     """
     source: EmbeddedNode = cluster.owner_of(SLOT)
     target = next(node for node in cluster.primaries() if node is not source)
@@ -171,7 +171,7 @@ def test_one_clients_order_across_moves(connections: int, pair: EmbeddedCluster,
 
 
 def test_one_clients_order_across_moves_with_refreshes(pair: EmbeddedCluster, start_proxy: StartProxy) -> None:
-    """A topology may be learnt by looking, too, and sooner than the node that still has the key stops saying ASK."""
+    """A refresh may learn the topology, too, and sooner than the node that still has the key stops saying ASK."""
     often = {"refresh_interval": "20ms", "refresh_min_gap": "10ms"}
     daemon = start_proxy(pair.seeds, {"cluster": often}, workers=1)
     keeps_order(pair, daemon, MOVES)

@@ -1,4 +1,4 @@
-"""Slots move and primaries change places under constant load: no client sees an error, every INCR counts once."""
+"""Slots move and primaries change under constant load: no client sees an error, every INCR counts once."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_a_slot_left_half_moved_is_served(moving_cluster: EmbeddedCluster, movin
             assert raw.command("GET", name) == b"$1\r\nv\r\n"
         assert raw.command("SET", f"{{{tag}}}:new", "w") == b"+OK\r\n"  # a new key goes to the importing node
         assert raw.command("GET", f"{{{tag}}}:new") == b"$1\r\nw\r\n"
-        raw.send(b"".join(b"MGET %s\r\n" % " ".join(names).encode() for _ in range(3)))  # TRYAGAIN until it is over
+        raw.send(b"".join(b"MGET %s\r\n" % " ".join(names).encode() for _ in range(3)))  # TRYAGAIN until it ends
         moving_cluster.move_slots([slot], one, two)
         assert raw.frames(3) == [b"*10\r\n" + b"$1\r\nv\r\n" * 10] * 3
         moving_cluster.move_slots([slot], two, one)

@@ -72,7 +72,7 @@ def test_the_servers_user_is_hidden_too(both: list[RawClient]) -> None:
 
 
 def test_no_name_with_a_nul_gets_at_it(both: list[RawClient]) -> None:
-    """Some servers compare names as C strings, when they happen to look there: these do for one in a few hundred."""
+    """Some servers compare names as C strings, for one name in a few hundred: depending on the bucket it hashes to."""
     through = both[0]
     for n in range(20):
         names = [b"requirepass\0%d" % (n * 200 + k) for k in range(200)]

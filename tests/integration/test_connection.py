@@ -140,7 +140,7 @@ def test_config_get(pattern: str, client: redis.Redis, cluster: EmbeddedCluster)
 
 
 def test_replies_of_the_connection_keep_their_place(proxy: ProxyDaemon, standalone: Standalone) -> None:
-    """Answers the proxy gives itself do not overtake those it waits for."""
+    """Answers of the proxy's own do not overtake those that it still waits for."""
     data = b"".join(
         b"SET k%d v\r\nPING\r\nGET k%d\r\nECHO x\r\nNOSUCH\r\nGET\r\nSELECT 0\r\nMGET k%d none\r\nCLIENT GETNAME\r\n"
         % (n, n, n)
@@ -170,7 +170,7 @@ def test_connections_come_and_go(proxy: ProxyDaemon) -> None:
             elif n % 3 == 1:
                 client.send(b"*3\r\n$3\r\nSET\r\n$1")  # half a command
             else:
-                client.send(b"MGET a b c\r\nGET a\r\n" * 50)  # leaves without reading
+                client.send(b"MGET a b c\r\nGET a\r\n" * 50)  # closes without reading
     with proxy.raw() as client:
         assert client.command("EXISTS", *(f"k{n}" for n in range(300))) == b":100\r\n"
 

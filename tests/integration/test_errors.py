@@ -1,4 +1,4 @@
-"""Error texts are Redis's own, letter for letter: every case is put to one standalone server and to the proxy."""
+"""Error texts are Redis's own, letter for letter: every case is sent to one standalone server and to the proxy."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """One client cannot take a worker's time from the others.
 
-Why: beside one client that pipelines what the proxy answers itself, or writes inline commands, another's GET took 0.1.0
-between 34 and 210 ms (issue 7); on a quiet machine the promise is a median below 3 ms and a 99th percentile below 15.
-The bounds here are wider, for machines on which everything else runs as well.
+Why: beside one client that pipelines what the proxy answers itself, or writes inline commands, a GET of another client
+took between 34 and 210 ms in 0.1.0 (issue 7); on a quiet machine the promise is a median below 3 ms and a 99th
+percentile below 15. The bounds here are wider, for machines on which everything else runs as well.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def test_beside_a_flood_of_one_who_has_not_logged_in(flood: str, with_password: 
 
 
 def test_beside_a_flood_that_never_reads(one_worker: ProxyDaemon) -> None:
-    """It is paused for its unread replies; until then, and from then on, it takes nothing from the others."""
+    """It is paused because of its unread replies; before and after that it slows nobody down."""
     with one_worker.raw(timeout_s=0.2, receive_buffer=4096) as deaf:
         with suppress(TimeoutError):
             for _ in range(2000):

@@ -172,7 +172,7 @@ def test_redis_py_default_handshake(proxy: ProxyDaemon) -> None:
 
 
 def test_upstream_password(server: str, start_proxy: Callable[..., ProxyDaemon]) -> None:
-    """The servers' password is the proxy's affair; its clients need none."""
+    """Only the proxy needs the servers' password; its clients do not."""
     with EmbeddedCluster(server, replicas=0, node_timeout_ms=15000, password="upstream") as cluster:
         daemon = start_proxy(cluster.seeds, {"cluster": {"password": "upstream"}})
         with daemon.client(protocol=3) as client:

@@ -1,4 +1,4 @@
-"""What a broken node does must stay between it and the proxy: scripted nodes, one real daemon each.
+"""What a broken node does must not reach clients or other nodes: scripted nodes, one real daemon each.
 
 Why: a reply to what was not wholly sent made 0.1.0 send the memory behind its window to the node; answers lying in the
 socket were thrown away when a send failed; a node that does not read made the worker grow without a bound (issue 7).
@@ -36,7 +36,7 @@ HANDSHAKE = {b"HELLO", b"AUTH", b"CLIENT", b"READONLY", b"PING", b"INFO", b"CLUS
 class StrictNode(FakeNode):
     """A node that keeps all it is sent, byte by byte, and objects to a bulk above `limit` as soon as it is announced.
 
-    objection: what it then says. closes: whether it closes at once, as servers do; else it reads on, and only reads.
+    objection: what it then says. closes: whether it closes at once, as servers do; else it only reads from then on.
     """
 
     def __init__(self, limit: int, objection: bytes, closes: bool) -> None:
@@ -161,7 +161,7 @@ class Reading:
 @pytest.mark.parametrize("closes", [True, False], ids=["closes", "reads on"])
 @pytest.mark.parametrize("objection", [TOO_LONG, TOO_LONG * 3, b"+OK\r\n", b"$900000\r\nhalf a rep"], ids=repr)
 def test_a_reply_to_half_a_command(objection: bytes, closes: bool, start_proxy: StartProxy) -> None:
-    """No byte goes to the node but commands of clients; it costs the client its one command, and the others nothing."""
+    """The node gets no byte but commands of clients; the client loses that one command, the others nothing."""
     large = encode("SET", "a", b"x" * (16 * MB))
     small = [encode("GET", "k"), encode("SET", "k", "v"), encode("GET", "a2")]
     answers, behind = [], []
@@ -223,7 +223,7 @@ def test_no_foreign_memory_reaches_a_node(objection: bytes, start_proxy: StartPr
 
 
 def test_an_early_reply_is_nobodys(node: FakeNode, start_proxy: StartProxy) -> None:
-    """Replies beyond what was sent: the next in line has not reached the node, so it cannot be its answer."""
+    """More replies than were sent for: the next command has not reached the node, so this cannot be its answer."""
     early = threading.Event()
 
     def stops_reading(session: Session, words: list[bytes]) -> Reply:
@@ -246,7 +246,7 @@ def test_an_early_reply_is_nobodys(node: FakeNode, start_proxy: StartProxy) -> N
 
 
 def test_a_surplus_reply_ends_the_connection(node: FakeNode, start_proxy: StartProxy) -> None:
-    """Also one that comes later, to nothing: whatever is asked next is asked anew, elsewhere."""
+    """Also a reply that comes later, to nothing: the next command is sent on a new connection."""
     node.on("GET", lambda _, words: bulk(b"value of " + words[1]))
     with start_proxy([node.address], workers=1).raw() as raw:
         for n in range(10):
@@ -364,7 +364,7 @@ def test_a_node_that_the_topology_names_meanwhile_is_followed(
     kind: str, node: FakeNode, other: FakeNode, start_proxy: StartProxy
 ) -> None:
     """A redirection to a node just added: the topology is asked for at once, and names it."""
-    untold: list[int] = []  # connections of the new node whenever the topology did not name it yet
+    untold: list[int] = []  # connections of the new node, each time the topology did not name it yet
     joined = threading.Event()
 
     def topology() -> bytes:
@@ -408,7 +408,7 @@ def pushed(raw: RawClient, data: bytes, stall_s: float = 0.5) -> None:
 
 
 def test_a_node_that_never_reads(node: FakeNode, start_proxy: StartProxy) -> None:
-    """Clients come, send, and leave: what they left behind for the node has a bound."""
+    """Clients come, send, and leave: what is kept of theirs for the node has a bound."""
     release = threading.Event()
     node.on("SET", lambda _, words: OSError if release.wait(60) else SILENCE)  # type: ignore[arg-type, return-value]
     daemon = start_proxy([node.address], PATIENT, workers=1)
@@ -447,7 +447,7 @@ def test_parts_for_nobody(leaves: bool, node: FakeNode, other: FakeNode, start_p
         assert stays.command("GET", "a") == bulk(b"v")
         base = worker_memory(daemon)
         with daemon.raw() as asks:
-            asks.send(small * 100)  # what to expect of its replies
+            asks.send(small * 100)  # shows what size its replies have
             assert asks.frames(100) == [array(bulk(b"v"), bulk(b"v"))] * 100
             asks.send(encode("MGET", "a", "b") * 300)
             node.await_seen("MGET", 101)

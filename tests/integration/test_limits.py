@@ -55,7 +55,7 @@ def accepted(daemon: ProxyDaemon) -> RawClient | None:
 def test_a_reader_that_stops_reading_stops_nobody(
     cluster: EmbeddedCluster, start_proxy: Callable[..., ProxyDaemon]
 ) -> None:
-    """Its commands wait unread, its replies stay within the limits; the others go on at speed."""
+    """Its commands wait unread, its replies stay within the limits; the others are as fast as before."""
     daemon = start_proxy(cluster.seeds, {"clients": {"max_pending": 30}})
     with daemon.raw(receive_buffer=4096) as slow, daemon.raw() as other:
         assert other.command("SET", "big", "x" * MB) == b"+OK\r\n"
@@ -69,7 +69,7 @@ def test_a_reader_that_stops_reading_stops_nobody(
         for n in range(500):
             assert other.command("SET", f"k{n}", n) == b"+OK\r\n"
             assert other.command("GET", f"k{n}") == bulk(str(n).encode())
-        assert other.command("GET", "big") == bulk(b"x" * MB)  # also from the very node
+        assert other.command("GET", "big") == bulk(b"x" * MB)  # also from the same node
         assert daemon.memory("VmHWM") - base < 64 * MB
         slow.sock.settimeout(30)
         for _ in range(min(sent, 40)):
@@ -96,7 +96,7 @@ def test_the_hard_output_limit_closes_with_a_reason(
 
 
 def test_a_client_that_only_sends(cluster: EmbeddedCluster, start_proxy: Callable[..., ProxyDaemon]) -> None:
-    """Pending commands are bounded, too: a writer ahead of its node is not read on."""
+    """Pending commands are bounded too: a writer that is ahead of its node is not read further."""
     daemon = start_proxy(cluster.seeds)
     base = daemon.memory()
     with daemon.raw(receive_buffer=4096) as flood, daemon.raw() as other:
@@ -138,7 +138,7 @@ def test_large_replies_reach_a_client_in_its_order(proxy: ProxyDaemon) -> None:
 
 
 def test_idle_clients_cost_little(cluster: EmbeddedCluster, start_proxy: Callable[..., ProxyDaemon]) -> None:
-    """40 MB for 10,000 idle clients that have been at work before: here, a share of that."""
+    """At most 40 MB for 10,000 idle clients that were active before: here for fewer clients, in proportion."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     count = min(2000, hard - 500)

@@ -1,4 +1,4 @@
-"""Memory that one client can make a worker hold, or keep, has a bound; and who is being served is not idle.
+"""Memory that one client can make a worker hold, or keep, has a bound; and a client that is being served is not idle.
 
 Why: after 100 small replies 0.1.0 asked for 600 values of 1 MB at once for a client that read none of them, and the
 plan of a large MSET stayed for the life of the worker (issue 7). tests/integration/test_limits.py has the plain limits,
@@ -27,7 +27,7 @@ def worker_memory(daemon: ProxyDaemon, field: str = "VmRSS") -> int:
 
 @pytest.mark.parametrize("command", ["GET", "MGET", "LRANGE"])
 def test_large_replies_after_small_ones(command: str, small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
-    """What small replies taught about a client's replies must not have hundreds of large ones asked for at once."""
+    """After many small replies, hundreds of large ones must not be asked for at once."""
     count = 600
     words = {"GET": ["GET", "big"], "MGET": ["MGET", "big", "small"], "LRANGE": ["LRANGE", "list", "0", "-1"]}[command]
     small = {"GET": ["GET", "small"], "MGET": ["MGET", "small", "none"], "LRANGE": ["LRANGE", "none", "0", "-1"]}
@@ -44,7 +44,7 @@ def test_large_replies_after_small_ones(command: str, small_cluster: EmbeddedClu
         peak = 0
 
         def quiet() -> bool:
-            """Whether memory grows no more while others are served on the very connection."""
+            """Whether memory grows no more while others are served on the same connection."""
             nonlocal peak
             before = peak
             for _ in range(20):
@@ -57,7 +57,7 @@ def test_large_replies_after_small_ones(command: str, small_cluster: EmbeddedClu
         print(f"grown by {peak / MB:.0f} MB")
         assert peak < 200 * MB
         deaf.sock.settimeout(20)
-        for _ in range(5):  # and it is served, once it reads
+        for _ in range(5):  # and it is served as soon as it reads
             assert len(deaf.frame()) > MB
     wait_for(lambda: worker_memory(daemon) - base < 32 * MB, 10, "memory is given back")
 

@@ -1,4 +1,4 @@
-"""What a node can do to the proxy, and the proxy must not do to its clients: scripted nodes, one real daemon each."""
+"""Faults of nodes that clients must not notice: scripted nodes, one real daemon each."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_moved_for_ever_ends_with_the_servers_error(node: FakeNode, other: FakeN
     with start_proxy([node.address], {"requests": {"timeout": "500ms"}}).raw() as raw:
         begun_s = time.monotonic()
         assert raw.command("GET", "a") in moved.values()
-        assert 0.4 < time.monotonic() - begun_s < 5  # they are given until the deadline to agree
+        assert 0.4 < time.monotonic() - begun_s < 5  # they have until the deadline to agree
         assert 6 < len(node.seen("GET")) + len(other.seen("GET")) < 200  # with pauses between the rounds
         assert raw.command("PING") == b"+PONG\r\n"
 

@@ -1,4 +1,4 @@
-"""Every reply is the one its command deserves: 50 clients, random pipelines, random cuts, checked against a model."""
+"""Every reply is that of its own command: 50 clients, random pipelines, random cuts, checked against a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pieces(data: bytes, rng: random.Random) -> Iterator[bytes]:
 
 
 def talk(proxy: ProxyDaemon, number: int, seed: int, wrong: list[str]) -> None:
-    """One client's life; its first wrong reply goes into `wrong`."""
+    """One client from start to end; its first wrong reply goes into `wrong`."""
     rng = random.Random(seed * 1000 + number)
     protocol = rng.choice((2, 3))
     model = Model(protocol)

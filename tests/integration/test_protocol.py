@@ -1,4 +1,4 @@
-"""The wire: inline commands, LF alone, every size, and input that is no RESP, each as one server takes it."""
+"""The wire: inline commands, LF alone, every size, and input that is not RESP, each handled as one server does."""
 
 from __future__ import annotations
 
@@ -169,6 +169,6 @@ def test_configured_limits(cluster: EmbeddedCluster, start_proxy: Callable[..., 
         assert raw.rest() == b"-ERR Protocol error: invalid multibulk length\r\n"
     with daemon.raw() as raw:
         raw.send(encode("MGET", *("x" * 1000 for _ in range(8)))[:6000])
-        assert raw.rest() == b""  # Redis closes without a word
+        assert raw.rest() == b""  # Redis closes without an error line
     with daemon.raw() as raw:
         assert raw.command("PING") == b"+PONG\r\n"

@@ -46,7 +46,7 @@ def policy(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def reading_proxy(policy: str, cluster: EmbeddedCluster) -> Iterator[ProxyDaemon]:
     with ProxyDaemon(cluster.seeds, {"listeners": [{"reads": policy}]}) as daemon:
-        # Two at once are at two workers, and each worker learns by itself which replicas are fit.
+        # Two at once are at two workers, and each worker has its own connections to the replicas.
         with daemon.raw() as one, daemon.raw() as other:
             for raw in (one, other):
                 replicas_in_use(raw, cluster, policy in ("replica", "prefer_replica", "any"))
@@ -54,7 +54,7 @@ def reading_proxy(policy: str, cluster: EmbeddedCluster) -> Iterator[ProxyDaemon
 
 
 def replicas_in_use(raw: RawClient, cluster: EmbeddedCluster, wanted: bool = True) -> None:
-    """Until every replica has answered a read: ready means that the primaries are."""
+    """Until every replica has answered a read: ready only means that the primaries are."""
 
     def all_read() -> bool:
         raw.send(b"".join(encode("GET", name) for name in NAMES * 10))

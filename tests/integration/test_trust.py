@@ -1,4 +1,4 @@
-"""What a client can make a server say is not believed: forged redirections and refusals, and blocking in disguise.
+"""What a client can make a server say is not believed: forged redirections and refusals, and hidden BLOCK options.
 
 Why: a script chooses its own error line, and a group or a consumer may be called like an option. Issue 7: 0.1.0 dialled
 the host that a script named, gave it the slot of every client and the cluster's password, ended workers on a host name
@@ -73,7 +73,7 @@ def owner(cluster: EmbeddedCluster) -> EmbeddedNode:
 
 @pytest.fixture
 def speakers(cluster: EmbeddedCluster) -> Iterator[dict[str, list[str]]]:
-    """The ways to have a server say a line: the words in front of the number of keys. Known on all primaries."""
+    """The ways to make a server answer with a line: the words before the number of keys. Known on all primaries."""
     sha = ""
     for node in cluster.primaries():
         sha = str(node.command("SCRIPT", "LOAD", BODY))
@@ -92,7 +92,7 @@ def readers(proxy: ProxyDaemon, stack: contextlib.ExitStack) -> list[RawClient]:
 
 
 def answered(client: RawClient, meanwhile: Callable[[], None]) -> bytes:
-    """The client's next reply; the others do something until it is there."""
+    """The client's next reply; the others send commands until it is there."""
     deadline = time.monotonic() + PATIENCE_S
     while not select.select([client.sock], [], [], 0)[0]:
         assert time.monotonic() < deadline, "no reply to the forger"
@@ -126,7 +126,7 @@ def test_a_script_cannot_redirect_anybody(
     speakers: dict[str, list[str]],
     foreigner: Foreigner,
 ) -> None:
-    """Not to a foreign host, which is never dialled, nor to a node that does not own the slot; it harms no worker."""
+    """Not to a foreign host, which is never connected to, nor to a node that is not the owner; it harms no worker."""
     target = destination(where, cluster, owner, foreigner)
     line = f"{kind} {SLOT} {target}"
     workers = proxy.worker_pids()
@@ -147,7 +147,7 @@ def test_a_script_cannot_redirect_anybody(
             others_read()
         assert [gets(node) for node in others] == strayed  # the slot is where it was, for everybody
         assert clients[0].command("GET", COUNTER) in (bulk(b"1"), bulk(b"2"))
-        assert forger.command("GET", KEY) == bulk(b"mine")  # nor has the forger lost its connection
+        assert forger.command("GET", KEY) == bulk(b"mine")  # and the forger has not lost its connection
     assert foreigner.heard == []
     assert proxy.worker_pids() == workers
     if where != "another node":
@@ -180,7 +180,7 @@ def test_a_script_cannot_redirect_another_slot(
 
 
 def test_many_forged_hosts_leave_no_trace(proxy: ProxyDaemon) -> None:
-    """Not in the metrics, whose labels would be the client's to make, and no flood in the log."""
+    """Not in the metrics, where a client could make any label, and no flood in the log."""
     count = 60
     before = proxy.http("/metrics")[1].count("\n")
     logged = len(proxy.system.log.splitlines())
@@ -216,7 +216,7 @@ def test_a_script_that_speaks_of_a_refusal_is_executed_once(
 def test_a_script_makes_no_replica_unfit(
     line: str, cluster: EmbeddedCluster, empty: None, start_proxy: Callable[..., ProxyDaemon]
 ) -> None:
-    """`reads: replica` has no primary to fall back to: were the replica struck off, reads would fail or wait."""
+    """`reads: replica` never uses the primary: if the replica were no longer used, reads would fail or wait."""
     daemon = start_proxy(cluster.seeds[:1], {"listeners": [{"reads": "replica"}]}, workers=1)
     with daemon.raw(timeout_s=PATIENCE_S) as forger, daemon.raw(timeout_s=PATIENCE_S) as other:
         assert other.command("GET", KEY) == b"$-1\r\n"
@@ -231,7 +231,7 @@ def test_a_script_makes_no_replica_unfit(
 def test_a_value_too_long_for_the_nodes_is_its_clients_affair(
     server: str, start_proxy: Callable[..., ProxyDaemon]
 ) -> None:
-    """A server closes the connection on which a bulk is too long: it must not be the one that all share."""
+    """A server closes the connection on which a bulk is too long: that must not be a shared one."""
     limit = 1 << 20
     with EmbeddedCluster(
         server, primaries=1, replicas=0, node_timeout_ms=15000, options={"proto-max-bulk-len": str(limit)}
@@ -252,7 +252,7 @@ def test_a_value_too_long_for_the_nodes_is_its_clients_affair(
             assert other.command("SET", KEY, b"x" * (limit - 1)) == b"+OK\r\n"
 
 
-# Blocking in disguise
+# Hidden BLOCK options
 
 
 @pytest.mark.parametrize(
@@ -305,6 +305,6 @@ def test_a_consumer_called_block_is_served(
 
 
 def test_a_stream_called_block_is_read(raw: RawClient) -> None:
-    """What follows STREAMS are names, whatever they spell."""
+    """What follows STREAMS are names, whichever words they are."""
     assert raw.command("XADD", "BLOCK", "1-1", "field", "value") == bulk(b"1-1")
     assert raw.command("XREAD", "COUNT", 5, "STREAMS", "BLOCK", 0).startswith(b"*1\r\n*2\r\n$5\r\nBLOCK\r\n*1\r\n")

@@ -29,7 +29,7 @@ def servers() -> dict[str, str]:
 
 @lru_cache
 def slot_of(key: str | bytes) -> int:
-    """The key's slot, by the specification's own words (CRC16 XMODEM of the hash tag or the key)."""
+    """The key's slot as the specification says (CRC16 XMODEM of the hash tag or the key)."""
     raw = key.encode() if isinstance(key, str) else key
     start = raw.find(b"{")
     if start >= 0 and (end := raw.find(b"}", start + 1)) > start + 1:

@@ -1,6 +1,6 @@
 """A scripted node: what a real server will not do on demand (garbage, half replies, silence, redirections for ever).
 
-Called by: tests/integration/test_nodes.py, tests/daemon. Real servers are preferred wherever one can play the part.
+Called by: tests/integration/test_nodes.py, tests/daemon. A real server is preferred wherever one can do it.
 
 Each connection has a thread; a reply is a value: bytes are sent as they are, SILENCE sends nothing, Cut(bytes) sends
 those and closes. `received` holds every command of every connection in order of arrival.

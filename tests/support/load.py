@@ -1,7 +1,7 @@
 """Clients that keep a proxy busy and account for every request: sent, answered, answered wrongly or lost.
 
-Why: "no client notices" is a claim about all requests of all clients, so somebody has to count them. Called by the
-tests of tests/daemon.
+Why: "no client notices" is a claim about all requests of all clients, so all of them are counted. Called by the tests
+of tests/daemon.
 
 Each client owns a few counters in the cluster and nobody else touches them, so it knows the one right reply to each of
 its requests (INCR, and now and then GET): a reply that is lost, doubled or out of order shows at once, and what the
@@ -292,7 +292,7 @@ class Load:
 
 
 class Knocks:
-    """Clients that connect, ask one PING, and part, over and over, one in a thread per address; a context manager.
+    """Clients that connect, send one PING and leave, over and over, one in a thread per address; a context manager.
 
     refused: attempts that found nobody listening. unanswered: connections that ended without the whole reply.
     """
@@ -331,7 +331,7 @@ class Knocks:
         return self.refused + self.unanswered
 
     def _knock(self, address: Where) -> None:
-        while not self._stop.wait(0.0005):  # or the test itself would starve
+        while not self._stop.wait(0.0005):  # otherwise the test itself would get no CPU time
             started = time.monotonic()
             failure = knock(address, self._timeout_s)
             with self._lock:
@@ -343,7 +343,7 @@ class Knocks:
 
 
 def knock(address: Where, timeout_s: float = 10.0) -> str:
-    """Connects, asks one PING, reads the reply and parts: "" or what went wrong."""
+    """Connects, sends one PING, reads the reply and leaves: "" or what went wrong."""
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family) as sock:
         sock.settimeout(timeout_s)

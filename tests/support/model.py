@@ -225,7 +225,7 @@ def wire(words: list[bytes], rng: random.Random) -> bytes:
 
 
 def _integer(text: bytes) -> int:
-    """The 64-bit number the text spells; for any other text a number that is not spelt like it."""
+    """The 64-bit number the text is; for any other text a number that is not written like it."""
     try:
         value = int(text)
     except ValueError:

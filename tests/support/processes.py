@@ -1,4 +1,4 @@
-"""What /proc tells of the daemon's processes: who belongs together, what they hold.
+"""What /proc says of the daemon's processes: which belong together, what they hold.
 
 Called by: tests/support/proxyd.py and the tests of tests/daemon. A process that has just ended is not an error here: it
 has no children, no descriptors and no memory.
@@ -36,7 +36,7 @@ def command_line(pid: int) -> str:
 
 
 def descriptors(pid: int) -> list[str]:
-    """What each of the process's descriptors leads to, as /proc/<pid>/fd spells it."""
+    """What each of the process's descriptors leads to, as /proc/<pid>/fd has it."""
     found = []
     with contextlib.suppress(OSError):
         for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -70,7 +70,7 @@ def memory(pid: int, field: str = "VmRSS") -> int:
 
 
 def kill_session(session: int) -> None:
-    """SIGKILL to whatever is left of a session of ours."""
+    """SIGKILL to whatever is left of a session that a test started."""
     for pid in session_members(session):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

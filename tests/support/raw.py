@@ -1,6 +1,6 @@
 """A client that shows bytes as they are: what was sent, which frames came back, whether the connection was closed.
 
-Why: most of what the proxy promises is promised to the letter, and every client library hides some of it.
+Why: most of what the proxy promises is exact bytes, and every client library hides some of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def array(*frames: bytes) -> bytes:
 
 
 class Closed(Exception):
-    """The other side closed before a whole frame came; args[0] is what came of it."""
+    """The other side closed before a whole frame came; args[0]: the bytes of it that came."""
 
 
 class RawClient:

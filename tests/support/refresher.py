@@ -1,4 +1,4 @@
-"""A topology refresher to play with: scripted nodes that tell topologies, and a scene around a started refresher.
+"""A topology refresher for tests: scripted nodes that answer with topologies, and a started refresher around them.
 
 Called by: tests/unit/control/test_topology_refresh.py and test_topology_refresh_answers.py.
 """

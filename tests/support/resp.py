@@ -1,4 +1,4 @@
-"""Byte streams of the wire format for tests and fuzzers: every way to cut one, ways to make one, and hiredis's opinion.
+"""Byte streams of the wire format for tests and fuzzers: every way to cut one, ways to make one, and what hiredis says.
 
 Called by: tests/unit/resp and tests/fuzz.
 """
@@ -39,7 +39,7 @@ Outcome = tuple[list[Any], bytes | None]
 
 
 def drive(reader: Reader, chunks: Iterable[bytes]) -> Outcome:
-    """Feeds chunks until they or the stream's soundness end."""
+    """Feeds chunks until there are no more, or one is malformed."""
     frames: list[Any] = []
     try:
         for chunk in chunks:
