@@ -1,7 +1,8 @@
 """What the main process and its workers say to each other; ipc.channel carries it.
 
 Why: the whole conversation in one place, typed, so that a message of the wrong shape is a fault where it is read, not
-three calls later. Both ends are the same version of the program: a worker of another one refuses to start (worker.main).
+three calls later. Both ends are the same version of the program: a worker of another one refuses to start
+(worker.main).
 
 ```
 main process                                            worker
