@@ -1,29 +1,26 @@
-"""What a node takes at most of one client: more ends the connection, which many clients share.
+"""What a node takes at most of one client: more ends the connection, which many clients of the proxy share.
 
-Why: the proxy keeps its clients below it. Asked by worker.connector in each handshake, and by control.command_table
-from time to time, for these options may be changed while connections last.
+Why: asked at two places, in every handshake (worker.connector) and now and then by control.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
-    ("CONFIG", "GET", "proto-max-bulk-len"),
-    ("CONFIG", "GET", "client-query-buffer-limit"),
-)
+# To be asked of a node, in this order: limits are (proto-max-bulk-len, client-query-buffer-limit) everywhere.
+COMMANDS: Final = (("CONFIG", "GET", "proto-max-bulk-len"), ("CONFIG", "GET", "client-query-buffer-limit"))
 # The servers' own minimum for these options, and what is as good as no limit: other values are nonsense.
 _LEAST, _NO_LIMIT = 1 << 20, 1 << 48
 
 
-def told(reply: object) -> int:
-    """The value in a reply to one of COMMANDS, in bytes; 0 = not told."""
+def limit(reply: object) -> int:
+    """The bytes in a decoded reply to CONFIG GET of one option, RESP2 or RESP3; 0 = not told, or no limit."""
     if isinstance(reply, dict):
         reply = [word for pair in reply.items() for word in pair]
     if not isinstance(reply, list) or len(reply) != 2:
         return 0
     try:
-        value = int(reply[1])
+        told = int(reply[1])
     except (TypeError, ValueError):
         return 0
-    return value if _LEAST <= value < _NO_LIMIT else 0
+    return told if _LEAST <= told < _NO_LIMIT else 0

@@ -48,7 +48,7 @@ async def load_limits(address: Address, settings: NodeClientSettings) -> tuple[i
     """(proto-max-bulk-len, client-query-buffer-limit) of a node in bytes, 0 = not told. Errors as load_rows."""
     async with node_client(address, settings) as node:
         bulk, query = await node.ask(*node_limits.COMMANDS)
-    return node_limits.told(bulk), node_limits.told(query)
+    return node_limits.limit(bulk), node_limits.limit(query)
 
 
 def server_version(info: str) -> tuple[str, str]:

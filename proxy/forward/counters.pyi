@@ -19,6 +19,8 @@ class Counters:
 
     metrics: dict[str, int]  # command name -> index; grows in the one who counts, is told to those who look
     def __init__(self, memory: mmap.mmap | memoryview | bytearray | None = None) -> None: ...
+    def fault(self) -> None:
+        """Counts an exception of our own code outside of a command."""
     def snapshot(self) -> Any:
         """All counters as plain values: proxy.admin.snapshot.CounterValues. Only reads.
 

@@ -79,6 +79,10 @@ cdef class Counters:
         else:
             free(self.block)
 
+    def fault(self):
+        """Counts an exception of our own code outside of a command."""
+        self.block.internal_errors += 1
+
     def snapshot(self):
         """All counters as plain values: proxy.admin.snapshot.CounterValues.
 

@@ -7,12 +7,15 @@ Invariants:
 - Nothing here blocks: what the kernel does not take is queued and goes on when it does; `backlog` says how much waits.
 - A descriptor given to send() belongs to the channel from then on and is closed here once sent, or with the channel;
   one given to on_message belongs to the receiver.
-- Messages come in the order they were sent; one that cannot be read ends the channel. on_end comes once, and not after
-  close().
+- Messages come in the order they were sent, each once; one that cannot be read ends the channel. on_end comes once, and
+  not after close(). What on_message raises goes to the loop's exception handler; the next message comes all the same.
+- A process that has no room for descriptors gets the message with those that found room, be it none: what that means is
+  for the receiver to say.
 
 A frame is its length (4 bytes, little-endian), the number of its descriptors (1 byte) and the message in msgpack. The
-descriptors travel with its first byte. The kernel may give a reader several frames at once, but never glues bytes of
-later frames to those that came with descriptors, so descriptors and frames pair up in order.
+descriptors travel with its first byte. The kernel may give a reader several frames at once, but stops at the bytes that
+came with descriptors (unix_stream_read_generic): one recvmsg yields the descriptors of one frame at most, so groups of
+descriptors and frames that have some pair up in order.
 """
 
 from __future__ import annotations
@@ -34,6 +37,13 @@ _ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array("i").itemsize)
 
 OnMessage = Callable[[Any, list[int]], None]
 
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """A message ready for send_encoded(), on any number of channels."""
+    return _encoder.encode(message)
+
 
 class Channel:
     """One end. decoder: of the messages that come in; on_message(message, descriptors); on_end(reason).
@@ -51,12 +61,11 @@ class Channel:
         sock.setblocking(False)
         self._sock = sock
         self._decoder = decoder
-        self._encoder = msgspec.msgpack.Encoder()
         self._on_message = on_message
         self._on_end = on_end
         self._loop: asyncio.AbstractEventLoop | None = None
         self._in = bytearray()
-        self._descriptors: deque[int] = deque()
+        self._groups: deque[list[int]] = deque()  # the descriptors of one frame each
         self._out: deque[tuple[memoryview, list[int]]] = deque()
         self.backlog = 0  # bytes the kernel has not taken yet
         self.closed = False
@@ -70,10 +79,13 @@ class Channel:
 
     def send(self, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
         """Sends, now or as soon as the kernel takes it; on a closed channel only closes the descriptors."""
+        self.send_encoded(_encoder.encode(message), descriptors)
+
+    def send_encoded(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
+        """send() of a message that is encoded already."""
         if self.closed:
             _close(descriptors)
             return
-        body = self._encoder.encode(message)
         frame = memoryview(len(body).to_bytes(4, "little") + bytes((len(descriptors),)) + body)
         self.backlog += len(frame)
         self._out.append((frame, list(descriptors)))
@@ -89,10 +101,11 @@ class Channel:
             self._loop.remove_reader(self._sock.fileno())
             self._loop.remove_writer(self._sock.fileno())
         self._sock.close()
-        _close(self._descriptors)
+        for group in self._groups:
+            _close(group)
         for _, descriptors in self._out:
             _close(descriptors)
-        self._descriptors.clear()
+        self._groups.clear()
         self._out.clear()
         self.backlog = 0
 
@@ -130,15 +143,14 @@ class Channel:
         except OSError as error:
             self._fail(error.strerror or str(error))
             return
-        for level, kind, rights in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                numbers = array("i")
-                numbers.frombytes(rights[: len(rights) - len(rights) % numbers.itemsize])
-                self._descriptors.extend(numbers)
-        if flags & socket.MSG_CTRUNC:
-            # The kernel could not give us all of them: out of descriptors, most likely.
-            self._fail("descriptors were lost on the way")
-            return
+        group = [
+            number
+            for level, kind, rights in ancillary
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
+            for number in array("i", rights[: len(rights) - len(rights) % array("i").itemsize])
+        ]
+        if group or flags & socket.MSG_CTRUNC:
+            self._groups.append(group)
         if not data:
             self._fail("closed by the other side")
             return
@@ -146,25 +158,33 @@ class Channel:
         self._deliver()
 
     def _deliver(self) -> None:
+        """Every whole frame; what is left is the beginning of the next one."""
         done = 0
         try:
-            while len(self._in) - done >= _HEAD:
+            while not self.closed and len(self._in) - done >= _HEAD:
                 end = done + _HEAD + int.from_bytes(self._in[done : done + 4], "little")
                 if len(self._in) < end:
                     break
-                count = self._in[done + 4]
-                if count > len(self._descriptors):
-                    self._fail("a message without its descriptors")
-                    return
-                message = self._decoder.decode(self._in[done + _HEAD : end])
-                done = end
-                self._on_message(message, [self._descriptors.popleft() for _ in range(count)])
-                if self.closed:
-                    return
+                body, count, done = self._in[done + _HEAD : end], self._in[done + 4], end
+                self._deliver_one(body, count)
+        finally:
+            del self._in[:done]
+
+    def _deliver_one(self, body: bytearray, count: int) -> None:
+        if count and not self._groups:
+            self._fail("a message without its descriptors")
+            return
+        try:
+            message = self._decoder.decode(body)
         except msgspec.MsgspecError as error:
             self._fail(f"a message that cannot be read: {error}")
             return
-        del self._in[:done]
+        try:
+            self._on_message(message, self._groups.popleft() if count else [])
+        except Exception as error:
+            assert self._loop is not None  # nothing is received before start()
+            context = {"message": f"obeying {type(message).__name__}", "exception": error}
+            self._loop.call_exception_handler(context)
 
     def _fail(self, reason: str) -> None:
         if not self.closed:
@@ -177,6 +197,6 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
 
-def _close(descriptors: Sequence[int] | deque[int]) -> None:
+def _close(descriptors: Sequence[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)

@@ -12,7 +12,6 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 
 from proxy.cluster.slot import slot_of
@@ -92,18 +91,18 @@ def endpoint_of(local_address: str, unix_endpoint: tuple[str, int] | None) -> tu
 
 
 def node_id(ctx: ServeContext) -> str:
-    """The virtual node's id: 40 hex digits."""
-    return hashlib.sha1(f"node {ctx.run_id}".encode(), usedforsecurity=False).hexdigest()
+    """The virtual node's id: 40 hex digits, others than the run id's."""
+    return ctx.run_id[::-1]
 
 
 def _epoch(ctx: ServeContext) -> int:
     """The cluster's configuration epoch; 0 before it is known, or when no node would say."""
-    return max(0, ctx.topology.epoch) if ctx.topology is not None else 0
+    return max(0, ctx.epoch)
 
 
 def info(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     """CLUSTER INFO: `ok` when every slot has an owner behind the proxy."""
-    covered = ctx.topology.covered if ctx.topology is not None else 0
+    covered = ctx.slots_covered
     epoch = _epoch(ctx)
     fields = {
         "cluster_state": "ok" if covered == SLOTS else "fail",

@@ -5,18 +5,15 @@ spelt here, in plain Python, so that every module of proxy.serve and its tests s
 Who calls it: proxy.worker (builds one ServeContext per event loop), proxy.serve.* (reads it), proxy.forward (fits
 ClientLike).
 
-Invariants: a context's attributes may be replaced at any time between two commands (topology, server_version); nothing
-here awaits, and nothing here is called per forwarded command.
+Invariants: a context's attributes may be replaced at any time between two commands (slots_covered, server_version);
+nothing here awaits, and nothing here is called per forwarded command.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
-
-if TYPE_CHECKING:
-    from proxy.cluster.topology import Topology
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
 
 Proto = Literal[2, 3]
 
@@ -97,22 +94,22 @@ def _no_nodes() -> Sequence[NodeState]:
 class ServeContext:
     """The proxy as its clients may know it.
 
-    client_password: the password of the one user `default`; None = no authentication.
+    client_password: the password of the one user `default`; None = no authentication. Not in the repr.
     server_version: `redis_version` of the servers; until one has answered, that of the built-in command table.
     server_name, valkey_version: as the servers' INFO has them; "redis" and "" when it has none.
     run_id: 40 hex digits; the same in all workers of one proxy, another after a restart.
     process_id: of the proxy, whichever of its processes answers; 0 = this one's.
-    topology: None until the cluster has been seen.
+    shards, slots_covered, epoch: of the topology; shards None = not seen yet, epoch below 0 = the nodes would not say.
     databases: numbered databases a client may SELECT; 1 = database 0 alone.
     unix_endpoint: (host, port) of a TCP listener to name to a cluster-aware client that came by a Unix socket; None =
         there is none.
     stats: figures of the whole proxy under the names INFO gives them (connected_clients, maxclients,
         total_connections_received, total_commands_processed, instantaneous_ops_per_sec, total_net_input_bytes,
-        total_net_output_bytes, rejected_connections); what is missing is left out of INFO; names beginning with
-        `proxy_` go to the Proxy section as they are.
+        total_net_output_bytes, rejected_connections; proxy_client_memory and proxy_client_memory_max, in bytes); what
+        is missing is left out of INFO; other names beginning with `proxy_` go to the Proxy section as they are.
     """
 
-    client_password: str | None
+    client_password: str | None = field(repr=False)
     server_version: str
     proxy_version: str
     started_s: float
@@ -120,7 +117,9 @@ class ServeContext:
     process_id: int = 0
     server_name: str = "redis"
     valkey_version: str = ""
-    topology: Topology | None = None
+    shards: int | None = None
+    slots_covered: int = 0
+    epoch: int = -1
     databases: int = 1
     unix_endpoint: tuple[str, int] | None = None
     stats: Callable[[], Mapping[str, int | float]] = _no_figures

@@ -4,9 +4,10 @@ Why: clients start by reading it. Spring's health check wants redis_version, ior
 loading (redis/ioredis#780), cluster-aware libraries look at cluster_enabled.
 Who calls it: proxy.serve.local.
 
-Invariants: the figures are those of the whole proxy, but for Memory, CPU and the nodes' connections, which are those of
-the worker that answers; a figure the proxy does not know is left out, never made up; sections come in one fixed order
-whatever order they were asked in, each at most once (Redis's genRedisInfoString); an unknown section is no error.
+Invariants: the figures are those of the whole proxy, but for resident memory, CPU and the nodes' connections, which are
+those of the worker that answers; a figure the proxy does not know is left out, never made up; sections come in one
+fixed order whatever order they were asked in, each at most once (Redis's genRedisInfoString); an unknown section is no
+error.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
-from proxy.cluster.topology import UNKNOWN_EPOCH
 from proxy.resp import encode
 from proxy.serve.cluster_view import endpoint_of
 from proxy.serve.context import ClientLike, ServeContext
@@ -43,6 +43,8 @@ _STATS = (
     "total_net_output_bytes",
     "rejected_connections",
 )
+# Of all clients together, which Redis has no name for: how much is held for them, and how much may be (0 = no limit).
+_CLIENT_MEMORY = ("proxy_client_memory", "proxy_client_memory_max")
 
 
 def info(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
@@ -95,12 +97,17 @@ def _clients(ctx: ServeContext, client: ClientLike) -> Lines:
 
 
 def _memory(ctx: ServeContext, client: ClientLike) -> Lines:
-    """This worker's resident memory; used_memory repeats it, for the tools that read nothing else."""
+    """This worker's resident memory; used_memory repeats it, for the tools that read nothing else.
+
+    Then what is held for the clients of the whole proxy.
+    """
     figures = {}
     if (rss := _resident()) is not None:
         figures["used_memory"] = figures["used_memory_rss"] = rss
     figures["used_memory_peak"] = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT, rss or 0)
     figures["total_system_memory"] = _SYSTEM_MEMORY
+    stats = ctx.stats()
+    figures |= {name: int(stats[name]) for name in _CLIENT_MEMORY if name in stats}
     for name, size in figures.items():
         yield f"{name}:{size}"
         yield f"{name}_human:{human(size)}"
@@ -143,13 +150,13 @@ def _proxy(ctx: ServeContext, client: ClientLike) -> Lines:
     yield "proxy_name:redis-proxy"
     yield f"proxy_version:{ctx.proxy_version}"
     yield f"proxy_reads:{client.reads}"
-    if (topology := ctx.topology) is not None:
-        if topology.epoch != UNKNOWN_EPOCH:
-            yield f"proxy_topology_epoch:{topology.epoch}"
-        yield f"proxy_shards:{len(topology.shards)}"
-        yield f"proxy_slots_covered:{topology.covered}"
+    if ctx.shards is not None:
+        if ctx.epoch >= 0:
+            yield f"proxy_topology_epoch:{ctx.epoch}"
+        yield f"proxy_shards:{ctx.shards}"
+        yield f"proxy_slots_covered:{ctx.slots_covered}"
     for name, value in ctx.stats().items():
-        if name.startswith("proxy_"):
+        if name.startswith("proxy_") and name not in _CLIENT_MEMORY:
             yield f"{name}:{value}"
 
 

@@ -15,8 +15,6 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import time
 from collections.abc import Callable
 
@@ -104,6 +102,9 @@ def _right_password(ctx: ServeContext, user: bytes, password: bytes) -> bool:
     if ctx.client_password is None:
         return True
     # Digests, because compare_digest shows a difference in length; Redis compares SHA-256 too (acl.c).
+    import hashlib  # here: with hmac 0.8 MB of a process, which most proxies, without a password, need not have
+    import hmac
+
     wanted = hashlib.sha256(ctx.client_password.encode()).digest()
     return hmac.compare_digest(hashlib.sha256(password).digest(), wanted)
 

@@ -1,35 +1,13 @@
-"""What each part of a worker is told of the configuration: Settings in, the parts' own settings out.
+"""What the data path is told of a worker's settings: seconds become nanoseconds, options become arguments.
 
-Why: an option is read in one place, whether a worker is put together with it or is given it by a reload. Called by
-proxy.worker.worker.
+Called by worker.worker, when it is put together and at a reload.
 """
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any
 
-from proxy.cluster.topology import Address
-from proxy.config.models import Listener, Settings
-from proxy.control.node_client import UpstreamSettings
-from proxy.control.node_health import HealthSettings
-from proxy.control.topology_refresh import RefreshSettings
-from proxy.worker.connector import PoolSettings
-
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-
-
-class ClientLimits(TypedDict):
-    """Arguments of proxy.forward.datapath.ClientSettings: the same for the clients of all listeners."""
-
-    password: bool
-    max_pending: int
-    max_pending_bytes: int
-    soft_output: int
-    hard_output: int
-    max_query: int
-    max_bulk: int
-    max_arguments: int
-    timeout_ns: int
+from proxy.ipc.settings import Backends, WorkerSettings
 
 
 def ns(seconds: float) -> int:
@@ -37,11 +15,11 @@ def ns(seconds: float) -> int:
     return round(seconds * 1e9)
 
 
-def client_limits(settings: Settings) -> ClientLimits:
-    """What holds for every client, whichever listener it came by."""
+def client_limits(settings: WorkerSettings) -> dict[str, Any]:
+    """Arguments of forward.datapath.ClientSettings that are the same for the clients of all listeners."""
     clients = settings.clients
     return {
-        "password": bool(clients.secret),
+        "password": bool(clients.password),
         "max_pending": clients.max_pending,
         "max_pending_bytes": clients.max_pending_bytes,
         "soft_output": clients.output_soft_limit,
@@ -53,69 +31,6 @@ def client_limits(settings: Settings) -> ClientLimits:
     }
 
 
-def listeners(settings: Settings) -> dict[str, Listener]:
-    """The listeners by the name that supervisor and workers have for them."""
-    return {str(listener.address): listener for listener in settings.listeners}
-
-
-def pool_settings(settings: Settings) -> PoolSettings:
-    """For the connections to the nodes."""
-    backends, cluster = settings.backends, settings.cluster
-    return PoolSettings(
-        connect_timeout_s=backends.connect_timeout,
-        backoff_min_s=backends.backoff_min,
-        backoff_max_s=backends.backoff_max,
-        keepalive_s=backends.keepalive,
-        client_name=backends.client_name,
-        username=cluster.username,
-        password=cluster.secret,
-    )
-
-
-def connection_settings(settings: Settings) -> tuple[object, ...]:
-    """What a connection to a node keeps for its life: when this changes, connections must be renewed."""
-    pool = pool_settings(settings)
-    return pool.username, pool.password, pool.client_name, pool.keepalive_s, settings.backends.connections
-
-
-def refresh_settings(settings: Settings) -> RefreshSettings:
-    """For learning the topology."""
-    cluster = settings.cluster
-    return RefreshSettings(
-        seeds=tuple(Address(seed.host, seed.port) for seed in cluster.seeds),
-        refresh_interval_s=cluster.refresh_interval,
-        min_gap_s=cluster.refresh_min_gap,
-        timeout_s=cluster.refresh_timeout,
-        username=cluster.username,
-        password=cluster.secret,
-        address_map=cluster.address_map,
-        endpoint=cluster.endpoint,
-    )
-
-
-def health_settings(settings: Settings) -> HealthSettings:
-    """For probing the replicas."""
-    return HealthSettings(
-        health_interval_s=settings.backends.health_interval,
-        timeout_s=settings.backends.connect_timeout,
-        username=settings.cluster.username,
-        password=settings.cluster.secret,
-    )
-
-
-def upstream_settings(settings: Settings) -> UpstreamSettings:
-    """For asking a node for its commands."""
-    cluster = settings.cluster
-    return UpstreamSettings(cluster.username, cluster.secret, cluster.refresh_timeout)
-
-
-def tcp_endpoint(settings: Settings) -> tuple[str, int] | None:
-    """(host, port) a cluster-aware client that came by a Unix socket can use; None without a TCP listener.
-
-    A port the kernel chose is not known here.
-    """
-    for listener in settings.listeners:
-        host, port = listener.address.host, listener.address.port
-        if port:
-            return _WILDCARDS.get(host, host), port
-    return None
+def of_a_connection(backends: Backends) -> tuple[object, ...]:
+    """What a connection to a node keeps for its life: when this changes, connections are renewed."""
+    return backends.username, backends.password, backends.client_name, backends.keepalive, backends.connections

@@ -1,10 +1,11 @@
 """One event loop of the data path: everything a worker consists of put together, started, changed and ended.
 
 Why: the one place that knows every part; the parts know each other only through the seams named in ARCHITECTURE.md.
-Called by proxy.worker.main, which brings clients, settings and orders from the supervisor.
+Called by worker.conversation, which brings what the main process says.
 
-Invariants: start() returns when clients may come, with or without a topology; apply() drops no client and no request;
-stop() leaves no task, timer, socket or reader behind and may be called at any time.
+Invariants: after start() clients may come, with or without a topology; apply() drops no client and no request; stop()
+leaves no task, timer, socket or reader behind and may be called at any time. Nothing here asks a server anything: the
+main process does that once for all workers.
 """
 
 from __future__ import annotations
@@ -12,229 +13,197 @@ from __future__ import annotations
 import asyncio
 import gc
 import mmap
+import os
 import socket
-import traceback
-from collections.abc import Sequence
-from typing import Protocol
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from proxy import __version__
-from proxy.cluster.topology import Address, Node, NodeNames, Topology
+from proxy.cluster.topology import Address
 from proxy.commands.lookup import CommandTable
-from proxy.commands.rows import Row, merge_rows
-from proxy.commands.table import ROWS, SOURCE
-from proxy.config.models import Address as ListenAddress
-from proxy.config.models import Settings
-from proxy.control.command_table import load_rows
-from proxy.control.node_health import NodeHealth
-from proxy.control.tasks import background
-from proxy.control.topology_refresh import TopologyRefresher
 from proxy.forward.backend import Backend
 from proxy.forward.buffer import trim
 from proxy.forward.clients import accept, close_all, close_idle, close_lingering, drain, follow_reads
 from proxy.forward.counters import Counters
 from proxy.forward.datapath import ClientSettings, DataPath
 from proxy.forward.exchange import Exchange
-from proxy.forward.node import Node as DataNode
+from proxy.forward.node import Node
 from proxy.forward.pipeline import BackendSettings
 from proxy.forward.reactor import Reactor
 from proxy.forward.router import Router
+from proxy.ipc.messages import Commands, NodeFacts, Report, Start, Topology
+from proxy.ipc.settings import WorkerSettings
 from proxy.resp import errors
 from proxy.serve.context import ServeContext
 from proxy.serve.responder import Desk
 from proxy.system import log as logs
-from proxy.system.sockets import spell
-from proxy.worker import settings as parts
-from proxy.worker.connector import BackendPool, keepalive
+from proxy.system.tcp import keepalive
+from proxy.worker.connector import Connector
 from proxy.worker.drain import NEW_S, Leaving
-from proxy.worker.status import Figures
+from proxy.worker.faults import Faults
+from proxy.worker.names import NodeNames
+from proxy.worker.report import Reports
+from proxy.worker.settings import client_limits, ns, of_a_connection
+from proxy.worker.status import WorkerStatus
 
 log = logs.get("worker")
 
-_SWEEP_S = 0.05  # deadlines and stalls are noticed this late at most
-_LINGER_S = 1.0  # a client that was told the end has this long to close
-_FIRST_TOPOLOGY_S = 1.0  # start-up waits this long for the cluster before it takes clients without
-_TRIM_S = 2.0
-_NAMED_MAX = 100  # characters of what a redirection names that are logged
-_COMMANDS_EVERY_S = 300.0
-_COMMANDS_RETRY_S = 2.0
-
-
-class WorkerPort(Protocol):
-    """The supervisor's side of a worker; the calls must not block or raise."""
-
-    def names(self, metrics: dict[str, int]) -> None:
-        """Which command has which index in the counters; before the index is used."""
-
-    def left(self, clients: int) -> None:
-        """So many clients are gone since the last call."""
-
-    def ready_changed(self) -> None:
-        """What decides whether the proxy is ready has changed: the state is worth telling."""
+_SWEEP_S: Final = 0.05  # deadlines and stalls are noticed this late at most
+_LINGER_S: Final = 1.0  # a client that was told the end has this long to close
+_TRIM_S: Final = 2.0
+_NAMED_MAX: Final = 100  # characters of what a redirection names that are logged
 
 
 class Worker:
-    """See the module. Also the port through which the data path asks control for something.
+    """See the module. Also the port through which the data path asks for something.
 
-    number: of the worker, for the log. run_id, started_s, process_id: the proxy's, for INFO. memory: for the counters.
+    send: takes a Report. memory: for the counters; None = of its own.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        start: Start,
         loop: asyncio.AbstractEventLoop,
-        port: WorkerPort,
-        *,
-        number: int,
-        run_id: str,
-        started_s: float,
-        process_id: int = 0,
+        send: Callable[[Report], None],
+        faults: Faults,
         memory: mmap.mmap | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings = settings = start.settings
         self.loop = loop
-        self.port = port
-        self.number = number
-        requests = settings.requests
+        self._number, self._faults = start.worker, faults
+        backends, requests = settings.backends, settings.requests
         self.counters = Counters(memory)
-        self.reactor = Reactor(loop, pause_ns=parts.ns(settings.backends.batch_pause))
-        self.backend_settings = BackendSettings(
-            stall_ns=parts.ns(settings.backends.stall_timeout), max_window=settings.backends.max_window
-        )
+        faults.count = self.counters.fault
+        self.reactor = Reactor(loop, pause_ns=ns(backends.batch_pause))
+        self.backend_settings = BackendSettings(stall_ns=ns(backends.stall_timeout), max_window=backends.max_window)
         self.router = Router(
             self.reactor,
             self.counters,
             self.backend_settings,
-            connections=settings.backends.connections,
-            failover_ns=parts.ns(requests.failover_timeout),
+            connections=backends.connections,
+            failover_ns=ns(requests.failover_timeout),
         )
         self.exchange = Exchange(
             self.reactor,
             self.router,
             self.counters,
             loop,
-            backoff_min_ns=parts.ns(requests.retry_backoff_min),
-            backoff_max_ns=parts.ns(requests.retry_backoff_max),
+            backoff_min_ns=ns(requests.retry_backoff_min),
+            backoff_max_ns=ns(requests.retry_backoff_max),
             max_redirections=requests.max_redirections,
             texts=errors.EXCHANGE_TEXTS,
         )
         self.router.port = self
         self.exchange.bind(self)
-        self.parking = self.exchange.parking
         self.context = ServeContext(
-            client_password=settings.clients.secret or None,
+            client_password=settings.clients.password or None,
             server_version="7.0.0",
             proxy_version=__version__,
-            started_s=started_s,
-            run_id=run_id,
-            process_id=process_id,
-            unix_endpoint=parts.tcp_endpoint(settings),
+            started_s=start.started_s,
+            run_id=start.run_id,
+            process_id=start.process_id,
+            unix_endpoint=settings.endpoint,
         )
-        self._rows: tuple[Sequence[Row], str] = (ROWS, SOURCE)  # the servers', once one has told them
-        self.path = DataPath(
-            self.reactor,
-            self.exchange,
-            self.counters,
-            self._table(),
-            Desk(self.context, on_notice=self._notice, on_raised=self._raised),
-        )
-        self.leaving = Leaving(loop, self.path, port.left)
-        self._listeners = parts.listeners(settings)  # those that were removed included
-        limits = parts.client_limits(settings)
-        self._clients_of = {
-            name: ClientSettings(reads=listener.reads, **limits) for name, listener in self._listeners.items()
-        }
-        self.pool = BackendPool(parts.pool_settings(settings), on_up=self._backend_up, on_trouble=self.stale)
-        self.refresher = TopologyRefresher(parts.refresh_settings(settings), self._publish)
-        self.health = NodeHealth(parts.health_settings(settings), self._health_changed)
-        self.figures = Figures(
-            self.path,
-            self.parking,
-            self.router,
-            self.reactor,
-            self.counters,
-            self.refresher,
-            settings.clients.max_clients,
-        )
-        self.context.stats = self.figures.stats
-        self.context.nodes = self.figures.nodes
-        self._readiness = self.figures.readiness
-        self._names: NodeNames | None = None  # of the nodes of the topology
-        self._limits = (0, 0)  # of the nodes, as last seen
+        self._commands = start.commands
+        desk = Desk(self.context, on_notice=self._notice, on_raised=faults.show)
+        self.path = DataPath(self.reactor, self.exchange, self.counters, self._table(), desk)
+        # MERGE: self.path.max_memory = settings.clients.max_memory
+        self.leaving = Leaving(loop, self.path)
+        self.connector = Connector(backends, on_up=self._backend_up, on_trouble=self.stale, on_fault=faults)
+        self.status = WorkerStatus(self.path, self.exchange, self.reactor, self.counters, settings.clients)
+        self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
+        self._reports = Reports(loop, send)
+        self._names: NodeNames | None = None
+        self._nodes: dict[str, Node] = {}  # of the topology, by label
+        self._limits = (0, 0)
+        self._reads = dict(settings.listeners)  # of listeners that were removed too
+        limits = client_limits(settings)
+        self._clients_of = {name: ClientSettings(reads=reads, **limits) for name, reads in self._reads.items()}
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._commands_task: asyncio.Task[None] | None = None
-        self._commands_due = asyncio.Event()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Returns when the topology is known, or the first wait for it is over."""
+    def start(self, start: Start) -> None:
+        """Begins to serve with what came with the message; connections to the primaries are on their way."""
         self.reactor.start()
-        await self.refresher.start()
+        self.use_commands(start.commands)
+        if start.topology is not None:
+            self.publish(start.topology)
+        self.learn(start.facts)
         self._sweep()
         self._trim()
-        if not await self.refresher.ready(_FIRST_TOPOLOGY_S):
-            why = self.refresher.last_error or "no answer yet"
-            log.warning("the seeds yield no node yet, serving without a topology", error=why)
-        self._commands_task = background(self._keep_commands(), name="command-table")
         gc.collect()
         gc.freeze()  # what lives for the whole process need not be looked at again by every collection
-
-    async def drain(self, spread_s: float, timeout_s: float) -> None:
-        """Parts with all clients; returns when the last is gone. See Leaving.drain."""
-        await self.leaving.drain(spread_s, timeout_s)
-
-    async def retire(self) -> None:
-        """Returns when the last client is gone of its own accord."""
-        await self.leaving.empty()
 
     async def stop(self) -> None:
         """Closes everything at once."""
         for timer in self._timers.values():
             timer.cancel()
-        self.leaving.stop()
-        if self._commands_task is not None:
-            self._commands_task.cancel()
-            await asyncio.gather(self._commands_task, return_exceptions=True)
-        await self.refresher.stop()
-        await self.health.stop()
+        if self._reports.timer is not None:
+            self._reports.timer.cancel()
         close_all(self.path)
-        await self.pool.stop()
+        await self.connector.stop()
         self.router.close()
-        self.parking.stop()  # after it: what the connections leave behind is parked
+        self.exchange.parking.stop()  # after it: what the connections leave behind is parked
         self.reactor.stop()
+
+    def _sweep(self, due_s: float | None = None) -> None:
+        now_s = self.loop.time()
+        next_s = now_s + _SWEEP_S
+        self._timers["sweep"] = self.loop.call_at(next_s, self._sweep, next_s)
+        if due_s is not None:
+            self.status.lag_s = max(0.0, now_s - due_s)
+        self.router.sweep()
+        close_lingering(self.path, _LINGER_S)
+        if idle_s := self.settings.clients.idle_timeout:
+            close_idle(self.path, idle_s)
+
+    def _trim(self) -> None:
+        self._timers["trim"] = self.loop.call_later(_TRIM_S, self._trim)
+        trim()
 
     # -- clients -------------------------------------------------------------------------------------------------
 
-    def take(self, listener: str, descriptors: Sequence[int], first_id: int) -> None:
+    def take(self, listener: str, descriptors: Sequence[int], first_id: int, clients: int) -> None:
         """Serves connected sockets that came by a listener, one that was removed meanwhile included.
 
-        Their CLIENT IDs begin with first_id. One that cannot be served is closed and has left.
+        Their CLIENT IDs begin with first_id. One that cannot be served is closed and counted as rejected; so are all
+        when fewer descriptors than `clients` arrived: this process has no room for more.
         """
+        if len(descriptors) < clients:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            for _ in range(clients):
+                self.path.reject()
+            logs.warn_limited(log, "no-room", "clients turned away: out of file descriptors", clients=clients)
+            return
         settings = self._clients_of.get(listener)
         if settings is None:
             # Removed before this worker was born. Reads from the primary are right for everybody.
-            settings = self._clients_of[listener] = ClientSettings(**parts.client_limits(self.settings))
+            settings = self._clients_of[listener] = ClientSettings(**client_limits(self.settings))
         for place, descriptor in enumerate(descriptors):
             with socket.socket(fileno=descriptor) as sock:
                 try:
                     self._serve(sock, listener, settings, first_id + place)
-                except OSError as error:
-                    self.leaving.unserved()
-                    logs.warn_limited(log, "take", "cannot serve a connection", error=error)
-                else:
                     sock.detach()
+                except OSError as error:
+                    self.path.reject()
+                    logs.warn_limited(log, "take", "cannot serve a connection", error=error.strerror)
+                except Exception as error:
+                    self.path.reject()
+                    self._faults("serving a connection", error)
 
     def _serve(self, sock: socket.socket, listener: str, settings: ClientSettings, client_id: int) -> None:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             keepalive(sock, self.settings.clients.tcp_keepalive)
-        nameless = ListenAddress(path=listener.removeprefix("unix:"))  # as clients of a Unix socket usually are
         try:
-            peer = spell(sock.getpeername(), nameless)
+            peer = _spelt(sock.getpeername(), listener)
         except OSError:
             peer = "?:0"  # gone again, as Redis spells it; the data path is about to see that
-        here = spell(sock.getsockname(), nameless)
+        here = _spelt(sock.getsockname(), listener)
         client = accept(self.path, sock.fileno(), settings, peer, here, client_id)
         if self.leaving.draining:
             self.loop.call_later(NEW_S, drain, client)
@@ -242,68 +211,115 @@ class Worker:
     def _notice(self, event: str, address: str) -> None:
         logs.warn_limited(log, event, event, client=address)
 
-    def _raised(self, what: str, error: BaseException) -> None:
-        stack = "".join(traceback.format_exception(error)).strip()
-        logs.warn_limited(log, f"raised:{what}", "an answer of the proxy's own failed", command=what, error=stack)
+    # -- what the main process knows -----------------------------------------------------------------------------
+
+    def publish(self, topology: Topology) -> None:
+        """Another topology. No loop over slots or ranges: this holds up every client."""
+        told = [(Address(node.host, node.port), node) for node in topology.nodes]
+        roles = [(address, node.replica) for address, node in told]
+        _publish_as_before_the_merge(self.router, roles, topology.shards, topology.owners)
+        self._nodes = {node.label: node for node in self.router.nodes.values()}
+        for address, entry in told:
+            self.router.nodes[address].usable = entry.usable
+        self._names = NodeNames(topology, [address for address, _ in told])
+        self.context.shards, self.context.epoch = len(topology.shards), topology.epoch
+        self.context.slots_covered = topology.covered
+        self._limit()
+        self.router.warm(2)
+        self.exchange.parking.wake_all()
+
+    def learn(self, facts: NodeFacts) -> None:
+        """What was learnt about single nodes."""
+        for label, usable in facts.usable.items():
+            if (node := self._nodes.get(label)) is not None and node.replica:
+                node.usable = usable
+        if facts.limits:
+            self.connector.learn_limits(facts.limits)
+            self._limit()
+
+    def use_commands(self, commands: Commands) -> None:
+        """Another command table, and what INFO and HELLO say of the servers."""
+        self._commands = commands
+        self.path.table = self._table()
+        self.context.server_version = commands.redis_version or self.context.server_version
+        self.context.server_name = commands.server_name or "redis"
+        self.context.valkey_version = commands.valkey_version
+
+    def _table(self) -> CommandTable:
+        commands = self._commands
+        self.counters.metrics = commands.metrics
+        return CommandTable(commands.rows, commands.source, commands.metrics, self.settings.allow)
+
+    def _limit(self) -> None:
+        """Puts what the nodes take at most in force, beside our own limits."""
+        limits = self.connector.limits({label for label, node in self._nodes.items() if not node.replica})
+        bulk, query = limits
+        self.path.limit(bulk, query)
+        # A node that is paused reads on: a whole window may come to lie in its query buffer.
+        window = self.settings.backends.max_window
+        self.backend_settings.max_window = min(window, query // 2) if query else window
+        clients = self.settings.clients
+        less = 0 < bulk < clients.max_bulk or 0 < query < clients.max_query
+        if limits != self._limits and less and self._number == 0:  # the others find the same
+            text = "the nodes take less than clients.max_bulk and clients.max_query, which is in force now"
+            log.warning(text, proto_max_bulk_len=bulk, client_query_buffer_limit=query)
+        self._limits = limits
 
     # -- settings ------------------------------------------------------------------------------------------------
 
-    def apply(self, settings: Settings) -> str:
-        """New settings for everything, at once; what could not be done, "" = nothing. Raises nothing."""
+    def apply(self, settings: WorkerSettings) -> str:
+        """New settings for everything, at once; what could not be done, "" = nothing."""
         old, self.settings = self.settings, settings
-        trouble = self._apply_log(settings) if settings.log != old.log else ""
-        requests = settings.requests
-        self.reactor.pause_ns = parts.ns(settings.backends.batch_pause)
-        self.backend_settings.stall_ns = parts.ns(settings.backends.stall_timeout)
+        trouble = self._apply_log() if settings.log != old.log else ""
+        backends, requests, clients = settings.backends, settings.requests, settings.clients
+        self.reactor.pause_ns = ns(backends.batch_pause)
+        self.backend_settings.stall_ns = ns(backends.stall_timeout)
         self._limit()
-        self.router.failover_ns = parts.ns(requests.failover_timeout)
-        self.router.connections = settings.backends.connections
-        self.parking.backoff_min_ns = parts.ns(requests.retry_backoff_min)
-        self.parking.backoff_max_ns = parts.ns(requests.retry_backoff_max)
+        self.router.failover_ns = ns(requests.failover_timeout)
+        self.router.connections = backends.connections
+        self.exchange.parking.backoff_min_ns = ns(requests.retry_backoff_min)
+        self.exchange.parking.backoff_max_ns = ns(requests.retry_backoff_max)
         self.exchange.redirect.max_redirections = requests.max_redirections
-        self.figures.max_clients = settings.clients.max_clients
-        self.context.client_password = settings.clients.secret or None
-        self.context.unix_endpoint = parts.tcp_endpoint(settings)
-        if settings.commands.allow != old.commands.allow:
+        self.status.limits = clients
+        # MERGE: self.path.max_memory = clients.max_memory
+        self.context.client_password = clients.password or None
+        self.context.unix_endpoint = settings.endpoint
+        if settings.allow != old.allow:
             self.path.table = self._table()
-        self._apply_to_clients(settings)
-        if settings.clients.tcp_keepalive != old.clients.tcp_keepalive:
-            self._apply_keepalive(settings.clients.tcp_keepalive)
-        if (health := parts.health_settings(settings)) != self.health.settings:
-            self.health.reconfigure(health)
-        if (pool := parts.pool_settings(settings)) != self.pool.settings:
-            self.pool.reconfigure(pool)
-        if parts.connection_settings(settings) != parts.connection_settings(old):
-            self._renew()
-        if (refresh := parts.refresh_settings(settings)) != self.refresher.settings:
-            self.refresher.reconfigure(refresh)
-        if settings.clients != old.clients:
-            self._commands_due.set()  # the nodes' limits may have been changed with ours
+        self._apply_to_clients()
+        if clients.tcp_keepalive != old.clients.tcp_keepalive:
+            self._apply_keepalive(clients.tcp_keepalive)
+        if backends != old.backends:
+            self.connector.reconfigure(backends)
+        if of_a_connection(backends) != of_a_connection(old.backends):
+            for backend in self.router.renew():  # the old ones end when what they carry is answered
+                if not backend.pending:
+                    self.connector.forget(backend)
+            self.router.warm(2)
         return trouble
 
-    def _apply_log(self, settings: Settings) -> str:
-        wanted = settings.log
+    def _apply_log(self) -> str:
+        wanted = self.settings.log
         try:
-            logs.setup(wanted.level, wanted.format, wanted.file, worker=self.number)
+            logs.setup(wanted.level, wanted.format, wanted.file, worker=self._number)
         except OSError as error:
             log.error("cannot write the log, the old one stays", file=wanted.file, error=error.strerror)
             return f"cannot write the log {wanted.file}: {error.strerror}"
         return ""
 
-    def _apply_to_clients(self, settings: Settings) -> None:
+    def _apply_to_clients(self) -> None:
         """Limits hold for all clients; reads for those of the listener that have not chosen for themselves."""
-        limits = parts.client_limits(settings)
+        limits = client_limits(self.settings)
         for present in self._clients_of.values():
             present.update(**limits)
-        for name, listener in parts.listeners(settings).items():
+        for name, reads in self.settings.listeners.items():
             known = self._clients_of.get(name)
             if known is None:
-                self._clients_of[name] = ClientSettings(reads=listener.reads, **limits)
+                self._clients_of[name] = ClientSettings(reads=reads, **limits)
             else:
-                before = self._listeners[name].reads if name in self._listeners else "primary"
-                known.update(reads=listener.reads)
-                follow_reads(self.path, known, before)
-            self._listeners[name] = listener
+                known.update(reads=reads)
+                follow_reads(self.path, known, self._reads.get(name, "primary"))
+            self._reads[name] = reads
 
     def _apply_keepalive(self, seconds: float) -> None:
         for client in self.path.clients:
@@ -315,38 +331,28 @@ class Worker:
             finally:
                 sock.detach()
 
-    def _renew(self) -> None:
-        """New connections to all nodes; the old ones end when what they carry is answered."""
-        for backend in self.router.renew():
-            if not backend.pending:
-                self.pool.forget(backend)
-        self.router.warm(2)
-
     # -- what the data path asks ---------------------------------------------------------------------------------
 
     def connect(self, backend: Backend) -> None:
         """A backend is wanted."""
-        self.pool.connect(backend)
+        self.connector.connect(backend)
 
     def backend_lost(self, backend: Backend, reason: str) -> None:
         """A backend's connection is gone."""
-        self.pool.lost(backend, reason)
+        self.connector.lost(backend, reason)
 
-    def node_gone(self, node: DataNode) -> None:
+    def node_gone(self, node: Node) -> None:
         """A node left the topology."""
         for backend in node.backends():
             if not backend.pending:
-                self.pool.forget(backend)
+                self.connector.forget(backend)
 
     def stale(self, reason: str) -> None:
         """The topology may have changed."""
-        self.refresher.trigger(reason)
+        self._reports.add(reason)
 
-    def resolve(self, host: str, port: int, node: DataNode) -> Address | None:
-        """Which node of the topology a redirection names, however it is named; None = none of them.
-
-        node: who gave it, of whose endpoint an empty host speaks.
-        """
+    def resolve(self, host: str, port: int, node: Node) -> Address | None:
+        """Which node of the topology a redirection names; None = none of them. node: who gave it."""
         found = None if self._names is None else self._names.find(host, port, node.address)
         if found is None:
             text = "a redirection names a node that is not in the topology"
@@ -354,130 +360,37 @@ class Worker:
             logs.warn_limited(log, "redirection-unknown", text, named=named, node=node.label)
         return found
 
-    def node_unfit(self, node: DataNode, reason: str) -> None:
-        """A replica refused a read for a reason that will last a while; the next probe says when it is over."""
+    def node_unfit(self, node: Node, reason: str) -> None:
+        """A replica refused a read for a reason that will last; the main process says when it is over."""
         if node.usable:
             node.usable = False
-            log.info("replica not used for reads", node=node.label, reason=reason)
-
-    # -- what control tells --------------------------------------------------------------------------------------
-
-    def _publish(self, topology: Topology) -> None:
-        self.router.publish(
-            [
-                (
-                    None if shard.primary is None else shard.primary.address,
-                    [replica.address for replica in shard.replicas],
-                    shard.slots,
-                )
-                for shard in topology.shards
-            ]
-        )
-        self._limit()
-        self._names = NodeNames(topology, self.settings.cluster.address_map)
-        before, self.context.topology = self.context.topology, topology
-        if before is not None and not before.by_id.keys() & topology.by_id.keys():
-            self._commands_due.set()  # another cluster has other servers
-        self.health.set_nodes(topology.nodes())
-        for node in topology.nodes():
-            if node.role == "replica" and (known := self.router.nodes.get(node.address)) is not None:
-                known.usable = self.health.usable(node.address)
-        self.router.warm(2)
-        self.parking.wake_all()
-
-    def _health_changed(self, address: Address, usable: bool, reason: str) -> None:
-        node = self.router.nodes.get(address)
-        if node is not None and node.replica:
-            node.usable = usable
-            log.info(
-                "replica is used for reads" if usable else "replica not used for reads",
-                node=str(address),
-                reason=reason,
-            )
+            self._reports.add(unfit=node.label, why=reason)
 
     def _backend_up(self, backend: Backend) -> None:
         log.debug("connected", node=backend.node.label, resp=backend.proto)
         self._limit()
-        self.parking.wake_all()
+        self.exchange.parking.wake_all()
 
-    def _limit(self) -> None:
-        """Puts what the nodes take at most in force, beside our own limits."""
-        primaries = [node.address for node in self.router.nodes.values() if not node.replica]
-        bulk, query = limits = self.pool.limits(primaries)
-        self.path.limit(bulk, query)
-        # A node that is paused reads on: a whole window may come to lie in its query buffer.
-        window = self.settings.backends.max_window
-        self.backend_settings.max_window = min(window, query // 2) if query else window
-        if limits != self._limits:
-            self._limits = limits
-            clients = self.settings.clients
-            if 0 < bulk < clients.max_bulk or 0 < query < clients.max_query:
-                log.warning(
-                    "the nodes take less than clients.max_bulk and clients.max_query, which is in force now",
-                    proto_max_bulk_len=bulk,
-                    client_query_buffer_limit=query,
-                )
 
-    def _table(self) -> CommandTable:
-        """A table of the rows at hand, its new names told."""
-        rows, source = self._rows
-        known = len(self.counters.metrics)
-        table = CommandTable(rows, source, self.counters.metrics, self.settings.commands.allow)
-        if len(self.counters.metrics) > known:
-            self.port.names(dict(self.counters.metrics))
-        return table
+def _spelt(where: object, listener: str) -> str:
+    """A socket's address; clients of a Unix socket usually have none, and are called by their listener."""
+    if isinstance(where, tuple):
+        return str(Address(where[0], where[1]))
+    return f"unix:{where}" if isinstance(where, str) and where else f"unix:{listener.removeprefix('unix:')}"
 
-    async def _keep_commands(self) -> None:
-        """Takes the command table from the servers, and again from time to time: modules come and go."""
-        while True:
-            self._commands_due.clear()
-            pause_s = _COMMANDS_RETRY_S
-            for node in self._primaries():
-                try:
-                    loaded = await load_rows(node.address, parts.upstream_settings(self.settings))
-                except Exception as error:  # also what a broken node makes a library raise: this task must go on
-                    logs.warn_limited(
-                        log, "commands", "node does not tell its commands", node=str(node.address), error=str(error)
-                    )
-                    continue
-                self._rows = merge_rows(ROWS, loaded.rows), loaded.source
-                self.path.table = self._table()
-                self.context.server_version = loaded.redis_version or self.context.server_version
-                self.context.server_name = loaded.server or "redis"
-                self.context.valkey_version = loaded.version if loaded.server == "valkey" else ""
-                pause_s = _COMMANDS_EVERY_S
-                break
-            for node in self._primaries():
-                await self.pool.ask_limits(node.address, parts.upstream_settings(self.settings))
-            self._limit()
-            try:
-                async with asyncio.timeout(pause_s):
-                    await self._commands_due.wait()
-            except TimeoutError:
-                pass
 
-    def _primaries(self) -> list[Node]:
-        topology = self.refresher.topology
-        if topology is None:
-            return []
-        return [node for node in topology.nodes() if node.role == "primary" and node.health != "fail"]
-
-    # -- timers --------------------------------------------------------------------------------------------------
-
-    def _sweep(self, due_s: float | None = None) -> None:
-        now_s = self.loop.time()
-        if due_s is not None:
-            self.figures.lag_s = max(0.0, now_s - due_s)
-        self.router.sweep()
-        close_lingering(self.path, _LINGER_S)
-        if idle_s := self.settings.clients.idle_timeout:
-            close_idle(self.path, idle_s)
-        if (readiness := self.figures.readiness) != self._readiness:
-            self._readiness = readiness
-            self.port.ready_changed()
-        next_s = now_s + _SWEEP_S
-        self._timers["sweep"] = self.loop.call_at(next_s, self._sweep, next_s)
-
-    def _trim(self) -> None:
-        trim()
-        self._timers["trim"] = self.loop.call_later(_TRIM_S, self._trim)
+def _publish_as_before_the_merge(
+    router: Router, nodes: list[tuple[Address, bool]], shards: list[tuple[int, tuple[int, ...]]], owners: bytes
+) -> None:
+    """MERGE: delete; it is router.publish(nodes, shards, owners)."""
+    places, first = array("H", owners), 0
+    slots: list[list[tuple[int, int]]] = [[] for _ in shards]
+    for slot in range(len(places)):
+        if slot + 1 == len(places) or places[slot + 1] != places[first]:
+            if places[first] != 0xFFFF:
+                slots[places[first]].append((first, slot))
+            first = slot + 1
+    router.publish(
+        (None if primary < 0 else nodes[primary][0], [nodes[replica][0] for replica in replicas], slots[place])
+        for place, (primary, replicas) in enumerate(shards)
+    )

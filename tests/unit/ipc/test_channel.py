@@ -6,14 +6,17 @@ import asyncio
 import os
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 
-from proxy.ipc.channel import MAX_DESCRIPTORS, Channel, pair
-from proxy.ipc.messages import TO_SUPERVISOR, TO_WORKER, Apply, Ask, Left, Reopen, Stop, Take
+from proxy.ipc.channel import MAX_DESCRIPTORS, Channel, encode, pair
+from proxy.ipc.messages import FROM_WORKER, TO_WORKER, Applied, Ask, Others, Reopen, Stop, Take
 
 
 class End:
@@ -47,7 +50,7 @@ def run(test: Callable[[End, End], Coroutine[Any, Any, None]]) -> None:
 
     async def body() -> None:
         here, there = pair()
-        left, right = End(here, TO_SUPERVISOR), End(there)
+        left, right = End(here, FROM_WORKER), End(there)
         left.channel.start(asyncio.get_running_loop())
         right.channel.start(asyncio.get_running_loop())
         try:
@@ -82,14 +85,14 @@ def read_and_close(descriptor: int) -> bytes:
 
 def test_messages_come_whole_and_in_order() -> None:
     async def test(left: End, right: End) -> None:
-        sent = [Ask(1), Apply(2, b"\x00\xff" * 5), Reopen(), Take("unix:/x", 7), Stop()]
+        sent = [Ask(1), Others({"\x00\u00ff": 2}), Reopen(), Take("unix:/x", 7, 0), Stop()]
         for message in sent:
             left.channel.send(message)
-        right.channel.send(Left(3))
+        right.channel.send(Applied(3))
         await right.until(lambda: len(right.messages) == len(sent))
         await left.until(lambda: bool(left.messages))
         assert right.messages == sent
-        assert left.messages == [Left(3)]
+        assert left.messages == [Applied(3)]
 
     run(test)
 
@@ -98,10 +101,10 @@ def test_each_descriptor_comes_with_its_own_message() -> None:
     async def test(left: End, right: End) -> None:
         for n in range(300):
             left.channel.send(Ask(n))
-            left.channel.send(Take("a", n), [pipe_with(b"%d.%d" % (n, k)) for k in range(n % 3)])
+            left.channel.send(Take("a", n, n % 3), [pipe_with(b"%d.%d" % (n, k)) for k in range(n % 3)])
         await right.until(lambda: len(right.messages) == 600)
         for n in range(300):
-            assert right.messages[2 * n + 1] == Take("a", n)
+            assert right.messages[2 * n + 1] == Take("a", n, n % 3)
             assert right.descriptors[2 * n] == []
             told = [read_and_close(descriptor) for descriptor in right.descriptors[2 * n + 1]]
             assert told == [b"%d.%d" % (n, k) for k in range(n % 3)]
@@ -111,7 +114,7 @@ def test_each_descriptor_comes_with_its_own_message() -> None:
 
 def test_as_many_descriptors_as_the_kernel_takes() -> None:
     async def test(left: End, right: End) -> None:
-        left.channel.send(Take("a", 1), [pipe_with(b"%d" % n) for n in range(MAX_DESCRIPTORS)])
+        left.channel.send(Take("a", 1, MAX_DESCRIPTORS), [pipe_with(b"%d" % n) for n in range(MAX_DESCRIPTORS)])
         await right.until(lambda: bool(right.messages))
         assert [read_and_close(fd) for fd in right.descriptors[0]] == [b"%d" % n for n in range(MAX_DESCRIPTORS)]
 
@@ -120,14 +123,14 @@ def test_as_many_descriptors_as_the_kernel_takes() -> None:
 
 def test_what_the_kernel_does_not_take_waits_and_keeps_its_order() -> None:
     async def test(left: End, right: End) -> None:
-        bulk = b"x" * 300_000
+        bulk = "x" * 300_000
         for n in range(20):
-            left.channel.send(Apply(n, bulk))
-            left.channel.send(Take("a", n), [pipe_with(b"%d" % n)])
+            left.channel.send(Others({bulk: n}))
+            left.channel.send(Take("a", n, 1), [pipe_with(b"%d" % n)])
         assert left.channel.backlog > 1_000_000
         await right.until(lambda: len(right.messages) == 40)
         assert left.channel.backlog == 0
-        assert [message.number for message in right.messages[::2]] == list(range(20))
+        assert [next(iter(message.figures.values())) for message in right.messages[::2]] == list(range(20))
         assert [read_and_close(fds[0]) for fds in right.descriptors[1::2]] == [b"%d" % n for n in range(20)]
 
     run(test)
@@ -136,7 +139,7 @@ def test_what_the_kernel_does_not_take_waits_and_keeps_its_order() -> None:
 def test_closing_gives_up_what_was_not_sent_with_its_descriptors() -> None:
     async def test(left: End, right: End) -> None:
         for n in range(50):
-            left.channel.send(Apply(n, b"x" * 100_000), [pipe_with(b"")])
+            left.channel.send(Others({"x" * 100_000: n}), [pipe_with(b"")])
         assert left.channel.backlog
         left.channel.close()
         assert left.channel.backlog == 0
@@ -152,7 +155,7 @@ def test_closing_gives_up_what_was_not_sent_with_its_descriptors() -> None:
 def test_sending_on_a_closed_channel_closes_the_descriptors() -> None:
     async def test(left: End, right: End) -> None:
         left.channel.close()
-        left.channel.send(Take("a", 1), [pipe_with(b"")])
+        left.channel.send(Take("a", 1, 1), [pipe_with(b"")])
 
     run(test)
 
@@ -164,7 +167,7 @@ def test_the_other_side_is_gone() -> None:
         await right.until(lambda: bool(right.ends))
         assert right.messages == [Ask(1)]
         assert right.channel.closed
-        right.channel.send(Left(1))
+        right.channel.send(Applied(1))
         await asyncio.sleep(0)
         assert len(right.ends) == 1
 
@@ -179,6 +182,104 @@ def test_close_inside_a_message_ends_the_delivery() -> None:
         await left.until(lambda: bool(left.ends))
 
     run(test)
+
+
+def test_one_encoding_for_many_channels() -> None:
+    async def test(left: End, right: End) -> None:
+        body = encode(Take("a", 1, 1))
+        left.channel.send_encoded(body, [pipe_with(b"x")])
+        left.channel.send_encoded(body)
+        left.channel.send_encoded(encode(Stop()))
+        await right.until(lambda: len(right.messages) == 3)
+        assert right.messages == [Take("a", 1, 1), Take("a", 1, 1), Stop()]
+        assert [read_and_close(fd) for fd in right.descriptors[0]] == [b"x"]
+        left.channel.close()
+        left.channel.send_encoded(body, [pipe_with(b"x")])
+
+    run(test)
+
+
+def test_a_message_that_raises_is_obeyed_once_and_the_next_ones_come() -> None:
+    """Also when all of them came at once; what it raised is in the hands of the loop."""
+
+    async def test(left: End, right: End) -> None:
+        raised: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(
+            lambda loop, context: raised.append(f"{context['message']}: {type(context['exception']).__name__}")
+        )
+        note = right.channel._on_message
+
+        def heard(message: Any, descriptors: list[int]) -> None:
+            note(message, descriptors)
+            if message == Ask(1):
+                raise msgspec.MsgspecError  # a handler's is not the channel's
+
+        right.channel._on_message = heard  # type: ignore[method-assign]
+        for n in range(3):
+            left.channel.send(Ask(n))
+        left.channel.send(Take("a", 1, 1), [pipe_with(b"x")])
+        await right.until(lambda: len(right.messages) == 4)
+        assert right.messages == [Ask(0), Ask(1), Ask(2), Take("a", 1, 1)]
+        assert [read_and_close(fd) for fd in right.descriptors[3]] == [b"x"]
+        assert raised == ["obeying Ask: MsgspecError"]
+        assert right.ends == []
+
+    run(test)
+
+
+LITTLE_ROOM = """
+import asyncio, os, resource, socket, sys
+from proxy.ipc.channel import Channel
+from proxy.ipc.messages import TO_WORKER
+
+async def main():
+    end = asyncio.Event()
+
+    def heard(message, descriptors):
+        print(type(message).__name__, len(descriptors), flush=True)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def cut(reason):
+        print(reason, flush=True)
+        end.set()
+
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + int(sys.argv[2]) + 4, used + 4 + int(sys.argv[2])))
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])), TO_WORKER, heard, cut)
+    channel.start(asyncio.get_running_loop())
+    await end.wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("room", [0, 3])
+def test_a_process_without_room_for_descriptors_gets_the_messages(room: int) -> None:
+    """With those descriptors that found room; the others after it come with all of theirs, once there is room again."""
+
+    async def test() -> None:
+        here, there = pair()
+        with there:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", LITTLE_ROOM, str(there.fileno()), str(room),
+                pass_fds=[there.fileno()], stdout=subprocess.PIPE,
+            )  # fmt: skip
+        end = End(here, FROM_WORKER)
+        end.channel.start(asyncio.get_running_loop())
+        for count in (50, 0, 1, 100, 1):
+            end.channel.send(Take("a", 1, count), [pipe_with(b"") for _ in range(count)])
+        end.channel.send(Stop())
+        end.channel.close()
+        told, _ = await process.communicate()
+        lines = told.decode().splitlines()
+        counts = [int(line.split()[1]) for line in lines[:-1]]
+        assert [line.split()[0] for line in lines] == ["Take"] * 5 + ["Stop", "closed"]
+        assert lines[-1] == "closed by the other side"
+        assert room <= counts[0] < 50
+        assert counts[1:] == [0, 1, counts[0], 1, 0]
+
+    asyncio.run(test())
 
 
 def frame(body: bytes, descriptors: int = 0) -> bytes:

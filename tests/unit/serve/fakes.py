@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from proxy.cluster.topology import Address, Node, Shard, Topology
 from proxy.serve.context import ServeContext
 
 RUN_ID = "0123456789abcdef0123456789abcdef01234567"
@@ -65,8 +64,7 @@ def context(**changes: Any) -> ServeContext:
     return ServeContext(**(values | changes))
 
 
-def topology(*slots: tuple[int, int], epoch: int = 5) -> Topology:
-    """One shard of one primary for each range of slots."""
-    nodes = [Node(f"{n:040x}", Address("127.0.0.1", 7000 + n), "primary") for n in range(len(slots))]
-    shards = tuple(Shard(node.id, node, (), (covered,)) for node, covered in zip(nodes, slots, strict=True))
-    return Topology(shards, epoch, Address("127.0.0.1", 7000))
+def topology(*slots: tuple[int, int], epoch: int = 5) -> dict[str, Any]:
+    """What a context says of a cluster with one shard for each range of slots."""
+    covered = sum(last - first + 1 for first, last in slots)
+    return {"shards": len(slots), "slots_covered": covered, "epoch": epoch}

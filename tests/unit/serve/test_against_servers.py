@@ -246,7 +246,7 @@ def test_cluster_view(words: tuple[str, ...], proto: int, node: RawClient) -> No
     theirs = node.command("CLUSTER", *words)
     host, port = node.sock.getpeername()
     client = FakeClient(proto=proto, local_address=f"{host}:{port}")
-    ctx = context(topology=topology((0, 16383), epoch=0))
+    ctx = context(**topology((0, 16383), epoch=0))
     ours = local.answer(ctx, client, [b"CLUSTER", *(word.encode() for word in words)])
     if words == ("INFO",):
         # Fields only Valkey has are left out, the others are in the same order with the same values.

@@ -8,6 +8,7 @@ import socketserver
 import subprocess
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -57,14 +58,14 @@ def test_the_id_is_the_same_for_every_client_and_another_after_a_restart() -> No
 @pytest.mark.parametrize(
     ("known", "state", "covered", "epoch"),
     [
-        (None, "fail", 0, 0),
+        ({}, "fail", 0, 0),
         (topology((0, 99), epoch=-1), "fail", 100, 0),
         (topology((0, 16382)), "fail", 16383, 5),
         (WHOLE, "ok", 16384, 5),
     ],
 )
-def test_info_tells_what_is_covered(known: object, state: str, covered: int, epoch: int) -> None:
-    lines = ask(context(topology=known), FakeClient(), "INFO").decode().split("\r\n")
+def test_info_tells_what_is_covered(known: dict[str, Any], state: str, covered: int, epoch: int) -> None:
+    lines = ask(context(**known), FakeClient(), "INFO").decode().split("\r\n")
     assert f"cluster_state:{state}" in lines
     assert f"cluster_slots_ok:{covered}" in lines
     assert f"cluster_slots_fail:{16384 - covered}" in lines
@@ -80,7 +81,7 @@ class MiniProxy(socketserver.ThreadingTCPServer):
     def __init__(self, backend: Standalone) -> None:
         super().__init__(("127.0.0.1", 0), _Connection)
         self.backend = backend
-        self.ctx = context(topology=WHOLE)
+        self.ctx = context(**WHOLE)
         self.served: list[bytes] = []
 
     @property

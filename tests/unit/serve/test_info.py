@@ -95,7 +95,7 @@ def test_only_known_figures() -> None:
 
 def test_proxy_section_tells_the_topology() -> None:
     assert "proxy_shards" not in sections("proxy")["Proxy"]
-    found = sections("proxy", ctx=context(topology=topology((0, 99), (200, 299), epoch=12)))["Proxy"]
+    found = sections("proxy", ctx=context(**topology((0, 99), (200, 299), epoch=12)))["Proxy"]
     expected = {
         "proxy_shards": "2",
         "proxy_slots_covered": "200",
@@ -103,7 +103,18 @@ def test_proxy_section_tells_the_topology() -> None:
         "proxy_version": "0.1.0",
     }
     assert expected.items() <= found.items()
-    assert "proxy_topology_epoch" not in sections("proxy", ctx=context(topology=topology((0, 9), epoch=-1)))["Proxy"]
+    assert "proxy_topology_epoch" not in sections("proxy", ctx=context(**topology((0, 9), epoch=-1)))["Proxy"]
+
+
+def test_memory_held_for_clients() -> None:
+    stats = {"proxy_client_memory": 3 << 20, "proxy_client_memory_max": 1 << 30}
+    found = sections("memory", "proxy", ctx=context(stats=lambda: stats))
+    assert found["Memory"]["proxy_client_memory"] == str(3 << 20)
+    assert found["Memory"]["proxy_client_memory_human"] == "3.00M"
+    assert found["Memory"]["proxy_client_memory_max"] == str(1 << 30)
+    assert int(found["Memory"]["used_memory"]) > 1 << 20
+    assert "proxy_client_memory" not in found["Proxy"]
+    assert "proxy_client_memory" not in sections("memory")["Memory"]
 
 
 def test_nodes_section() -> None:

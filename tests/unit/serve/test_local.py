@@ -253,3 +253,7 @@ def test_no_input_raises(name: bytes, filler: bytes) -> None:
 def test_which_bytes_a_name_may_have(byte: int) -> None:
     expected = b"+OK\r\n" if 0x21 <= byte <= 0x7E else errors.CLIENT_NAME
     assert ask(FakeClient(), "CLIENT", "SETNAME", b"a" + bytes([byte]) + b"b") == expected
+
+
+def test_a_context_shows_no_password() -> None:
+    assert "s3cret" not in repr(context(client_password="s3cret"))

@@ -10,7 +10,6 @@ import pytest
 
 from proxy.embedded import EmbeddedCluster
 from tests.support.fake_node import FakeNode
-from tests.support.refresher import tell
 
 
 @pytest.fixture(scope="package")
@@ -26,9 +25,7 @@ def start_node() -> Iterator[Callable[[str], FakeNode]]:
     with ExitStack() as stack:
 
         def start(name: str) -> FakeNode:
-            node = stack.enter_context(FakeNode(name * 40))
-            tell(node, node)
-            return node
+            return stack.enter_context(FakeNode(name * 40))
 
         yield start
 

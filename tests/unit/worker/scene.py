@@ -1,6 +1,7 @@
 """A worker in this process, a loop around it, and clients that talk to it: for the tests of proxy.worker.
 
-Called by: tests/unit/worker/test_loop.py, test_leaving.py, test_apply.py and its like.
+The test is the main process: it hands over settings, a command table and a topology read once from the nodes. Called
+by: every test in tests/unit/worker.
 """
 
 from __future__ import annotations
@@ -9,28 +10,121 @@ import asyncio
 import gc
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from array import array
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar
 
+import msgspec
 import uvloop
 
-from proxy.config.models import Settings
+from proxy.cluster.topology import Address
+from proxy.commands.lookup import CommandTable
+from proxy.commands.table import ROWS, SOURCE
 from proxy.embedded import HOST
+from proxy.forward.router import Router
+from proxy.ipc.messages import Commands, NodeEntry, NodeFacts, Report, Start, Topology
+from proxy.ipc.settings import Backends, Clients, Log, Requests, WorkerSettings
 from proxy.resp.decode import Decoder
 from proxy.resp.encode import encode_command
-from proxy.worker.worker import Worker
+from proxy.worker.faults import Faults
+from proxy.worker.worker import Worker, _publish_as_before_the_merge
 
 TCP = "127.0.0.1:7617"
 UNIX = "unix:/run/proxy.sock"
 RUN_ID = "0123456789abcdef0123456789abcdef01234567"
 WAIT_S = 10.0
+WHOLE = [(0, 16383)]
 
 
-def configured(seeds: list[str], **sections: Any) -> Settings:
-    """Settings as the file would give them; two listeners unless said otherwise."""
-    cluster = {"seeds": seeds} | sections.pop("cluster", {})
-    listeners = sections.pop("listeners", [{"address": TCP}, {"address": UNIX}])
-    return Settings.model_validate({"cluster": cluster, "listeners": listeners, **sections})
+def configured(
+    *,
+    clients: dict[str, Any] | None = None,
+    requests: dict[str, Any] | None = None,
+    backends: dict[str, Any] | None = None,
+    log: dict[str, Any] | None = None,
+    **more: Any,
+) -> WorkerSettings:
+    """The defaults of the configuration, changed; two listeners unless said otherwise."""
+    return WorkerSettings(
+        clients=msgspec.structs.replace(
+            Clients(10_000, 0, "", 0.0, 1024, 16 << 20, 1 << 20, 1 << 30, 1 << 30, 512 << 20, 1 << 20, 300.0),
+            **clients or {},
+        ),
+        requests=msgspec.structs.replace(Requests(5.0, 3.0, 0.01, 0.5, 5), **requests or {}),
+        backends=msgspec.structs.replace(
+            Backends("", "", 1, 1.0, 1 << 30, 0.00005, 2.0, 0.05, 2.0, "redis-proxy", 60.0), **backends or {}
+        ),
+        log=msgspec.structs.replace(Log("info", "logfmt", ""), **log or {}),
+        **({"listeners": {TCP: "primary", UNIX: "primary"}, "endpoint": ("127.0.0.1", 7617), "allow": ()} | more),
+    )
+
+
+def commands(rows: Sequence[Any] = ROWS, source: str = SOURCE, **more: Any) -> Commands:
+    """A command table with an index for each command."""
+    metrics: dict[str, int] = {}
+    CommandTable(rows, source, metrics)
+    servers = {"server_name": "redis", "redis_version": "7.0.0", "valkey_version": ""} | more
+    return Commands(tuple(rows), source, metrics, **servers)
+
+
+def topology(
+    *shards: tuple[list[tuple[int, int]], Sequence[Address]],
+    names: dict[str, int] | None = None,
+    epoch: int = 5,
+    unusable: Sequence[Address] = (),
+) -> Topology:
+    """(slot ranges, addresses: the primary and its replicas) each; names besides the addresses themselves."""
+    nodes, told, owners = [], [], array("H", [0xFFFF]) * 16384
+    for ranges, addresses in shards:
+        for first, last in ranges:
+            owners[first : last + 1] = array("H", [len(told)]) * (last + 1 - first)
+        told.append((len(nodes), tuple(range(len(nodes) + 1, len(nodes) + len(addresses)))))
+        for place, at in enumerate(addresses):
+            usable = at not in unusable
+            nodes.append(NodeEntry(at.host, at.port, place > 0, usable, at.port, (at.host,)))
+    known = {str(Address(node.host, node.port)): place for place, node in enumerate(nodes)}
+    covered = sum(owner != 0xFFFF for owner in owners)
+    return Topology(nodes, told, owners.tobytes(), known | (names or {}), epoch, covered)
+
+
+def topology_of(seed: str) -> Topology:
+    """What a node answers to CLUSTER SHARDS."""
+    at = Address.parse(seed)
+    decoder = Decoder()
+    with socket.create_connection((at.host, at.port)) as sock:
+        sock.sendall(encode_command("CLUSTER", "SHARDS"))
+        while not (values := decoder.feed(sock.recv(1 << 20))):
+            pass
+    shards = []
+    for told in values[0]:
+        shard = dict(zip(told[::2], told[1::2], strict=True))
+        nodes = [dict(zip(node[::2], node[1::2], strict=True)) for node in shard[b"nodes"]]
+        nodes.sort(key=lambda node: node[b"role"] != b"master")
+        places = [Address(node[b"ip"].decode(), node[b"port"]) for node in nodes]
+        edges = shard[b"slots"]
+        shards.append((list(zip(edges[::2], edges[1::2], strict=True)), places))
+    return topology(*shards)
+
+
+def publish(router: Router, told: Topology) -> None:
+    """As worker.worker does it."""
+    nodes = [(Address(node.host, node.port), node.replica) for node in told.nodes]
+    _publish_as_before_the_merge(router, nodes, told.shards, told.owners)  # MERGE: router.publish
+
+
+def start(settings: WorkerSettings, seed: str = "", **more: Any) -> Start:
+    """The first message."""
+    values: dict[str, Any] = {
+        "worker": 3,
+        "settings": settings,
+        "run_id": RUN_ID,
+        "started_s": time.time(),
+        "process_id": 4711,
+        "commands": commands(),
+        "facts": NodeFacts(),
+        "topology": topology_of(seed) if seed else None,
+    }
+    return Start(**(values | more))
 
 
 async def until(condition: Callable[[], Any]) -> Any:
@@ -42,27 +136,23 @@ async def until(condition: Callable[[], Any]) -> Any:
 
 
 class Port:
-    """What the worker told its supervisor, with the loop's time."""
+    """What the worker told the main process, with the loop's time; and its faults."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[float, int]] = []
-        self.metrics: dict[str, int] = {}
-        self.changes = 0
+        self.reports: list[tuple[float, Report]] = []
+        self.faults: list[tuple[str, BaseException]] = []
+        self.expected: list[type[BaseException]] = []  # faults a test brings about
 
     @property
-    def gone(self) -> int:
-        return sum(clients for _, clients in self.told)
+    def signs(self) -> list[str]:
+        return [sign for _, report in self.reports for sign in report.signs]
 
-    def names(self, metrics: dict[str, int]) -> None:
-        assert self.metrics.items() <= metrics.items()
-        self.metrics = metrics
+    @property
+    def unfit(self) -> dict[str, str]:
+        return {node: why for _, report in self.reports for node, why in report.unfit.items()}
 
-    def left(self, clients: int) -> None:
-        assert clients > 0
-        self.told.append((asyncio.get_running_loop().time(), clients))
-
-    def ready_changed(self) -> None:
-        self.changes += 1
+    def send(self, report: Report) -> None:
+        self.reports.append((asyncio.get_running_loop().time(), report))
 
 
 class Client:
@@ -77,7 +167,7 @@ class Client:
         self._decoder = Decoder()
         self._loop = asyncio.get_running_loop()
         self.opened.append(self)
-        worker.take(listener, [served], client_id)
+        worker.take(listener, [served], client_id, 1)
 
     async def send(self, *words: str | bytes) -> None:
         await self.send_bytes(encode_command(*words))
@@ -134,24 +224,37 @@ def connected(unix: bool = False) -> tuple[socket.socket, int]:
 Scene = Callable[[Worker, Port], Awaitable[None]]
 
 
-def run(settings: Settings, scene: Scene) -> None:
-    """The scene with a started worker; checks that nothing raised and that stop() leaves no task."""
+class Noted(Faults):
+    """Faults that are noted besides."""
+
+    def __init__(self, port: Port) -> None:
+        super().__init__()
+        self._port = port
+
+    def show(self, what: str, error: BaseException) -> None:
+        self._port.faults.append((what, error))
+        super().show(what, error)
+
+
+def run(settings: WorkerSettings, scene: Scene, seed: str = "", **more: Any) -> None:
+    """The scene with a started worker; checks that nothing unexpected raised and that stop() leaves no task."""
+    message = start(settings, seed, **more)
 
     async def play() -> None:
         loop = asyncio.get_running_loop()
-        faults: list[dict[str, Any]] = []
-        loop.set_exception_handler(lambda _, context: faults.append(context))
         port = Port()
-        worker = Worker(settings, loop, port, number=3, run_id=RUN_ID, started_s=time.time(), process_id=4711)
+        faults = Noted(port)
+        loop.set_exception_handler(lambda _, context: faults(context["message"], context["exception"]))
+        worker = Worker(message, loop, port.send, faults)
         try:
-            await worker.start()
+            worker.start(message)
             await scene(worker, port)
         finally:
             await worker.stop()
             gc.unfreeze()
             while Client.opened:
                 Client.opened.pop().close()
-        assert faults == []
+        assert [error for _, error in port.faults if type(error) not in port.expected] == []
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     uvloop.run(play())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -23,10 +21,12 @@ from proxy.forward.node import Node
 from proxy.forward.pipeline import BackendSettings
 from proxy.forward.reactor import Reactor
 from proxy.forward.router import Router
+from proxy.ipc.settings import Backends
 from proxy.resp import errors
-from proxy.worker.connector import BackendPool, PoolSettings, keepalive
-from tests.support.fake_node import SILENCE, FakeNode
-from tests.support.refresher import at, until
+from proxy.worker.connector import Connector
+from tests.support.fake_node import SILENCE, FakeNode, Session
+from tests.support.raw import array, bulk
+from tests.unit.worker.scene import WHOLE, configured, publish, topology, until
 
 
 @pytest.fixture(autouse=True)
@@ -44,18 +44,25 @@ def node() -> Iterator[FakeNode]:
         yield started
 
 
-def settings(**more: Any) -> PoolSettings:
-    return PoolSettings(**({"connect_timeout_s": 5.0, "backoff_min_s": 0.01, "backoff_max_s": 0.02} | more))
+def settings(**more: Any) -> Backends:
+    quick = {"connect_timeout": 5.0, "backoff_min": 0.01, "backoff_max": 0.02, "client_name": "", "keepalive": 0.0}
+    return configured(backends=quick | more).backends
 
 
 class Nodes:
-    """A pool, and a data path that wants connections of it."""
+    """A connector, and a data path that wants connections of it."""
 
-    def __init__(self, config: PoolSettings) -> None:
+    def __init__(self, config: Backends) -> None:
         loop = asyncio.get_running_loop()
         self.troubles: list[str] = []
         self.up: list[Backend] = []
-        self.pool = BackendPool(config, on_up=self.up.append, on_trouble=self.troubles.append, rng=random.Random(1))
+        self.faults: list[BaseException] = []
+        self.connector = Connector(
+            config,
+            on_up=lambda backend: self.on_up(backend),
+            on_trouble=self.troubles.append,
+            on_fault=lambda what, error: self.faults.append(error),
+        )
         self.reactor = Reactor(loop)
         counters = Counters()
         self.router = Router(
@@ -75,31 +82,34 @@ class Nodes:
         self.path = DataPath(self.reactor, self.exchange, counters, CommandTable(ROWS, SOURCE, counters.metrics), None)
         self.reactor.start()
 
+    def on_up(self, backend: Backend) -> None:
+        self.up.append(backend)
+
     def connect(self, backend: Backend) -> None:
-        self.pool.connect(backend)
+        self.connector.connect(backend)
 
     def backend_lost(self, backend: Backend, reason: str) -> None:
-        self.pool.lost(backend, reason)
+        self.connector.lost(backend, reason)
 
     def node_gone(self, node: Node) -> None:
         for backend in node.backends():
-            self.pool.forget(backend)
+            self.connector.forget(backend)
 
     def want(self, address: Address, proto: int = 2) -> Backend:
         """The one connection to the one node."""
-        self.router.publish([(address, [], [(0, 16383)])])
+        publish(self.router, topology((WHOLE, [address])))
         self.router.warm(proto)
         (backend,) = self.router.nodes[address].backends()
         return backend
 
     async def stop(self) -> None:
-        await self.pool.stop()
+        await self.connector.stop()
         self.router.close()
         self.exchange.parking.stop()
         self.reactor.stop()
 
 
-def run(config: PoolSettings, scene: Callable[[Nodes], Awaitable[None]]) -> None:
+def run(config: Backends, scene: Callable[[Nodes], Awaitable[None]]) -> None:
     """The scene; checks that stop() leaves no task."""
 
     async def play() -> None:
@@ -132,7 +142,7 @@ def run(config: PoolSettings, scene: Callable[[Nodes], Awaitable[None]]) -> None
 )
 def test_handshake(node: FakeNode, proto: int, config: dict[str, Any], handshake: list[list[bytes]]) -> None:
     async def scene(nodes: Nodes) -> None:
-        backend = nodes.want(at(node), proto)
+        backend = nodes.want(Address(HOST, node.port), proto)
         await until(lambda: nodes.up == [backend])
         assert node.received == [*handshake, *LIMITS]
         assert backend.state == BackendState.UP
@@ -145,7 +155,7 @@ def test_a_refused_handshake_is_tried_again(node: FakeNode, caplog: pytest.LogCa
     node.on("AUTH", b"-WRONGPASS no\r\n")
 
     async def scene(nodes: Nodes) -> None:
-        backend = nodes.want(at(node))
+        backend = nodes.want(Address(HOST, node.port))
         await until(lambda: len(node.seen("AUTH")) >= 3)
         assert not nodes.up
         assert "connect" in nodes.troubles
@@ -159,7 +169,7 @@ def test_a_refused_handshake_is_tried_again(node: FakeNode, caplog: pytest.LogCa
 
 def test_a_lost_connection_is_made_again(node: FakeNode) -> None:
     async def scene(nodes: Nodes) -> None:
-        backend = nodes.want(at(node))
+        backend = nodes.want(Address(HOST, node.port))
         await until(lambda: len(nodes.up) == 1)
         node.drop_connections()
         await until(lambda: len(nodes.up) == 2)
@@ -174,7 +184,7 @@ def test_one_that_is_closed_while_it_is_made(node: FakeNode, caplog: pytest.LogC
     node.on("PING", SILENCE).on("CONFIG", SILENCE)
 
     async def scene(nodes: Nodes) -> None:
-        backend = nodes.want(at(node))
+        backend = nodes.want(Address(HOST, node.port))
         await until(lambda: node.seen("PING"))
         backend.close()
         node.drop_connections()
@@ -193,31 +203,31 @@ class TestNewSettings:
             backend = nodes.want(Address(HOST, port))
             await until(lambda: backend.state == BackendState.BACKOFF)
             with FakeNode(port=port):
-                nodes.pool.reconfigure(settings())
+                nodes.connector.reconfigure(settings())
                 await until(lambda: nodes.up == [backend])
 
-        run(settings(backoff_min_s=3600.0, backoff_max_s=3600.0), scene)
+        run(settings(backoff_min=3600.0, backoff_max=3600.0), scene)
 
     def test_a_silent_handshake_ends(self, node: FakeNode) -> None:
         node.on("PING", SILENCE)
 
         async def scene(nodes: Nodes) -> None:
-            backend = nodes.want(at(node))
+            backend = nodes.want(Address(HOST, node.port))
             await until(lambda: node.seen("PING"))
             begun_s = time.monotonic()
-            nodes.pool.reconfigure(settings(connect_timeout_s=3600.0, client_name="new"))
+            nodes.connector.reconfigure(settings(connect_timeout=3600.0, client_name="new"))
             await until(lambda: nodes.up == [backend])
             assert time.monotonic() - begun_s < 3.0
             assert node.received == [[b"PING"], *LIMITS, [b"CLIENT", b"SETNAME", b"new"], *LIMITS]
             await until(lambda: node.sessions[0].sock.fileno() == -1)
 
-        run(settings(connect_timeout_s=3600.0), scene)
+        run(settings(connect_timeout=3600.0), scene)
 
     def test_what_is_up_stays(self, node: FakeNode) -> None:
         async def scene(nodes: Nodes) -> None:
-            backend = nodes.want(at(node))
+            backend = nodes.want(Address(HOST, node.port))
             await until(lambda: nodes.up)
-            nodes.pool.reconfigure(settings(client_name="new"))
+            nodes.connector.reconfigure(settings(client_name="new"))
             await asyncio.sleep(0.05)
             assert nodes.up == [backend]
             assert node.received == [[b"PING"], *LIMITS]
@@ -227,25 +237,70 @@ class TestNewSettings:
 
 def test_renewed_connections_leave_no_trace(node: FakeNode) -> None:
     async def scene(nodes: Nodes) -> None:
-        nodes.want(at(node))
+        nodes.want(Address(HOST, node.port))
         for turn in range(20):
             await until(lambda turn=turn: len(nodes.up) == turn + 1)  # type: ignore[misc]
             nodes.router.renew()  # nobody forgets the old ones
             nodes.router.warm(2)
         await until(lambda: len(nodes.up) == 21)
-        assert len(nodes.pool._up_since) <= 2
+        assert len(nodes.connector._up_since) <= 2
 
     run(settings(), scene)
 
 
-def test_keepalive() -> None:
-    with socket.create_server((HOST, 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
-        keepalive(sock, 30.0)
-        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 10
-        keepalive(sock, 0.0)
-        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        keepalive(ours, 30.0)
+class TestFaults:
+    """An exception of our own code in a task ends neither the worker nor the wish for the connection."""
+
+    def test_an_attempt_that_raises_is_made_again(self, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+        broken = iter([True, True, False])
+        commands = Connector.commands
+
+        def now_and_then(self: Connector, backend: Backend) -> list[tuple[str, ...]]:
+            if next(broken):
+                raise ZeroDivisionError
+            return commands(self, backend)
+
+        monkeypatch.setattr(Connector, "commands", now_and_then)
+
+        async def scene(nodes: Nodes) -> None:
+            backend = nodes.want(Address(HOST, node.port))
+            await until(lambda: nodes.faults)
+            assert backend.state == BackendState.BACKOFF
+            await until(lambda: nodes.up == [backend])
+            assert [type(error) for error in nodes.faults] == [ZeroDivisionError] * 2
+            assert nodes.connector._tasks == {}
+
+        run(settings(), scene)
+
+    def test_what_is_done_with_a_connection_raises(self, node: FakeNode) -> None:
+        async def scene(nodes: Nodes) -> None:
+            nodes.on_up = lambda backend: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+            backend = nodes.want(Address(HOST, node.port))
+            await until(lambda: nodes.faults)
+            assert backend.state == BackendState.UP
+            await asyncio.sleep(0.05)
+            assert (len(nodes.faults), len(node.sessions)) == (1, 1)
+
+        run(settings(), scene)
+
+
+class TestLimits:
+    """The smallest of all the nodes that count; what one does not tell counts for nothing."""
+
+    def test_of_a_handshake(self, node: FakeNode) -> None:
+        def told(session: Session, words: list[bytes]) -> bytes:
+            return array(bulk(words[2]), bulk(b"%d" % (2 << 20 if words[2] == b"proto-max-bulk-len" else 5 << 20)))
+
+        node.on("CONFIG", told)
+
+        async def scene(nodes: Nodes) -> None:
+            nodes.want(Address(HOST, node.port))
+            await until(lambda: nodes.up)
+            assert nodes.connector.limits([node.address]) == (2 << 20, 5 << 20)
+            nodes.connector.learn_limits({node.address: (0, 0), "other:1": (3 << 20, 4 << 20)})
+            assert nodes.connector.limits([node.address, "other:1"]) == (2 << 20, 4 << 20)
+            nodes.connector.learn_limits({node.address: (8 << 20, 8 << 20)})
+            assert nodes.connector.limits([node.address]) == (8 << 20, 8 << 20)
+            assert nodes.connector.limits(["other:1"]) == (0, 0)  # was forgotten
+
+        run(settings(), scene)

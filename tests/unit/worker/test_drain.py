@@ -1,4 +1,4 @@
-"""How clients leave a worker: told soon and not too often; parted with in a drain; waited for in a retirement."""
+"""How clients leave a worker: parted with in a drain, waited for in a retirement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from proxy.embedded import EmbeddedCluster
 from proxy.system.log import FIELDS
-from proxy.worker.drain import LEFT_GAP_S, NEW_S
+from proxy.worker.drain import NEW_S
 from proxy.worker.worker import Worker
 from tests.support.fake_node import SILENCE, FakeNode, Session
 from tests.unit.worker.scene import TCP, Client, Port, configured, run, until
@@ -22,64 +22,36 @@ def many(worker: Worker, count: int) -> list[Client]:
     return [Client(worker, client_id=n) for n in range(1, count + 1)]
 
 
-class TestTold:
-    def test_one_is_told_at_once(self, node: FakeNode) -> None:
-        async def scene(worker: Worker, port: Port) -> None:
-            client = Client(worker)
-            await client.ask("PING")
-            client.close()
-            begun_s = time.monotonic()
-            await until(lambda: port.gone)
-            assert time.monotonic() - begun_s < 0.1
-
-        run(configured([node.address]), scene)
-
-    def test_a_crowd_is_told_in_few_words(self, node: FakeNode) -> None:
-        async def scene(worker: Worker, port: Port) -> None:
-            for client in many(worker, 200):
-                client.close()
-                if client.id % 4 == 0:
-                    await asyncio.sleep(0.001)
-            await until(lambda: port.gone == 200)
-            assert worker.path.closed == 200
-            times = [at_s for at_s, _ in port.told]
-            assert 5 < len(times) < 100
-            # The loop's clock has steps of 1 ms, and so have its timers.
-            assert min(b - a for a, b in itertools.pairwise(times)) >= LEFT_GAP_S - 0.0015
-
-        run(configured([node.address]), scene)
-
-
 class TestRetire:
     def test_waits_for_the_last_to_leave(self, node: FakeNode) -> None:
         async def scene(worker: Worker, port: Port) -> None:
             first, last = many(worker, 2)
-            retired = asyncio.create_task(worker.retire())
+            retired = asyncio.create_task(worker.leaving.empty())
             first.close()
-            await until(lambda: port.gone == 1)
+            await until(lambda: worker.path.closed == 1)
             assert await last.ask("SET", "k", "v") == b"OK"
             assert not retired.done()
             last.close()
             await retired
-            assert port.gone == 2
+            assert worker.path.closed == 2
 
-        run(configured([node.address]), scene)
+        run(configured(), scene, node.address)
 
     def test_nobody_to_wait_for(self, node: FakeNode) -> None:
         async def scene(worker: Worker, port: Port) -> None:
-            await worker.retire()
+            await worker.leaving.empty()
 
-        run(configured([node.address]), scene)
+        run(configured(), scene, node.address)
 
 
 class TestDrain:
     def test_nobody_there(self, node: FakeNode) -> None:
         async def scene(worker: Worker, port: Port) -> None:
             begun_s = time.monotonic()
-            await worker.drain(5.0, 10.0)
+            await worker.leaving.drain(5.0, 10.0)
             assert time.monotonic() - begun_s < 0.5
 
-        run(configured([node.address]), scene)
+        run(configured(), scene, node.address)
 
     def test_turns_are_spread_evenly(self, node: FakeNode) -> None:
         async def scene(worker: Worker, port: Port) -> None:
@@ -93,15 +65,15 @@ class TestDrain:
                 assert await client.rest() == []
                 times.append(time.monotonic() - begun_s)
 
-            await asyncio.gather(worker.drain(0.8, 5.0), *map(idle, clients))
-            assert port.gone == 40
+            await asyncio.gather(worker.leaving.drain(0.8, 5.0), *map(idle, clients))
+            assert worker.path.closed == 40
             for quarter in range(4):
                 share = sum(quarter * 0.2 <= at_s < (quarter + 1) * 0.2 for at_s in times)
                 assert 6 <= share <= 14, times
             assert times[-1] < 1.5
             assert worker.counters.snapshot()["closed"]["shutdown"] == 40
 
-        run(configured([node.address]), scene)
+        run(configured(), scene, node.address)
 
     def test_who_has_just_come_is_heard(self, node: FakeNode) -> None:
         async def scene(worker: Worker, port: Port) -> None:
@@ -114,10 +86,10 @@ class TestDrain:
                 assert time.monotonic() - begun_s < NEW_S
                 assert await new.ask("PING") == b"PONG"
 
-            await asyncio.gather(worker.drain(0.0, 5.0), late())
+            await asyncio.gather(worker.leaving.drain(0.0, 5.0), late())
             assert time.monotonic() - begun_s >= NEW_S / 2
 
-        run(configured([node.address]), scene)
+        run(configured(), scene, node.address)
 
     def test_what_was_read_is_answered(self, nodes: EmbeddedCluster, caplog: pytest.LogCaptureFixture) -> None:
         """Busy clients: as many replies as commands were read, in order, and then the end."""
@@ -150,15 +122,15 @@ class TestDrain:
 
             work = asyncio.gather(*itertools.starmap(busy, enumerate(many(worker, 8))))
             await warm.wait()
-            await worker.drain(0.3, 10.0)
+            await worker.leaving.drain(0.3, 10.0)
             counts = await work
             values = worker.counters.snapshot()
             assert sum(counts) == values["commands"]["echo"]["calls"]
             assert values["closed"]["shutdown"] == 8
-            assert port.gone == 8
+            assert worker.path.closed == 8
             assert not any("cut off" in record.msg for record in caplog.records)
 
-        run(configured(nodes.seeds), scene)
+        run(configured(), scene, nodes.seeds[0])
 
     def test_commands_under_way_may_take_until_the_timeout(self, node: FakeNode) -> None:
         def slow(session: Session, words: list[bytes]) -> bytes:
@@ -171,11 +143,11 @@ class TestDrain:
             client = Client(worker)
             await client.send("GET", "k")
             await until(lambda: worker.counters.snapshot()["inflight"])
-            drained = asyncio.create_task(worker.drain(0.0, 5.0))
+            drained = asyncio.create_task(worker.leaving.drain(0.0, 5.0))
             assert await client.rest() == [b"slow"]
             await drained
 
-        run(configured([node.address]), scene)
+        run(configured(), scene, node.address)
 
     def test_whoever_is_left_at_the_timeout_is_closed(self, node: FakeNode, caplog: pytest.LogCaptureFixture) -> None:
         node.on("GET", SILENCE)
@@ -185,12 +157,12 @@ class TestDrain:
             await client.send("GET", "k")
             await until(lambda: worker.counters.snapshot()["inflight"])
             begun_s = time.monotonic()
-            await worker.drain(0.0, 0.3)
+            await worker.leaving.drain(0.0, 0.3)
             assert 0.25 < time.monotonic() - begun_s < 2.0
             assert await client.rest() == []
-            assert port.gone == 1
+            assert worker.path.closed == 1
 
-        run(configured([node.address]), scene)
+        run(configured(), scene, node.address)
         (record,) = [record for record in caplog.records if record.msg == "clients cut off at the end of the drain"]
         assert getattr(record, FIELDS) == {"clients": 1}
 
@@ -199,44 +171,44 @@ class TestDrain:
             client = Client(worker)
             await client.ask("PING")
             begun_s = time.monotonic()
-            await worker.drain(0.0, 10.0)
+            await worker.leaving.drain(0.0, 10.0)
             assert 0.9 < time.monotonic() - begun_s < 3.0
             client.close()
 
-        run(configured([node.address]), scene)
+        run(configured(), scene, node.address)
 
     def test_no_time_at_all(self, node: FakeNode) -> None:
         async def scene(worker: Worker, port: Port) -> None:
             clients = many(worker, 3)
-            await worker.drain(0.0, 0.0)
+            await worker.leaving.drain(0.0, 0.0)
             for client in clients:
                 assert await client.rest() == []
-            assert port.gone == 3
+            assert worker.path.closed == 3
 
-        run(configured([node.address]), scene)
+        run(configured(), scene, node.address)
 
     def test_one_that_comes_too_late_is_parted_with(self, node: FakeNode) -> None:
         async def scene(worker: Worker, port: Port) -> None:
             first = Client(worker)
-            drained = asyncio.create_task(worker.drain(0.3, 5.0))
+            drained = asyncio.create_task(worker.leaving.drain(0.3, 5.0))
             await asyncio.sleep(0)
             late = Client(worker, TCP, 2)
             assert await late.rest() == []
             assert await first.rest() == []
             await drained
-            assert port.gone == 2
+            assert worker.path.closed == 2
 
-        run(configured([node.address]), scene)
+        run(configured(), scene, node.address)
 
     def test_after_a_retirement(self, node: FakeNode) -> None:
         """The supervisor may end a worker that waits for its last client."""
 
         async def scene(worker: Worker, port: Port) -> None:
             client = Client(worker)
-            retired = asyncio.create_task(worker.retire())
-            drained = asyncio.create_task(worker.drain(0.0, 5.0))
+            retired = asyncio.create_task(worker.leaving.empty())
+            drained = asyncio.create_task(worker.leaving.drain(0.0, 5.0))
             client.sock.shutdown(socket.SHUT_WR)
             assert await client.rest() == []
             await asyncio.gather(retired, drained)
 
-        run(configured([node.address]), scene)
+        run(configured(), scene, node.address)

@@ -1,13 +1,12 @@
-"""What a worker tells of itself: as INFO of the whole proxy, and as its state for the supervisor."""
+"""What a worker tells of itself: as INFO of the whole proxy, and as its Status for the main process."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 
-import pytest
+import msgspec
 
-from proxy.embedded import HOST, free_port
+from proxy.ipc.messages import FROM_WORKER
 from proxy.worker.worker import Worker
 from tests.support.fake_node import FakeNode
 from tests.unit.worker.scene import RUN_ID, Client, Port, configured, run, until
@@ -22,63 +21,64 @@ def test_info_is_the_whole_proxys(node: FakeNode) -> None:
         assert (alone["connected_clients"], alone["rejected_connections"]) == ("1", "0")
         assert alone["total_commands_processed"] == "1"  # INFO itself is not answered yet
         assert (alone["run_id"], alone["process_id"]) == (RUN_ID, "4711")
-        worker.figures.others = {
+        assert (alone["proxy_shards"], alone["proxy_slots_covered"], alone["proxy_topology_epoch"]) == (
+            "1",
+            "16384",
+            "5",
+        )
+        assert alone["proxy_client_memory_max"] == str(1 << 20)
+        worker.status.others = {
             "connected_clients": 10,
             "total_connections_received": 100,
             "total_commands_processed": 1000,
             "rejected_connections": 5,
             "proxy_commands_in_flight": 3,
+            "proxy_client_memory_max": 1 << 20,
             "proxy_workers": 2,
         }
-        worker.figures.max_clients = 77
         whole = await client.info("everything")
-        assert (whole["connected_clients"], whole["maxclients"]) == ("11", "77")
+        assert (whole["connected_clients"], whole["maxclients"]) == ("11", "123")
         assert (whole["total_connections_received"], whole["total_commands_processed"]) == ("101", "1002")
         assert (whole["rejected_connections"], whole["proxy_commands_in_flight"]) == ("5", "3")
-        assert whole["proxy_workers"] == "2"
+        assert (whole["proxy_workers"], whole["proxy_client_memory_max"]) == ("2", str(2 << 20))
         assert whole["node0"].startswith(f"addr={node.address},role=primary,state=up,connections=1,")
         client.close()
 
-    run(configured([node.address], clients={"max_clients": 123}), scene)
+    run(configured(clients={"max_clients": 123, "max_memory": 1 << 20}), scene, node.address)
 
 
-def test_state(node: FakeNode) -> None:
+def test_status(node: FakeNode) -> None:
     async def scene(worker: Worker, port: Port) -> None:
         client = Client(worker)
         await client.ask("GET", "k")
-        state = worker.figures.state()
-        assert (state["clients"], state["waiting"], state["output_bytes"]) == (1, 0, 0)
-        topology = state["topology"]
-        assert (topology["known"], topology["fresh"], topology["slots_covered"]) == (True, True, 16384)
-        assert (topology["epoch"], topology["error"]) == (5, "")
-        assert topology["refreshes"]["start", "changed"] == 1
-        assert topology["last_success_s"] == pytest.approx(time.time(), abs=60)
-        ((label, values),) = state["nodes"].items()
+        status = worker.status.status(7)
+        assert (status.number, status.waiting, status.output_bytes) == (7, 0, 0)
+        assert FROM_WORKER.decode(msgspec.msgpack.encode(status)) == status
+        ((label, told),) = status.nodes.items()
         assert label == node.address
-        assert (values["role"], values["up"], values["connections"]["shared", "up"]) == ("primary", True, 1)
-        assert sum(values["buckets"]) == 1
+        assert (told.role, told.up, told.connections["shared", "up"]) == ("primary", True, 1)
+        assert sum(told.buckets) == 1
         client.close()
 
-    run(configured([node.address]), scene)
+    run(configured(), scene, node.address)
 
 
-def test_state_without_a_cluster() -> None:
+def test_requests_that_wait(node: FakeNode) -> None:
+    node.on("GET", b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n")
+
     async def scene(worker: Worker, port: Port) -> None:
-        topology = worker.figures.state()["topology"]
-        assert (topology["known"], topology["fresh"], topology["slots_covered"]) == (False, False, 0)
-        assert (topology["last_success_s"], topology["epoch"]) == (None, 0)
-        assert "Connection refused" in topology["error"]
+        client = Client(worker)
+        await client.send("GET", "k")
+        await until(lambda: worker.status.status(0).waiting == 1)
+        client.close()
 
-    run(configured([f"{HOST}:{free_port()}"]), scene)
+    run(configured(requests={"retry_backoff_min": 60.0, "retry_backoff_max": 60.0}), scene, node.address)
 
 
-def test_what_decides_readiness_is_told_when_it_changes(node: FakeNode) -> None:
+def test_how_late_the_loop_is(node: FakeNode) -> None:
     async def scene(worker: Worker, port: Port) -> None:
-        await until(lambda: port.changes == 1)  # known, fresh, covered
-        await asyncio.sleep(0.2)
-        assert port.changes == 1
-        node.close()  # nobody confirms it any more
-        await until(lambda: port.changes == 2)
-        assert not worker.figures.state()["topology"]["fresh"]
+        time.sleep(0.3)
+        await until(lambda: worker.status.status(0).event_loop_lag_s > 0.2)
+        await until(lambda: worker.status.status(0).event_loop_lag_s < 0.05)
 
-    run(configured([node.address], cluster={"refresh_interval": "500ms"}), scene)
+    run(configured(), scene, node.address)

@@ -1,0 +1,40 @@
+"""What a worker alone sees of the cluster, told to the main process: at most one Report in GAP_S, each sign once.
+
+Why: one lost node makes thousands of requests notice it. Called by worker.worker, in the middle of batches too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from proxy.ipc.messages import Report
+
+GAP_S: Final = 0.01
+
+
+class Reports:
+    """See the module. `timer`: to be cancelled at the end."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, send: Callable[[Report], None]) -> None:
+        self.timer: asyncio.TimerHandle | None = None
+        self._loop = loop
+        self._send = send
+        self._next = Report([])
+        self._not_before_s = 0.0
+
+    def add(self, sign: str = "", unfit: str = "", why: str = "") -> None:
+        """sign: of control.topology_refresh.TRIGGERS; unfit: "host:port" of a replica that refused a read, and why."""
+        if sign and sign not in self._next.signs:
+            self._next.signs.append(sign)
+        if unfit:
+            self._next.unfit[unfit] = why
+        if self.timer is None:
+            self.timer = self._loop.call_at(max(self._not_before_s, self._loop.time()), self._tell)
+
+    def _tell(self) -> None:
+        self.timer = None
+        self._not_before_s = self._loop.time() + GAP_S
+        report, self._next = self._next, Report([])
+        self._send(report)
