@@ -105,8 +105,13 @@ def _unix_fault(path: str) -> str:
 
 
 def _folder_fault(folder: str) -> str:
-    if not os.path.isdir(folder):
+    try:
+        if not stat.S_ISDIR(os.stat(folder).st_mode):
+            return f"{folder} is no folder"
+    except FileNotFoundError:
         return f"the folder {folder} does not exist"
+    except OSError as error:
+        return f"the folder {folder} cannot be used: {error.strerror}"
     allowed = os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
     return "" if allowed else f"the folder {folder} cannot be written to"
 

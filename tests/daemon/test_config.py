@@ -225,7 +225,7 @@ def test_check_opens_what_a_start_would_open_and_leaves_nothing(tmp_path: Path) 
 def test_check_finds_what_a_start_could_not_open(tmp_path: Path) -> None:
     text = """\
 listeners:
-  - address: 192.0.2.1:7617
+  - address: 203.0.113.1:7617
   - address: unix:/nosuch/folder/x.sock
 cluster:
   seeds: ["127.0.0.1:7000"]
@@ -239,7 +239,7 @@ admin:
     assert done.returncode == 78
     found = [line.removeprefix(f"{path}:") for line in done.stderr.splitlines()]
     assert found[:3] == [
-        "2: listeners[0].address: 192.0.2.1 is not an address of this machine",
+        "2: listeners[0].address: 203.0.113.1 is not an address of this machine",
         "3: listeners[1].address: the folder /nosuch/folder does not exist",
         "7: log.file: the folder /nosuch/folder does not exist",
     ]
