@@ -1,7 +1,6 @@
 """What a new configuration changes, option by option: for the log, and for what has to be done about it.
 
-Why: a reload applies what changed and names what it cannot; both need the same list. Called by the supervisor and the
-workers.
+Why: a reload applies what changed and names what it cannot; both need the same list. Called by supervisor.reload.
 
 Invariants: no difference in meaning is left out, a secret's included, and no secret is shown; values are spelt as in
 the file. How the file came about (`include`) and the order of the listeners mean nothing.
@@ -16,7 +15,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from proxy.config.models import Listener, Section, Settings
-from proxy.config.values import SecretFile
+from proxy.system.secret_file import SecretFile
 
 HIDDEN = "***"
 

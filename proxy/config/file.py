@@ -1,15 +1,16 @@
 """YAML files as plain values, with the file and line of every key.
 
-Why: pydantic knows what is wrong but not where; YAML's own constructor forgets positions and lets a duplicate key win
-silently. What a value means is proxy.config.models's business, which is the only caller.
+Why: pydantic knows what is wrong but not where; YAML's own constructor forgets positions and accepts a key that is
+given twice. What a value means is decided in proxy.config.models. Called by that, and by proxy.options and check.
 
 Invariants: a fault is collected, never raised, so that one run reports all of them; `${NAME}` is replaced in values
-only (`$${` stands for `${`); an included file supplies what the including one does not say itself.
+only (`$${` stands for `${`); an included file gives only what the including one does not say itself.
 """
 
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import re
 from collections.abc import Iterable
@@ -24,6 +25,7 @@ TEXT_TAG = "tag:yaml.org,2002:str"
 VARIABLE = re.compile(r"\$(\$?)\{([^}]*)\}")
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 INCLUDE_DEPTH = 8
+COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -52,8 +54,8 @@ class ConfigFaults(Exception):
 class Source:
     """What was read: plain values, where each key stands (file, line), and what was wrong so far.
 
-    wrong = the keys whose values are not what was meant; incomplete = a file could not be read, so that what is
-    missing may be there.
+    wrong: the keys whose values are not what was meant. with_secrets: the files in which a password is written.
+    incomplete: a file could not be read, so that what is missing may be there.
     """
 
     file: str
@@ -61,6 +63,7 @@ class Source:
     marks: dict[Key, tuple[str, int]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     wrong: set[Key] = field(default_factory=set)
+    with_secrets: set[str] = field(default_factory=set)
     incomplete: bool = False
 
     def fault(self, key: Key, reason: str) -> None:
@@ -87,53 +90,38 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f", did you mean '{close[0]}'?" if close else ""
 
 
-def read(path: Path, depth: int = 0) -> Source:
-    """Reads one file and what it includes; never raises: see Source.faults."""
+def read(path: Path, data: bytes | None = None, depth: int = 0) -> Source:
+    """Reads one file (data: its content, when there is no such file) and what it includes; never raises: Source.faults.
+
+    Names of included files are relative to its folder.
+    """
     source = Source(str(path))
     try:
-        text = path.read_text("utf-8")
+        text = (path.read_bytes() if data is None else data).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = f"cannot read: {error.strerror}" if isinstance(error, OSError) else "not UTF-8 text"
         source.unreadable(0, reason)
         return source
-    _parse(text, source)
-    included = source.values.get("include", [])
-    if isinstance(included, list) and all(isinstance(name, str) for name in included):
-        for n, name in reversed(list(enumerate(included))):
-            _include(path.parent / name, ("include", n), source, depth)
+    values = parse(text, source)
+    if isinstance(values, dict):
+        source.values = values
+    elif values is not None:
+        source.unreadable(1, "should be a mapping of sections")
+    names = source.values.get("include", [])
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        found = [(file, ("include", n)) for n, name in enumerate(names) for file in _included(path.parent, name)]
+        for file, key in reversed(found):
+            _include(file, key, source, depth)
     return source
 
 
-def _include(path: Path, key: Key, source: Source, depth: int) -> None:
-    if depth == INCLUDE_DEPTH:
-        source.fault(key, f"more than {INCLUDE_DEPTH} files deep: does a file include itself?")
-        return
-    inner = read(path, depth + 1)
-    source.incomplete |= inner.incomplete
-    if not inner.marks and inner.incomplete:  # the includer's fault
-        source.fault(key, "; ".join(map(str, inner.faults)))
-        return
-    inner.values.pop("include", None)
-    source.faults += inner.faults
-    source.wrong |= inner.wrong
-    source.values = _merged(inner.values, source.values)
-    source.marks = inner.marks | source.marks
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = below | above
-    for name in below.keys() & above.keys():
-        if isinstance(below[name], dict) and isinstance(above[name], dict):
-            merged[name] = _merged(below[name], above[name])
-    return merged
-
-
-def _parse(text: str, source: Source) -> None:
+def parse(text: str, source: Source) -> Any:
+    """The plain value of a text; None when it is empty, or no YAML: then source is unreadable."""
     try:
         loader = yaml.SafeLoader(text)
         try:
             root = loader.get_single_node()
-            values = _value(loader, root, (), source, ()) if root is not None else {}
+            return _value(loader, root, (), source, ()) if root is not None else None
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
@@ -143,11 +131,40 @@ def _parse(text: str, source: Source) -> None:
     except (yaml.YAMLError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
         source.unreadable(0, f"not YAML: {reason}")
-    else:
-        if isinstance(values, dict):
-            source.values = values
-        elif values is not None:
-            source.unreadable(1, "should be a mapping of sections")
+    return None
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """What above says, and what only below says; section by section."""
+    both = below | above
+    for name in below.keys() & above.keys():
+        if isinstance(below[name], dict) and isinstance(above[name], dict):
+            both[name] = merged(below[name], above[name])
+    return both
+
+
+def _included(folder: Path, name: str) -> list[Path]:
+    """The files meant by one entry of `include`: a name, or a pattern, which need not match any."""
+    if not glob.has_magic(name) or (folder / name).exists():
+        return [folder / name]
+    return [folder / found for found in sorted(glob.glob(name, root_dir=folder)) if not (folder / found).is_dir()]
+
+
+def _include(path: Path, key: Key, source: Source, depth: int) -> None:
+    if depth == INCLUDE_DEPTH:
+        source.fault(key, f"more than {INCLUDE_DEPTH} files deep: does a file include itself?")
+        return
+    inner = read(path, depth=depth + 1)
+    source.incomplete |= inner.incomplete
+    if not inner.marks and inner.incomplete:  # the fault of the including file
+        source.fault(key, "; ".join(map(str, inner.faults)))
+        return
+    inner.values.pop("include", None)
+    source.faults += inner.faults
+    source.wrong |= inner.wrong
+    source.with_secrets |= inner.with_secrets
+    source.values = merged(inner.values, source.values)
+    source.marks = inner.marks | source.marks
 
 
 def _value(loader: yaml.SafeLoader, node: yaml.Node, key: Key, source: Source, above: tuple[yaml.Node, ...]) -> Any:
@@ -162,7 +179,10 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, key: Key, source: Source, a
     # The text as written where it is text to YAML; numbers, booleans and null as YAML reads them.
     if node.tag != TEXT_TAG:
         return loader.construct_object(node)
-    return _substituted(str(node.value), key, source)
+    text = str(node.value)
+    if key[-1:] == ("password",) and text and not VARIABLE.fullmatch(text):
+        source.with_secrets.add(source.file)
+    return _substituted(text, key, source)
 
 
 def _mapping(

@@ -1,10 +1,10 @@
-"""How durations, sizes and addresses are spelt in the configuration, both ways.
+"""How durations, sizes and addresses are written in the configuration, and how they are read.
 
-Why: an option without a unit is an option misread; every value has exactly one spelling rule and one internal unit.
-Who calls it: proxy.config.models for every such option; control and cli for addresses.
+Why: an option without a unit is easily misread; every value has one rule of spelling and one internal unit.
+Called by proxy.config.values for every such option.
 
 Invariants: durations are seconds as float, sizes bytes as int; parse_x(format_x(v)) == v; every fault is a ValueError
-whose text reads after `file:line: key: ` and quotes only what was written.
+whose text reads after `file:line: key: `. Addresses are read by proxy.system.address.
 """
 
 from __future__ import annotations
@@ -12,27 +12,15 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from proxy.system.address import UNIX
 from proxy.system.address import Address as Address
+from proxy.system.address import check_socket_path as check_socket_path
+from proxy.system.address import parse_address as parse_address
 
-DURATION_UNITS = {
-    "us": Decimal("0.000001"),
-    "ms": Decimal("0.001"),
-    "s": Decimal(1),
-    "m": Decimal(60),
-    "h": Decimal(3600),
-    "d": Decimal(86400),
-}
+_DURATIONS = [("us", "0.000001"), ("ms", "0.001"), ("s", "1"), ("m", "60"), ("h", "3600"), ("d", "86400")]
+DURATION_UNITS = {unit: Decimal(seconds) for unit, seconds in _DURATIONS}
 # redis.conf's ("Note on units" at its top): k is 1000, kb is 1024; any case.
-SIZE_UNITS = {
-    "b": Decimal(1),
-    "k": Decimal(1000),
-    "kb": Decimal(1 << 10),
-    "m": Decimal(1000**2),
-    "mb": Decimal(1 << 20),
-    "g": Decimal(1000**3),
-    "gb": Decimal(1 << 30),
-}
+_SIZES = [("b", 1), ("k", 1000), ("kb", 1 << 10), ("m", 1000**2), ("mb", 1 << 20), ("g", 1000**3), ("gb", 1 << 30)]
+SIZE_UNITS = {unit: Decimal(size) for unit, size in _SIZES}
 DURATION_HINT = "should be a duration such as 250ms, 30s, 5m or 1h"
 SIZE_HINT = "should be a size such as 512b, 64kb, 64mb or 1gb"
 # What fits the data path's 64-bit nanoseconds and bytes with room to add to it.
@@ -68,36 +56,6 @@ def format_duration(seconds: float) -> str:
 def format_size(size: int) -> str:
     """The shortest whole spelling in powers of 1024: 1048576 -> `1mb`, 1000 -> `1000b`, 0 -> `0`."""
     return _spelling(Decimal(size), {unit: SIZE_UNITS[unit] for unit in ("b", "kb", "mb", "gb")}) or "0"
-
-
-def parse_address(written: object, *, listen: bool = False, unix: bool = False) -> Address:
-    """`host:port` or `[v6]:port`; with listen=True port 0 too (any free one), with unix=True `unix:/path` too."""
-    if not isinstance(written, str):
-        raise ValueError("should be an address such as 127.0.0.1:6379, written in quotes")
-    if unix and written.startswith(UNIX):
-        return Address(path=check_socket_path(written[len(UNIX) :]))
-    host, colon, port = written.rpartition(":")
-    if not colon or host.endswith(":") or ("[" not in host and ":" in host):
-        bare = written.count(":") > 1
-        reason = "an IPv6 address needs brackets: [::1]:6379" if bare else f"'{written}' has no port: host:port"
-        raise ValueError(reason)
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    labels = host.removesuffix(".").split(".")  # of which getaddrinfo takes 1 to 63 characters each
-    if not re.fullmatch(r"[A-Za-z0-9_.:%-]+", host) or not all(0 < len(label) < 64 for label in labels):
-        raise ValueError(f"'{written}' has no valid host" + (" (for all addresses: 0.0.0.0)" if listen else ""))
-    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not (0 if listen else 1) <= int(port) <= 65535:
-        raise ValueError(f"'{port}' is not a port (1 to 65535)")
-    return Address(host, int(port))
-
-
-def check_socket_path(path: str) -> str:
-    """The path, when a Unix socket can be there: absolute, and at most 107 bytes."""
-    if not path.startswith("/"):
-        raise ValueError(f"the path of a Unix socket should be absolute, not '{path}'")
-    if len(path.encode()) > 107:  # sockaddr_un.sun_path with its ending zero, unix(7)
-        raise ValueError(f"the path of a Unix socket has at most 107 bytes, this one {len(path.encode())}")
-    return path
 
 
 def _quantity(written: object, units: dict[str, Decimal], hint: str) -> Decimal:

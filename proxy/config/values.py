@@ -1,60 +1,32 @@
 """What a single value of the configuration may be: how it is checked, written and described, one name per kind.
 
-Why: every option of a kind is read by the same rule, and the models say no more than which kind an
-option is. Called by proxy.config.models only.
+Why: every option of a kind is read by the same rule, and the models say only which kind an option is. Called by
+proxy.config.models and diff.
 
 Invariants: a kind takes what YAML gives and what `${NAME}` gives (text); what is printed is read back as the same
-value; a fault is a ValueError whose text reads after `file:line: key: ` and never contains a secret.
+value, except a secret, whose mask is refused; a fault is a ValueError whose text reads after `file:line: key: ` and
+never contains a secret.
 """
 
 from __future__ import annotations
 
-import grp
-import pwd
+import contextlib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationInfo, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr, ValidationInfo, WithJsonSchema
 
-from proxy.config.units import (
-    DURATION_UNITS,
-    SIZE_UNITS,
-    Address,
-    check_socket_path,
-    format_duration,
-    format_size,
-    parse_address,
-    parse_duration,
-    parse_size,
-)
+from proxy.config import units
+from proxy.system.address import Address
+from proxy.system.owner import Owner, find_owner
+from proxy.system.secret_file import SecretFile, read_secret
 
 WORKERS_MAX = 256
-OWNER_HINT = "should be user, user:group or :group"
-_ID_MAX = 2**32 - 2  # the one above means "as it is" to chown(2)
-
-
-@dataclass(frozen=True, slots=True)
-class SecretFile:
-    """A file that holds a secret: its path as written (empty = none) and what it held, without the final newline."""
-
-    path: str = ""
-    secret: str = field(default="", repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whom a file is to belong to: as written (empty = whoever makes it), and the ids, -1 = as it is."""
-
-    written: str = ""
-    uid: int = -1
-    gid: int = -1
-
-    def __str__(self) -> str:
-        return self.written
+MASK = "<secret not shown>"  # what --print-config writes in place of a secret
+_MASKS = (MASK, "**********")  # the second one: of version 0.1.0
 
 
 def has_port(name: str) -> bool:
@@ -62,20 +34,23 @@ def has_port(name: str) -> bool:
     return name.startswith("[") or name.count(":") == 1
 
 
-def _read_secret(written: object, info: ValidationInfo) -> SecretFile:
-    if not isinstance(written, str):
-        raise ValueError("should be the path of a file")
-    if not written:
-        return SecretFile()
-    folder = (info.context or {}).get("folder", Path())
-    try:
-        secret = (folder / written).read_text("utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ValueError(f"cannot read the secret in '{written}': {reason}") from None
-    if not secret:
-        raise ValueError(f"the secret in '{written}' is empty")
-    return SecretFile(written, secret)
+def _must(hold: Callable[[Any], object], reason: str) -> AfterValidator:
+    def check(value: Any) -> Any:
+        if not hold(value):
+            raise ValueError(reason)
+        return value
+
+    return AfterValidator(check)
+
+
+def _no_mask(written: object) -> object:
+    if written in _MASKS:
+        raise ValueError("is the mask that --print-config writes in place of a secret: put the secret here")
+    return written
+
+
+def _secret_file(written: object, info: ValidationInfo) -> SecretFile:
+    return read_secret(written, (info.context or {}).get("folder", Path()))
 
 
 def _whole(written: object) -> int:
@@ -90,13 +65,14 @@ def _whole(written: object) -> int:
 def _workers(written: object) -> object:
     if written == "auto":
         return written
-    try:
-        count = _whole(written)
-    except ValueError:
-        count = 0
-    if not 1 <= count <= WORKERS_MAX:
-        raise ValueError(f"should be auto or a number from 1 to {WORKERS_MAX}")
-    return count
+    with contextlib.suppress(ValueError):
+        if 1 <= (count := _whole(written)) <= WORKERS_MAX:
+            return count
+    raise ValueError(f"should be auto or a number from 1 to {WORKERS_MAX}")
+
+
+def _memory(written: object) -> int | str:
+    return "auto" if written == "auto" else units.parse_size(written)
 
 
 def _yes_or_no(written: object) -> bool:
@@ -107,68 +83,10 @@ def _yes_or_no(written: object) -> bool:
     return written
 
 
-def _positive(value: float) -> float:
-    if value <= 0:
-        raise ValueError("should be more than 0")
-    return value
-
-
-def _at_most(most: str) -> AfterValidator:
-    def check(value: float) -> float:
-        if value > parse_duration(most):
-            raise ValueError(f"should be at most {most}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _at_least(least: str) -> AfterValidator:
-    def check(value: int) -> int:
-        if value < parse_size(least):
-            raise ValueError(f"should be at least {least}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _not_empty(entries: tuple[object, ...]) -> tuple[object, ...]:
-    # Not min_length: pydantic counts only the valid entries, and a bad one is reported by itself.
-    if not entries:
-        raise ValueError("should have at least one entry")
-    return entries
-
-
 def _mode(written: object) -> str:
     if not isinstance(written, str) or not re.fullmatch(r"0?[0-7]{3}", written):
         raise ValueError('should be an octal file mode in quotes, such as "0660"')
     return written
-
-
-def _owner(written: object) -> Owner:
-    if isinstance(written, int | float):  # to YAML 1.1 a bare 33:33 is the number 2013
-        raise ValueError(f"{OWNER_HINT}, in quotes")
-    if not isinstance(written, str):
-        raise ValueError(OWNER_HINT)
-    user, colon, group = written.partition(":")
-    if (colon and not group) or ":" in group:
-        raise ValueError(f"{OWNER_HINT}, not '{written}'")
-    uid = _id(user, "user", lambda name: pwd.getpwnam(name).pw_uid)
-    gid = _id(group, "group", lambda name: grp.getgrnam(name).gr_gid)
-    return Owner(written, uid, gid)
-
-
-def _id(name: str, kind: str, known: Callable[[str], int]) -> int:
-    if not name:
-        return -1
-    # A number need not have a name: inside a container it seldom has.
-    if re.fullmatch(r"\d+", name, re.ASCII):
-        if int(name) > _ID_MAX:
-            raise ValueError(f"'{name}' is not the number of a {kind} (0 to {_ID_MAX})")
-        return int(name)
-    try:
-        return known(name)
-    except KeyError:
-        raise ValueError(f"there is no {kind} '{name}' on this machine") from None
 
 
 def _reads(written: object) -> object:
@@ -177,15 +95,7 @@ def _reads(written: object) -> object:
 
 def _switchable(written: object) -> Address | None:
     # YAML 1.1 reads a bare `off` as false.
-    return None if written is False or written in ("", "off") else parse_address(written, listen=True)
-
-
-def _client_name(name: str) -> str:
-    if not re.fullmatch(r"[!-~]*", name):
-        raise ValueError(
-            "Client names cannot contain spaces, newlines or special characters."
-        )  # CLIENT SETNAME's words
-    return name
+    return None if written is False or written in ("", "off") else units.parse_address(written, listen=True)
 
 
 def _command_name(written: str) -> str:
@@ -198,57 +108,62 @@ def _command_name(written: str) -> str:
 def _node_name(written: str) -> str:
     """A bare host (IPv6 without brackets), or host:port in its one spelling."""
     if has_port(written):
-        return str(parse_address(written))
+        return str(units.parse_address(written))
     if not written or ":" in written:
         ip_address(written)
     return written
 
 
-def _pattern(units: Iterable[str]) -> dict[str, Any]:
-    spelling = rf"^\s*\d+(\.\d+)?({'|'.join(units)})\s*$|^0$|\$\{{"
-    return {"anyOf": [{"type": "string", "pattern": spelling}, {"type": "integer", "const": 0}]}
+def _either(plain: dict[str, Any], pattern: str) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [plain, {"type": "string", "pattern": pattern}]})
 
 
-_WORKERS = {
-    "anyOf": [
-        {"type": "integer", "minimum": 1, "maximum": WORKERS_MAX},
-        {"type": "string", "pattern": r"^(auto|\d{1,3})$|\$\{"},
-    ]
-}
-_YES_OR_NO = {"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": r"\$\{"}]}
-_Duration = WithJsonSchema(_pattern(DURATION_UNITS))
-_Size = WithJsonSchema(_pattern([*SIZE_UNITS, *(unit.upper() for unit in SIZE_UNITS)]))
+def _with_unit(words: Iterable[str], otherwise: str = "") -> WithJsonSchema:
+    spelling = rf"^\s*\d+(\.\d+)?({'|'.join(words)})\s*$|^0$|{otherwise}\$\{{"
+    return _either({"type": "integer", "const": 0}, spelling)
+
+
+_SIZES = [*units.SIZE_UNITS, *map(str.upper, units.SIZE_UNITS)]
 _Text = WithJsonSchema({"type": "string"})
 _Spelt = PlainSerializer(str, return_type=str)
-_Seconds = PlainSerializer(format_duration, return_type=str, when_used="json")
-_Bytes = PlainSerializer(format_size, return_type=str, when_used="json")
+_Seconds = PlainSerializer(units.format_duration, return_type=str, when_used="json")
+_Bytes = PlainSerializer(units.format_size, return_type=str, when_used="json")
+_BytesOrAuto = PlainSerializer(lambda size: size if size == "auto" else units.format_size(size), when_used="json")
+_Masked = PlainSerializer(lambda secret: MASK if secret.get_secret_value() else "", return_type=str, when_used="json")
+_MORE_THAN_0 = _must(lambda value: value > 0, "should be more than 0")
 
-# For a tuple: at least one entry.
-SOME = (AfterValidator(_not_empty), Field(json_schema_extra={"minItems": 1}))
+# For a tuple: at least one entry. Not min_length, for which pydantic counts the valid entries only.
+SOME = (_must(bool, "should have at least one entry"), Field(json_schema_extra={"minItems": 1}))
 
 # What a value is, in code > how it is checked, written and described.
-SecondsOrOff = Annotated[float, BeforeValidator(parse_duration), _Seconds, _Duration]
-Seconds = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_positive), _Seconds, _Duration]
-Bytes = Annotated[int, BeforeValidator(parse_size), AfterValidator(_positive), _Bytes, _Size]
+SecondsOrOff = Annotated[float, BeforeValidator(units.parse_duration), _Seconds, _with_unit(units.DURATION_UNITS)]
+Seconds = Annotated[SecondsOrOff, _MORE_THAN_0]
+Bytes = Annotated[int, BeforeValidator(units.parse_size), _MORE_THAN_0, _Bytes, _with_unit(_SIZES)]
+Memory = Annotated[int | Literal["auto"], BeforeValidator(_memory), _BytesOrAuto, _with_unit(_SIZES, "^auto$|")]
 # A batch's pause delays every answer in it; a smaller window would park what a single read brings in.
-Pause = Annotated[SecondsOrOff, _at_most("10ms")]
-Window = Annotated[Bytes, _at_least("64kb")]
+Pause = Annotated[SecondsOrOff, _must(lambda pause: pause <= 0.01, "should be at most 10ms")]
+Window = Annotated[Bytes, _must(lambda size: size >= 64 << 10, "should be at least 64kb")]
 Connections = Annotated[int, Field(ge=1, le=64), BeforeValidator(_whole)]
 Redirections = Annotated[int, Field(ge=0, le=100), BeforeValidator(_whole)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)]
-Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers), WithJsonSchema(_WORKERS)]
-YesOrNo = Annotated[bool, BeforeValidator(_yes_or_no), WithJsonSchema(_YES_OR_NO)]
-Listen = Annotated[Address, BeforeValidator(lambda a: parse_address(a, listen=True, unix=True)), _Spelt, _Text]
+_WORKERS = _either({"type": "integer", "minimum": 1, "maximum": WORKERS_MAX}, r"^(auto|\d{1,3})$|\$\{")
+Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers), _WORKERS]
+YesOrNo = Annotated[bool, BeforeValidator(_yes_or_no), _either({"type": "boolean"}, r"\$\{")]
+Listen = Annotated[Address, BeforeValidator(lambda a: units.parse_address(a, listen=True, unix=True)), _Spelt, _Text]
 Switchable = Annotated[Address | None, BeforeValidator(_switchable), PlainSerializer(lambda a: str(a or "off")), _Text]
-Node = Annotated[Address, BeforeValidator(parse_address), _Spelt, _Text]
-NodeName = Annotated[str, AfterValidator(_node_name)]
-SocketPath = Annotated[str, AfterValidator(lambda path: path and check_socket_path(path))]
+Nodes = Annotated[tuple[Annotated[Address, BeforeValidator(units.parse_address), _Spelt, _Text], ...], *SOME]
+_NodeName = Annotated[str, AfterValidator(_node_name)]
+AddressMap = dict[_NodeName, _NodeName]
 FileMode = Annotated[str, BeforeValidator(_mode)]
-FileOwner = Annotated[Owner, BeforeValidator(_owner), _Spelt, _Text]
-Secret = Annotated[SecretFile, BeforeValidator(_read_secret), PlainSerializer(lambda file: file.path), _Text]
-ClientName = Annotated[str, AfterValidator(_client_name)]
-CommandName = Annotated[str, AfterValidator(_command_name)]
-ReadPolicy = Annotated[
-    Literal["primary", "prefer_primary", "replica", "prefer_replica", "any"], BeforeValidator(_reads)
-]
+FileOwner = Annotated[Owner, BeforeValidator(find_owner), _Spelt, _Text]
+_PASSWORD = WithJsonSchema({"type": "string", "format": "password", "writeOnly": True})
+Secret = Annotated[SecretStr, BeforeValidator(_no_mask), _Masked, _PASSWORD]
+FromFile = Annotated[SecretFile, BeforeValidator(_secret_file), PlainSerializer(lambda file: file.path), _Text]
+_SETNAME = "Client names cannot contain spaces, newlines or special characters."  # as the servers say
+ClientName = Annotated[str, _must(lambda name: re.fullmatch(r"[!-~]*", name), _SETNAME)]
+CommandNames = tuple[Annotated[str, AfterValidator(_command_name)], ...]
+_Reads = Literal["primary", "prefer_primary", "replica", "prefer_replica", "any"]
+ReadPolicy = Annotated[_Reads, BeforeValidator(_reads)]
+Endpoint = Literal["announced", "ip", "hostname"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["logfmt", "json"]

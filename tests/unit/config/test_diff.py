@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from proxy.config import models as config
 from proxy.config.diff import Change, diff
 from proxy.config.models import Settings
-from proxy.config.models import models as config
 
 SEEDS = "cluster: {seeds: ['127.0.0.1:7001']}\n"
 
@@ -42,7 +42,9 @@ def test_a_change():
     [
         ("", "workers: 2", "workers: auto -> 2"),
         ("workers: '2'", "workers: auto", "workers: 2 -> auto"),
-        ("", "handover: /run/x", "handover:  -> /run/x"),
+        ("", "clients: {protected_mode: false}", "clients.protected_mode: true -> false"),
+        ("", "clients: {max_memory: 1gb}", "clients.max_memory: auto -> 1gb"),
+        ("clients: {max_memory: 0}", "", "clients.max_memory: 0 -> auto"),
         ("", "requests: {timeout: 10s}", "requests.timeout: 5s -> 10s"),
         ("", "requests: {timeout: 250ms}", "requests.timeout: 5s -> 250ms"),
         ("drain: {delay: 5s}", "", "drain.delay: 5s -> 0"),

@@ -2,8 +2,10 @@
 
 import pytest
 
+from proxy.config import models as config
+from proxy.config.faults import Conflict
+from proxy.config.file import read
 from proxy.config.models import ConfigFaults
-from proxy.config.models import models as config
 
 SEEDS = "cluster: {seeds: ['127.0.0.1:7001']}\n"
 
@@ -46,7 +48,6 @@ backends:
   backoff_min: 3s
 admin: {address: off}
 ready: {partial: true}
-handover: /h
 """
     )
     assert found == [
@@ -63,7 +64,6 @@ handover: /h
         "16: clients.max_clients: should be at least 1",
         "18: backends.backoff_min: longer than backoff_max",
         "20: ready.partial: nobody can ask for readiness while admin.address is off",
-        "21: handover: unix:/h is listened on already",
     ]
 
 
@@ -80,7 +80,8 @@ handover: /h
         ("listeners: [{address: nowhere}, {address: '127.0.0.1:7617'}]", "listeners[0].address"),
         ("listeners: [5, {address: '127.0.0.1:7617'}]", "listeners[0]"),
         ("listeners: [{address: nowhere, mode: '0600', owner: '1'}]", "listeners[0].address"),
-        ("listeners: [{address: 'unix:x', mode: '0600'}]\nhandover: /x", "listeners[0].address"),
+        ("listeners: [{address: 'unix:x', mode: '0600'}]", "listeners[0].address"),
+        ("clients: {protected_mode: 5}\nlisteners: [{address: '0.0.0.0:1'}]", "clients.protected_mode"),
         ("admin: {address: nowhere}\nready: {partial: true}", "admin.address"),
         ("admin: 5\nready: {partial: true}\nlisteners: [{address: '127.0.0.1:9617'}]", "admin"),
         ("clients: {password: x, password_file: '${MISSING}'}", "clients.password_file"),
@@ -124,3 +125,55 @@ def test_faults_beside_combinations_show_no_secret(faults):
     found = faults("cluster: {seeds: [], password: s3cr3t, password_file: secret, username: [s3cr3t]}\n")
     assert len(found) == 3
     assert "s3cr3t" not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("clients", "open_to_all"),
+    [
+        ("", True),
+        ("password: ''", True),
+        ("protected_mode: true", True),
+        ("protected_mode: false", False),
+        ("password: c", False),
+        ("password_file: secret", False),
+    ],
+)
+def test_a_listener_beyond_this_machine_needs_a_password_of_its_own(tmp_path, faults, clients, open_to_all):
+    text = f"""cluster: {{seeds: ['a:1'], password_file: secret}}
+clients: {{{clients}}}
+listeners:
+  - address: 127.0.0.1:1
+  - address: 0.0.0.0:2
+  - address: unix:/x
+  - address: "[::1]:1"
+  - address: localhost:3
+  - address: redis.example:4
+"""
+    reason = "open to other machines: clients.password is needed, or clients.protected_mode: false"
+    if open_to_all:
+        assert faults(text) == [f"5: listeners[1].address: {reason}", f"9: listeners[5].address: {reason}"]
+    else:
+        (tmp_path / "proxy.yaml").write_text(text)
+        assert config.load(tmp_path / "proxy.yaml").cluster.secret == "s3cr3t"
+
+
+def test_without_a_password_there_is_nothing_to_protect(tmp_path):
+    path = tmp_path / "proxy.yaml"
+    path.write_text(SEEDS + "listeners: [{address: '0.0.0.0:1'}]\n")
+    assert config.load(path).clients.protected_mode is True
+
+
+def test_further_conflicts_stand_in_their_places(tmp_path):
+    path = tmp_path / "proxy.yaml"
+    path.write_text(SEEDS + "log:\n  file: x\n  level: loud\n")
+
+    def further(settings):
+        yield Conflict(("log", "file"), "cannot be")
+        yield Conflict(("log", "level"), "is wrong by itself")
+
+    with pytest.raises(ConfigFaults) as raised:
+        config.settings_of(read(path), tmp_path, further)
+    assert [f"{one.line}: {one.key}" for one in raised.value.faults] == ["3: log.file", "4: log.level"]
+    path.write_text(SEEDS + "log: {file: x}\n")
+    with pytest.raises(ConfigFaults, match=r"log\.file: cannot be"):
+        config.settings_of(read(path), tmp_path, further)

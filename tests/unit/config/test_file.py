@@ -126,6 +126,46 @@ def test_include_of_itself_ends(write):
     assert found.endswith("include[0]: more than 8 files deep: does a file include itself?")
 
 
+def test_include_takes_patterns(write, tmp_path):
+    (tmp_path / "conf.d" / "folder.yaml").mkdir(parents=True)
+    write("a: 1\nb: 1\n", "conf.d/20-b.yaml")
+    write("a: 2\nc: 2\n", "conf.d/10-a.yaml")
+    write("d: 4\n", "conf.d/.hidden.yaml")
+    source = read(write("include: ['conf.d/*.yaml', 'none/*.yaml', 'x[12].yaml']\nc: 3\n"))
+    assert not source.faults
+    assert {name: source.values[name] for name in "abc"} == {"a": 1, "b": 1, "c": 3}  # sorted: the last one counts
+    assert "d" not in source.values
+    assert Path(source.marks[("b",)][0]).name == "20-b.yaml"
+
+
+def test_a_file_whose_name_looks_like_a_pattern(write):
+    write("a: 1\n", "x[12].yaml")
+    assert read(write("include: ['x[12].yaml']\n")).values["a"] == 1
+
+
+def test_a_fault_in_a_file_found_by_a_pattern(write):
+    write("a: [1\n", "conf-a.yaml")
+    [found] = faults(read(write("include: ['conf-*.yaml']\n")))
+    assert found.startswith("conf-a.yaml:2: : not YAML") or found.startswith("proxy.yaml:1: include[0]: ")
+
+
+def test_content_that_is_not_in_a_file(write, tmp_path, monkeypatch):
+    """Standard input: what it includes is relative to the working folder."""
+    write("a: 1\n", "base.yaml")
+    monkeypatch.chdir(tmp_path)
+    source = read(Path("standard input"), b"include: [base.yaml]\nb: 1\nb: 2\n")
+    assert source.values == {"include": ["base.yaml"], "a": 1, "b": 1}
+    assert faults(source) == ["standard input:3: b: given twice, first on line 2"]
+
+
+def test_which_files_have_secrets(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("PASSWORD", "x")
+    write("cluster: {password: x}\n", "base.yaml")
+    write("cluster: {password: '${PASSWORD}', username: u}\nclients: {password: ''}\n", "none.yaml")
+    source = read(write("include: [base.yaml, none.yaml]\n"))
+    assert source.with_secrets == {str(tmp_path / "base.yaml")}
+
+
 def test_nearest():
     assert nearest("sedes", ["seeds", "password"]) == ", did you mean 'seeds'?"
     assert nearest("zzz", ["seeds"]) == ""

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from proxy.config import models as config
 from proxy.config.models import Address, ConfigFaults, Section, Settings
-from proxy.config.models import models as config
-from proxy.config.values import Owner
+from proxy.config.values import MASK, Owner
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SAMPLE = ROOT / "config" / "proxy.yaml"
 SEEDS = "cluster: {seeds: ['127.0.0.1:7001']}\n"
 
@@ -120,7 +120,8 @@ def test_defaults():
     assert settings.cluster.secret == settings.clients.secret == ""
     assert settings.workers == "auto"
     assert settings.listeners[0].owner == Owner()
-    assert (settings.handover, settings.ready.partial) == ("", False)
+    assert settings.ready.partial is False
+    assert (settings.clients.max_memory, settings.clients.protected_mode) == ("auto", True)
     assert (settings.drain.delay, settings.drain.timeout) == (0.0, 10.0)
 
 
@@ -128,7 +129,6 @@ def test_values(load):
     settings = load(
         """
 workers: 4
-handover: /run/redis-proxy/handover.sock
 drain: {delay: 5s, timeout: 1m}
 listeners:
   - address: "[::1]:7000"
@@ -142,7 +142,7 @@ cluster:
   endpoint: hostname
   refresh_interval: 1m
 requests: {timeout: 250ms}
-clients: {output_hard_limit: 2gb, max_clients: 5}
+clients: {output_hard_limit: 2gb, max_clients: 5, max_memory: 3mb}
 commands: {allow: [DEBUG, cluster failover, "config|set"]}
 admin: {address: off}
 log:
@@ -154,7 +154,7 @@ log:
     assert settings.listeners[1].address.path == "/run/redis-proxy.sock"
     assert settings.listeners[1].owner == Owner("1234:2345", 1234, 2345)
     assert settings.workers == 4
-    assert settings.handover == "/run/redis-proxy/handover.sock"
+    assert settings.clients.max_memory == 3 << 20
     assert (settings.drain.delay, settings.drain.timeout) == (5.0, 60.0)
     assert settings.cluster.refresh_interval == 60.0
     assert settings.requests.timeout == 0.25
@@ -220,7 +220,16 @@ def test_secrets_are_never_shown(load, tmp_path, monkeypatch):
     assert settings.clients.secret == "s3cr3t"
     for shown in (repr(settings), str(settings), config.effective(settings)):
         assert "s3cr3t" not in shown
-    assert yaml.safe_load(config.effective(settings))["clients"]["password"] == "**********"
+    assert yaml.safe_load(config.effective(settings))["clients"]["password"] == MASK
+
+
+def test_what_is_printed_in_place_of_a_secret_is_refused(load, faults):
+    """--print-config > new.yaml must not make the mask the password."""
+    settings = load(SEEDS + "clients: {password: s3cr3t}")
+    [found] = faults(config.effective(settings))
+    reason = "is the mask that --print-config writes in place of a secret: put the secret here"
+    assert found.endswith(f" clients.password: {reason}")
+    assert faults("cluster: {seeds: ['a:1'], password: '**********'}") == [f"1: cluster.password: {reason}"]
 
 
 def test_faults_do_not_show_secrets(faults, tmp_path):
@@ -236,7 +245,7 @@ def test_faults_do_not_show_secrets(faults, tmp_path):
 def test_effective_reads_back(load):
     settings = load(
         SEEDS + "listeners: [{address: 'unix:/x', mode: '0600', owner: ':1234'}, {address: '[::1]:1'}]\n"
-        "workers: 3\nhandover: /run/h\ndrain: {delay: 1s}\n"
+        "workers: 3\ndrain: {delay: 1s}\n"
         "requests: {timeout: 1.5s}\nclients: {idle_timeout: 0, max_query: 1000b}\nadmin: {address: off}\n"
     )
     assert load(config.effective(settings)) == settings
@@ -301,11 +310,6 @@ commands: [debug]
         ("drain: {delay: 5}", "2: drain.delay: '5' has no unit"),
         ("drain: {timeout: 0}", "2: drain.timeout: should be more than 0"),
         ("drain: 5s", "2: drain: should be a mapping of options"),
-        ("listeners: [{address: 'unix:/h'}]\nhandover: /h", "3: handover: unix:/h is listened on already"),
-        (
-            "handover: /a/../h\nlisteners: [{address: 'unix:/h'}]",
-            "2: handover: unix:/a/../h overlaps unix:/h, which is listened on already",
-        ),
         (
             "ready: {partial: true}\nadmin: {address: off}",
             "2: ready.partial: nobody can ask for readiness while admin.address is off",

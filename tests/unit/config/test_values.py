@@ -5,8 +5,8 @@ import pwd
 
 import pytest
 
+from proxy.config import models as config
 from proxy.config.models import ConfigFaults, Settings
-from proxy.config.models import models as config
 from proxy.config.values import Owner
 
 SEEDS = "cluster: {seeds: ['127.0.0.1:7001']}\n"
@@ -43,6 +43,11 @@ def test_yes_and_no_from_the_environment(load, monkeypatch, text):
     assert load("ready: {partial: '${PARTIAL}'}").ready.partial is (text != "false")
 
 
+@pytest.mark.parametrize(("written", "size"), [("auto", "auto"), ("0", 0), ("2gb", 2 << 30), ("1k", 1000)])
+def test_memory(load, written, size):
+    assert load(f"clients: {{max_memory: {written}}}").clients.max_memory == size
+
+
 @pytest.mark.parametrize(
     ("written", "uid", "gid"),
     [
@@ -72,10 +77,12 @@ def test_owners(load, written, uid, gid):
         ("workers: true", "2: workers: should be auto or a number from 1 to 256"),
         ("ready: {partial: 1}", "2: ready.partial: should be true or false"),
         ("ready: {partial: maybe}", "2: ready.partial: should be true or false"),
-        ("handover: true", "2: handover: should be text: write it in quotes"),
-        ("handover: run/h", "2: handover: the path of a Unix socket should be absolute, not 'run/h'"),
-        ("handover: unix:/h", "2: handover: the path of a Unix socket should be absolute, not 'unix:/h'"),
-        (f"handover: /{'x' * 107}", "2: handover: the path of a Unix socket has at most 107 bytes, this one 108"),
+        (
+            "clients: {max_memory: all}",
+            "2: clients.max_memory: should be a size such as 512b, 64kb, 64mb or 1gb, not 'all'",
+        ),
+        ("clients: {max_memory: 5}", "2: clients.max_memory: '5' has no unit"),
+        ("clients: {protected_mode: 1}", "2: clients.protected_mode: should be true or false"),
         (
             "listeners: [{address: 'unix:/x', owner: no-such-user}]",
             "2: listeners[0].owner: there is no user 'no-such-user' on this machine",

@@ -1,0 +1,113 @@
+"""The page of `redis-proxy status`: what GET /api/state tells, as text for people.
+
+Why: an operator at a terminal wants to see at once whether the proxy, its workers, its clients and the cluster are
+well. Called by proxy.remote. Sans-IO: a mapping in, text out.
+
+Invariants: whatever is missing, as in the answer of another version, is shown as `-`; printable characters only, for
+names and errors come from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def page(state: Mapping[str, Any], now_s: float) -> str:
+    """Lines of text. now_s: Unix time, as are the times of the state (started_s, last_success_s, at_s)."""
+    proxy, workers, clients = (_part(state, name) for name in ("proxy", "workers", "clients"))
+    topology, reload, upgrade = (_part(state, name) for name in ("topology", "reload", "upgrade"))
+    known = "known" if topology.get("known") else "not known"
+    fresh = "fresh" if topology.get("fresh") else "stale"
+    most = _size(clients["max_memory"]) if clients.get("max_memory") else "any"
+    lines = [
+        f"redis-proxy {_text(proxy, 'version')}, pid {_text(proxy, 'pid')}, up {_since(proxy.get('started_s'), now_s)}"
+        + (", draining" if proxy.get("draining") else ""),
+        f"  configuration  {_text(proxy, 'source')}",
+        f"  listening      {', '.join(map(_plain, proxy.get('listening') or [])) or '-'}",
+        f"  admin          {_text(proxy, 'admin')}",
+        "",
+        f"workers: {_text(workers, 'running')} of {_text(workers, 'configured')} running,"
+        f" {_text(workers, 'restarts')} restarts",
+        *_table(("number", "pid", "clients", "silent_s", "lag_s", "leaving"), workers.get("each")),
+        "",
+        f"clients: {_text(clients, 'connected')} of at most {_text(clients, 'max')}, memory"
+        f" {_size(clients.get('memory'))} of {most}",
+        f"  rejected       {_counts(clients.get('rejected'))}",
+        "",
+        f"topology: {known}, {fresh}, {_text(topology, 'slots_covered')} slots covered, epoch"
+        f" {_text(topology, 'epoch')}, learnt {_since(topology.get('last_success_s'), now_s)} ago",
+        *_error(topology),
+        *_table(("address", "role", "up", "connections", "pending", "connect_failures"), state.get("nodes")),
+        "",
+        f"reload: {_text(reload, 'attempts')} attempts, the last {_since(reload.get('at_s'), now_s)} ago"
+        if reload.get("attempts")
+        else "reload: none",
+        *_error(reload),
+        *(f"  {_plain(fault)}" for fault in reload.get("faults") or []),
+        f"upgrade: {_text(upgrade, 'state')}",
+        *_error(upgrade),
+        f"log: {_text(_part(state, 'log'), 'dropped')} lines dropped",
+    ]
+    return "\n".join(lines)
+
+
+def _part(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = state.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _plain(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
+def _text(part: Mapping[str, Any], name: str) -> str:
+    return _plain(part.get(name))
+
+
+def _error(part: Mapping[str, Any]) -> list[str]:
+    return [f"  error          {_text(part, 'error')}"] if part.get("error") else []
+
+
+def _counts(counts: object) -> str:
+    found = [f"{_plain(name)} {_plain(n)}" for name, n in counts.items() if n] if isinstance(counts, dict) else []
+    return ", ".join(found) or "none"
+
+
+def _since(then_s: object, now_s: float) -> str:
+    """How long ago, in the two largest units: `3d 4h`."""
+    if not isinstance(then_s, int | float) or not then_s:
+        return "-"
+    left = max(int(now_s - then_s), 0)
+    words: list[str] = []
+    for unit, seconds in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, seconds)
+        if count or (unit == "s" and not words):
+            words.append(f"{count}{unit}")
+    return " ".join(words[:2])
+
+
+def _size(size: object) -> str:
+    if not isinstance(size, int | float):
+        return "-"
+    for unit, factor in (("gb", 1 << 30), ("mb", 1 << 20), ("kb", 1 << 10)):
+        if size >= factor:
+            return f"{size / factor:.1f}{unit}"
+    return f"{size}b"
+
+
+def _table(columns: tuple[str, ...], rows: object) -> Iterable[str]:
+    """A line of names and one per row, in columns."""
+    found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    if not found:
+        return
+    lines = [[name.removesuffix("_s").replace("_", " ") for name in columns]]
+    lines += [[_plain(row.get(name)) for name in columns] for row in found]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]
+    for line in lines:
+        yield "  " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()

@@ -1,0 +1,32 @@
+"""proxy.system.secret_file: what a file with a secret gives, and what it must not show."""
+
+from pathlib import Path
+
+import pytest
+
+from proxy.system.secret_file import SecretFile, read_secret
+
+
+def test_a_secret(tmp_path):
+    (tmp_path / "secret").write_bytes(b" s3cr3t \r\n")
+    found = read_secret("secret", tmp_path)
+    assert found == SecretFile("secret", " s3cr3t ")
+    assert "s3cr3t" not in repr(found)
+    assert read_secret(str(tmp_path / "secret"), Path()).secret == " s3cr3t "
+    assert read_secret("", tmp_path) == SecretFile()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "No such file or directory"), (b"\n", "is empty"), (b"\xff", "not UTF-8 text")],
+)
+def test_no_secret(tmp_path, content, reason):
+    if content is not None:
+        (tmp_path / "secret").write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        read_secret("secret", tmp_path)
+
+
+def test_no_path(tmp_path):
+    with pytest.raises(ValueError, match="should be the path of a file"):
+        read_secret(5, tmp_path)
