@@ -21,6 +21,16 @@ class Counters:
     def __init__(self, memory: mmap.mmap | memoryview | bytearray | None = None) -> None: ...
     def fault(self) -> None:
         """Counts an exception of our own code outside of a command."""
+
+    @property
+    def accepted(self) -> int:
+        """Clients that were taken in and served. Read straight from the memory, as `gone`: cheap and never late."""
+    @property
+    def gone(self) -> int:
+        """Clients that have left: closed for any reason, or turned away before they were served (DataPath.reject).
+
+        Clients that were handed over, less these, are the clients of a worker.
+        """
     def snapshot(self) -> Any:
         """All counters as plain values: proxy.admin.snapshot.CounterValues. Only reads.
 

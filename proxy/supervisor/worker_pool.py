@@ -28,6 +28,7 @@ import msgspec
 
 from proxy import __version__
 from proxy.forward.counters import COUNTERS_SIZE, Counters
+from proxy.ipc import EXIT_VERSION
 from proxy.ipc.channel import Channel, encode, pair
 from proxy.ipc.messages import (
     FROM_WORKER,
@@ -56,7 +57,6 @@ BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
 STEADY_S: Final = 10.0  # a worker that lived so long owes its death to nothing that will recur at once
 STILLBORN: Final = 3  # failures in a row before the first start that make the start of the proxy fail
-EXIT_VERSION: Final = 79  # see worker.main
 _TICK_S: Final = 1.0
 _CHANNEL: Final = 3  # the descriptor of a worker's end
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

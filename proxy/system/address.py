@@ -58,3 +58,38 @@ def format_address(where: object, fallback: Address | None = None) -> str:
         return f"{UNIX}@{where[1:].decode(errors='replace')}"  # an abstract name, unix(7)
     path = where if isinstance(where, str) and where else (fallback.path if fallback else "")
     return UNIX + path
+
+
+def parse_address(written: object, *, listen: bool = False, unix: bool = False) -> Address:
+    """`host:port` or `[v6]:port`; with listen=True port 0 too (any free one), with unix=True `unix:/path` too."""
+    import re  # only here: a worker does without
+
+    if not isinstance(written, str):
+        raise ValueError("should be an address such as 127.0.0.1:6379, written in quotes")
+    if unix and written.startswith(UNIX):
+        return Address(path=check_socket_path(written[len(UNIX) :]))
+    if "@" in written:  # not quoted: it may be a password
+        raise ValueError("an address has no user and no password: host:port")
+    host, colon, port = written.rpartition(":")
+    if not colon or host.endswith(":") or ("[" not in host and ":" in host):
+        bare = written.count(":") > 1
+        raise ValueError(
+            "an IPv6 address needs brackets: [::1]:6379" if bare else f"'{written}' has no port: host:port"
+        )
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    labels = host.removesuffix(".").split(".")  # of which getaddrinfo takes 1 to 63 characters each
+    if not re.fullmatch(r"[A-Za-z0-9_.:%-]+", host) or not all(0 < len(label) < 64 for label in labels):
+        raise ValueError(f"'{written}' has no valid host" + (" (for all addresses: 0.0.0.0)" if listen else ""))
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not (0 if listen else 1) <= int(port) <= 65535:
+        raise ValueError(f"'{port}' is not a port (1 to 65535)")
+    return Address(host, int(port))
+
+
+def check_socket_path(path: str) -> str:
+    """The path, when a Unix socket can be there: absolute, and at most 107 bytes."""
+    if not path.startswith("/"):
+        raise ValueError(f"the path of a Unix socket should be absolute, not '{path}'")
+    if len(path.encode()) > 107:  # sockaddr_un.sun_path with its ending zero, unix(7)
+        raise ValueError(f"the path of a Unix socket has at most 107 bytes, this one {len(path.encode())}")
+    return path

@@ -10,8 +10,7 @@ process, which blocks them over the exec, do nothing here.
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
+import os
 import signal
 import socket
 import sys
@@ -25,22 +24,22 @@ _IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1,
 
 def main(descriptor: int, number: int, version: str) -> int:
     """The exit code, when the work is done."""
+    parent = os.getppid()
     for ignored in _IGNORED:
         signal.signal(ignored, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
-    # die_with_parent()
     if version != proxy.__version__:
         text = f"version {proxy.__version__} is installed, but the main process is version {version}: not started"
         print(f"redis-proxy: worker {number}: {text}", file=sys.stderr)
         return EXIT_VERSION
-    # The main process ends a worker that hangs with SIGABRT: then the stack says where. Not without a stderr.
-    with contextlib.suppress(OSError, RuntimeError, ValueError):
-        faulthandler.enable()
-    from setproctitle import setproctitle  # MERGE: proxy.system.process.set_title
-
+    from proxy.system.process import die_with_parent, set_title
     from proxy.worker.conversation import converse
 
-    setproctitle(f"redis-proxy: worker {number}")
+    set_title(f"redis-proxy: worker {number}")
+    try:
+        die_with_parent(parent)
+    except ProcessLookupError:
+        return 1
     return converse(socket.socket(fileno=descriptor), number)
 
 

@@ -18,6 +18,7 @@ from proxy.forward.reactor import Reactor
 from proxy.ipc.messages import NodeStatus, Status
 from proxy.ipc.settings import Clients
 from proxy.serve.context import NodeState
+from proxy.system import log as logs
 
 
 class WorkerStatus:
@@ -37,7 +38,7 @@ class WorkerStatus:
     def status(self, number: int) -> Status:
         """The worker as the main process merges it."""
         waiting, output, memory = self._exchange.parking.waiting, output_bytes(self._path), self._client_memory()
-        dropped = 0  # MERGE: logs.dropped()
+        dropped = logs.dropped()
         return Status(number, waiting, output, memory, self.lag_s, dropped, self._nodes())
 
     def stats(self) -> Mapping[str, int | float]:

@@ -15,7 +15,6 @@ import gc
 import mmap
 import os
 import socket
-from array import array
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -36,7 +35,7 @@ from proxy.ipc.messages import Commands, NodeFacts, Report, Start, Topology
 from proxy.ipc.settings import WorkerSettings
 from proxy.resp import errors
 from proxy.serve.context import ServeContext
-from proxy.serve.responder import Desk
+from proxy.serve.responder import Responder
 from proxy.system import log as logs
 from proxy.system.tcp import keepalive
 from proxy.worker.connector import Connector
@@ -106,8 +105,8 @@ class Worker:
             unix_endpoint=settings.endpoint,
         )
         self._commands = start.commands
-        desk = Desk(self.context, on_notice=self._notice, on_raised=faults.show)
-        self.path = DataPath(self.reactor, self.exchange, self.counters, self._table(), desk)
+        responder = Responder(self.context, on_notice=self._notice, on_raised=faults.show)
+        self.path = DataPath(self.reactor, self.exchange, self.counters, self._table(), responder)
         # MERGE: self.path.max_memory = settings.clients.max_memory
         self.leaving = Leaving(loop, self.path)
         self.connector = Connector(backends, on_up=self._backend_up, on_trouble=self.stale, on_fault=faults)
@@ -217,7 +216,7 @@ class Worker:
         """Another topology. No loop over slots or ranges: this holds up every client."""
         told = [(Address(node.host, node.port), node) for node in topology.nodes]
         roles = [(address, node.replica) for address, node in told]
-        _publish_as_before_the_merge(self.router, roles, topology.shards, topology.owners)
+        self.router.publish(roles, topology.shards, topology.owners)
         self._nodes = {node.label: node for node in self.router.nodes.values()}
         for address, entry in told:
             self.router.nodes[address].usable = entry.usable
@@ -377,20 +376,3 @@ def _spelt(where: object, listener: str) -> str:
     if isinstance(where, tuple):
         return str(Address(where[0], where[1]))
     return f"unix:{where}" if isinstance(where, str) and where else f"unix:{listener.removeprefix('unix:')}"
-
-
-def _publish_as_before_the_merge(
-    router: Router, nodes: list[tuple[Address, bool]], shards: list[tuple[int, tuple[int, ...]]], owners: bytes
-) -> None:
-    """MERGE: delete; it is router.publish(nodes, shards, owners)."""
-    places, first = array("H", owners), 0
-    slots: list[list[tuple[int, int]]] = [[] for _ in shards]
-    for slot in range(len(places)):
-        if slot + 1 == len(places) or places[slot + 1] != places[first]:
-            if places[first] != 0xFFFF:
-                slots[places[first]].append((first, slot))
-            first = slot + 1
-    router.publish(
-        (None if primary < 0 else nodes[primary][0], [nodes[replica][0] for replica in replicas], slots[place])
-        for place, (primary, replicas) in enumerate(shards)
-    )
