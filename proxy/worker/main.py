@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import signal
 import socket
 import sys
@@ -36,6 +37,7 @@ def main(descriptor: int, number: int, version: str) -> int:
     # The main process ends a worker that hangs with SIGABRT: then the stack says where. Not without a stderr.
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         faulthandler.enable()
+    gc.disable()  # until it has started: what is imported stays
     from setproctitle import setproctitle  # MERGE: proxy.system.process.set_title
 
     from proxy.worker.conversation import converse

@@ -26,7 +26,7 @@ from proxy.ipc.messages import Commands, NodeEntry, NodeFacts, Report, Start, To
 from proxy.ipc.settings import Backends, Clients, Log, Requests, WorkerSettings
 from proxy.resp.decode import Decoder
 from proxy.resp.encode import encode_command
-from proxy.worker.faults import Faults
+from proxy.system.faults import Faults
 from proxy.worker.worker import Worker, _publish_as_before_the_merge
 
 TCP = "127.0.0.1:7617"
@@ -74,7 +74,9 @@ def topology(
     unusable: Sequence[Address] = (),
 ) -> Topology:
     """(slot ranges, addresses: the primary and its replicas) each; names besides the addresses themselves."""
-    nodes, told, owners = [], [], array("H", [0xFFFF]) * 16384
+    nodes: list[NodeEntry] = []
+    told: list[tuple[int, tuple[int, ...]]] = []
+    owners = array("H", [0xFFFF]) * 16384
     for ranges, addresses in shards:
         for first, last in ranges:
             owners[first : last + 1] = array("H", [len(told)]) * (last + 1 - first)
