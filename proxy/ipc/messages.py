@@ -42,8 +42,8 @@ class Topology(msgspec.Struct, tag=True, array_like=True):
     """The topology, ready for the data path: nothing is built, compared or parsed by a worker.
 
     shards: (index into nodes of the primary, or -1; those of its replicas). owners: 16,384 little-endian uint16, the
-    index into shards of each slot's owner, 0xFFFF = nobody. names: "host:port" as a redirection may say it -> index
-    into nodes. epoch: -1 = the nodes would not say.
+    index into shards of each slot's owner, 0xFFFF = nobody. names: str(Address) of every host and port a redirection
+    may say, mapped ones included -> index into nodes. epoch: -1 = the nodes would not say.
     """
 
     nodes: list[NodeEntry]
@@ -167,7 +167,8 @@ class Started(msgspec.Struct, tag=True, array_like=True):
 class Report(msgspec.Struct, tag=True, array_like=True):
     """What only a worker sees, coalesced: signs that the topology has changed, and replicas that refused reads.
 
-    signs: of control.topology_refresh.TRIGGERS ("moved", "lost", "uncovered", "connect"...), each once.
+    signs, each once: moved, readonly, clusterdown, uncovered, unknown (of the data path), lost, connect (of the
+    connector); unfit, by "host:port": a replica not used from that moment until NodeFacts or a Topology says otherwise.
     """
 
     signs: list[str]

@@ -1,0 +1,8 @@
+"""A worker process: main (process) > conversation (messages obeyed) > worker (one loop put together).
+
+```
+main process --channel--> conversation --> worker --> forward (clients, backends), serve (answers of our own)
+                                             |-- connector: connects and hands shakes     report: what it saw, told
+                                             '-- drain: parts with clients                status: what it counts, told
+```
+"""

@@ -81,28 +81,22 @@ class Connector:
         """
         self.settings = settings
         self._failures.clear()
-        for backend, task in list(self._tasks.items()):
-            task.cancel()
-            del self._tasks[backend]
-            self._start(backend, 0.0)
+        for backend in list(self._tasks):
+            self._tasks.pop(backend).cancel()
+            self.connect(backend)
 
     def connect(self, backend: Backend) -> None:
         """The backend is wanted: it is CONNECTING and requests may be waiting in it."""
-        self._start(backend, 0.0)
+        self._start(backend)
 
     def lost(self, backend: Backend, reason: str) -> None:
         """Its connection is gone. Reconnects at once, unless it had only just been made."""
         lived = time.monotonic() - self._up_since.pop(backend, 0.0)
         label = backend.node.label
-        warn_limited(log, f"backend-lost:{label}", "connection to node lost", node=label, reason=reason)
+        warn_limited(log, f"lost:{label}", "connection to node lost", node=label, reason=reason)
         self._on_trouble("lost")
-        if backend.state == BackendState.CLOSED:
-            return
-        if lived < _SHORT_LIFE_S:
-            backend.connect_failed()
-            self._start(backend, self._backoff(backend))
-        else:
-            self._start(backend, 0.0)
+        if backend.state != BackendState.CLOSED:
+            self._start(backend, again=lived < _SHORT_LIFE_S)
 
     def forget(self, backend: Backend) -> None:
         """It will not be used any more."""
@@ -113,18 +107,21 @@ class Connector:
 
     async def stop(self) -> None:
         """Ends all attempts."""
-        tasks = list(self._tasks.values())
-        self._tasks.clear()
-        for task in tasks:
+        tasks, self._tasks = self._tasks, {}
+        for task in tasks.values():
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
 
-    def _start(self, backend: Backend, delay_s: float) -> None:
+    def _start(self, backend: Backend, *, again: bool = False) -> None:
+        """again: after a failure, so not at once."""
+        if again:
+            backend.connect_failed()
         if (known := self._tasks.get(backend)) is not None and not known.done():
             return
         for closed in [known for known in self._up_since if known.state == BackendState.CLOSED]:
             del self._up_since[closed]  # drained; nobody lost it
-        task = asyncio.get_running_loop().create_task(self._run(backend, delay_s), name=f"connect-{backend.node.label}")
+        delay_s = self._backoff(backend) if again else 0.0
+        task = asyncio.get_running_loop().create_task(self._run(backend, delay_s))
         self._tasks[backend] = task
         task.add_done_callback(partial(self._ended, backend))
 
@@ -136,8 +133,7 @@ class Connector:
             return
         self._on_fault("connecting to a node", error)
         if ours and backend.state != BackendState.CLOSED:
-            backend.connect_failed()
-            self._start(backend, self._backoff(backend))
+            self._start(backend, again=True)
 
     def _backoff(self, backend: Backend) -> float:
         failures = self._failures.get(backend, 0)
@@ -157,12 +153,9 @@ class Connector:
             try:
                 async with asyncio.timeout(self.settings.connect_timeout):
                     sock = await self._open(backend)
-                try:
+                with sock:
                     backend.attach(sock.fileno())
-                except OSError:
-                    sock.close()
-                    raise
-                sock.detach()
+                    sock.detach()
                 break
             except (OSError, HandshakeError, ProtocolFault, UnicodeError) as error:  # the last: of a resolver
                 if backend.state == BackendState.CLOSED:  # while it was being connected
@@ -191,14 +184,12 @@ class Connector:
                 keepalive(sock, self.settings.keepalive)
                 await loop.sock_connect(sock, where)
                 await self._handshake(loop, sock, backend)
-            except OSError as failed:
-                sock.close()
-                error = failed
-            except BaseException:
-                sock.close()
-                raise
-            else:
                 return sock
+            except BaseException as failed:
+                sock.close()
+                if not isinstance(failed, OSError):
+                    raise
+                error = failed
         raise error or OSError(f"{host} has no address")
 
     async def _handshake(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, backend: Backend) -> None:
@@ -223,21 +214,15 @@ class Connector:
 
     def commands(self, backend: Backend) -> list[tuple[str, ...]]:
         """The handshake of a backend, by protocol and role; at least one command, so that the node has answered."""
-        settings = self.settings
-        credentials = (settings.username or "default", settings.password)
-        name = settings.client_name
+        username, password, name = self.settings.username, self.settings.password, self.settings.client_name
         commands: list[tuple[str, ...]] = []
         if backend.proto == 3:
-            hello: tuple[str, ...] = ("HELLO", "3")
-            if settings.password:
-                hello += ("AUTH", *credentials)
-            if name:
-                hello += ("SETNAME", name)
-            commands.append(hello)
+            login = ("AUTH", username or "default", password) if password else ()
+            commands.append(("HELLO", "3", *login, *(("SETNAME", name) if name else ())))
         else:
-            if settings.password:
+            if password:
                 # Servers before 6.0 know no users, and AUTH of one word means the default user everywhere.
-                commands.append(("AUTH", *credentials) if settings.username else ("AUTH", settings.password))
+                commands.append(("AUTH", username, password) if username else ("AUTH", password))
             if name:
                 commands.append(("CLIENT", "SETNAME", name))
         if backend.readonly:

@@ -3,7 +3,7 @@
 Why: worker.worker knows nothing of processes and messages, and can be driven without either. Called by worker.main.
 
 Invariants: the worker never serves without a main process. An exception while Start is obeyed ends the process, for
-there is nothing to go on with; any other is a fault (worker.faults) that nobody's connection ends for.
+there is nothing to go on with; any other is a fault (system.faults) that nobody's connection ends for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import uvloop
 from proxy.ipc import messages
 from proxy.ipc.channel import Channel
 from proxy.system import log as logs
-from proxy.worker.faults import Faults
+from proxy.system.faults import Faults
 from proxy.worker.worker import Worker
 
 EXIT_FAILED: Final = 1
@@ -96,13 +96,8 @@ class Conversation:
         (descriptor,) = descriptors
         memory = mmap.mmap(descriptor, 0)
         os.close(descriptor)
-        wanted = start.settings.log
-        try:
-            logs.setup(wanted.level, wanted.format, wanted.file, worker=start.worker)
-        except OSError as error:  # the main process could write it: serving is worth more than the file
-            logs.setup(wanted.level, wanted.format, worker=start.worker)
-            log.error("cannot write the log, it goes to stderr", file=wanted.file, error=error.strerror)
         self._worker = Worker(start, self._loop, self._channel.send, self._faults, memory)
+        self._worker.apply_log()
         self._worker.start(start)
         self._channel.send(messages.Started())
         self._timer = self._loop.call_later(STATUS_S, self._tell_status, self._worker)

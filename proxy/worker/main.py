@@ -10,6 +10,7 @@ process, which blocks them over the exec, do nothing here.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -32,6 +33,7 @@ def main(descriptor: int, number: int, version: str) -> int:
         text = f"version {proxy.__version__} is installed, but the main process is version {version}: not started"
         print(f"redis-proxy: worker {number}: {text}", file=sys.stderr)
         return EXIT_VERSION
+    gc.disable()  # until it has started: what is imported stays
     from proxy.system.process import die_with_parent, set_title
     from proxy.worker.conversation import converse
 

@@ -11,6 +11,7 @@ main process does that once for all workers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import mmap
 import os
@@ -19,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from proxy import __version__
+from proxy.cluster.node_names import NodeNames
 from proxy.cluster.topology import Address
 from proxy.commands.lookup import CommandTable
 from proxy.forward.backend import Backend
@@ -37,11 +39,10 @@ from proxy.resp import errors
 from proxy.serve.context import ServeContext
 from proxy.serve.responder import Responder
 from proxy.system import log as logs
+from proxy.system.faults import Faults
 from proxy.system.tcp import keepalive
 from proxy.worker.connector import Connector
 from proxy.worker.drain import NEW_S, Leaving
-from proxy.worker.faults import Faults
-from proxy.worker.names import NodeNames
 from proxy.worker.report import Reports
 from proxy.worker.settings import client_limits, ns, of_a_connection
 from proxy.worker.status import WorkerStatus
@@ -71,62 +72,46 @@ class Worker:
         self.settings = settings = start.settings
         self.loop = loop
         self._number, self._faults = start.worker, faults
-        backends, requests = settings.backends, settings.requests
         self.counters = Counters(memory)
         faults.count = self.counters.fault
-        self.reactor = Reactor(loop, pause_ns=ns(backends.batch_pause))
-        self.backend_settings = BackendSettings(stall_ns=ns(backends.stall_timeout), max_window=backends.max_window)
-        self.router = Router(
-            self.reactor,
-            self.counters,
-            self.backend_settings,
-            connections=backends.connections,
-            failover_ns=ns(requests.failover_timeout),
-        )
+        self.reactor = Reactor(loop)
+        self.backend_settings = BackendSettings(stall_ns=0)
+        connections = settings.backends.connections
+        self.router = Router(self.reactor, self.counters, self.backend_settings, connections=connections, failover_ns=0)
         self.exchange = Exchange(
             self.reactor,
             self.router,
             self.counters,
             loop,
-            backoff_min_ns=ns(requests.retry_backoff_min),
-            backoff_max_ns=ns(requests.retry_backoff_max),
-            max_redirections=requests.max_redirections,
+            backoff_min_ns=0,
+            backoff_max_ns=0,
+            max_redirections=0,
             texts=errors.EXCHANGE_TEXTS,
         )
         self.router.port = self
         self.exchange.bind(self)
-        self.context = ServeContext(
-            client_password=settings.clients.password or None,
-            server_version="7.0.0",
-            proxy_version=__version__,
-            started_s=start.started_s,
-            run_id=start.run_id,
-            process_id=start.process_id,
-            unix_endpoint=settings.endpoint,
-        )
-        self._commands = start.commands
+        self.context = ServeContext(None, "7.0.0", __version__, start.started_s, start.run_id, start.process_id)
         responder = Responder(self.context, on_notice=self._notice, on_raised=faults.show)
-        self.path = DataPath(self.reactor, self.exchange, self.counters, self._table(), responder)
-        # MERGE: self.path.max_memory = settings.clients.max_memory
+        self.path = DataPath(self.reactor, self.exchange, self.counters, CommandTable((), "", {}), responder)
         self.leaving = Leaving(loop, self.path)
-        self.connector = Connector(backends, on_up=self._backend_up, on_trouble=self.stale, on_fault=faults)
+        self.connector = Connector(settings.backends, on_up=self._backend_up, on_trouble=self.stale, on_fault=faults)
         self.status = WorkerStatus(self.path, self.exchange, self.reactor, self.counters, settings.clients)
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
         self._reports = Reports(loop, send)
         self._names: NodeNames | None = None
         self._nodes: dict[str, Node] = {}  # of the topology, by label
         self._limits = (0, 0)
-        self._reads = dict(settings.listeners)  # of listeners that were removed too
-        limits = client_limits(settings)
-        self._clients_of = {name: ClientSettings(reads=reads, **limits) for name, reads in self._reads.items()}
+        self._clients_of: dict[str, ClientSettings] = {}  # by listener, those that were removed included,
+        self._reads: dict[str, str] = {}  # as is this
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self.use_commands(start.commands)
+        self._tune()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
     def start(self, start: Start) -> None:
         """Begins to serve with what came with the message; connections to the primaries are on their way."""
         self.reactor.start()
-        self.use_commands(start.commands)
         if start.topology is not None:
             self.publish(start.topology)
         self.learn(start.facts)
@@ -134,6 +119,7 @@ class Worker:
         self._trim()
         gc.collect()
         gc.freeze()  # what lives for the whole process need not be looked at again by every collection
+        gc.enable()  # see worker.main
 
     async def stop(self) -> None:
         """Closes everything at once."""
@@ -218,9 +204,10 @@ class Worker:
         roles = [(address, node.replica) for address, node in told]
         self.router.publish(roles, topology.shards, topology.owners)
         self._nodes = {node.label: node for node in self.router.nodes.values()}
-        for address, entry in told:
-            self.router.nodes[address].usable = entry.usable
-        self._names = NodeNames(topology, [address for address, _ in told])
+        for address, node in told:
+            self.router.nodes[address].usable = node.usable
+        nodes = [(address, node.announced_port, node.hosts) for address, node in told]
+        self._names = NodeNames(topology.names, nodes)
         self.context.shards, self.context.epoch = len(topology.shards), topology.epoch
         self.context.slots_covered = topology.covered
         self._limit()
@@ -269,66 +256,64 @@ class Worker:
     def apply(self, settings: WorkerSettings) -> str:
         """New settings for everything, at once; what could not be done, "" = nothing."""
         old, self.settings = self.settings, settings
-        trouble = self._apply_log() if settings.log != old.log else ""
-        backends, requests, clients = settings.backends, settings.requests, settings.clients
-        self.reactor.pause_ns = ns(backends.batch_pause)
-        self.backend_settings.stall_ns = ns(backends.stall_timeout)
-        self._limit()
-        self.router.failover_ns = ns(requests.failover_timeout)
-        self.router.connections = backends.connections
-        self.exchange.parking.backoff_min_ns = ns(requests.retry_backoff_min)
-        self.exchange.parking.backoff_max_ns = ns(requests.retry_backoff_max)
-        self.exchange.redirect.max_redirections = requests.max_redirections
-        self.status.limits = clients
-        # MERGE: self.path.max_memory = clients.max_memory
-        self.context.client_password = clients.password or None
-        self.context.unix_endpoint = settings.endpoint
+        trouble = self.apply_log() if settings.log != old.log else ""
+        self._tune()
         if settings.allow != old.allow:
             self.path.table = self._table()
-        self._apply_to_clients()
-        if clients.tcp_keepalive != old.clients.tcp_keepalive:
-            self._apply_keepalive(clients.tcp_keepalive)
-        if backends != old.backends:
-            self.connector.reconfigure(backends)
-        if of_a_connection(backends) != of_a_connection(old.backends):
+        if settings.clients.tcp_keepalive != old.clients.tcp_keepalive:
+            self._apply_keepalive()
+        if settings.backends != old.backends:
+            self.connector.reconfigure(settings.backends)
+        if of_a_connection(settings.backends) != of_a_connection(old.backends):
             for backend in self.router.renew():  # the old ones end when what they carry is answered
                 if not backend.pending:
                     self.connector.forget(backend)
             self.router.warm(2)
         return trouble
 
-    def _apply_log(self) -> str:
-        wanted = self.settings.log
-        try:
-            logs.setup(wanted.level, wanted.format, wanted.file, worker=self._number)
-        except OSError as error:
-            log.error("cannot write the log, the old one stays", file=wanted.file, error=error.strerror)
-            return f"cannot write the log {wanted.file}: {error.strerror}"
-        return ""
-
-    def _apply_to_clients(self) -> None:
-        """Limits hold for all clients; reads for those of the listener that have not chosen for themselves."""
+    def _tune(self) -> None:
+        """What the parts can be told at any time."""
+        backends, requests, clients = self.settings.backends, self.settings.requests, self.settings.clients
+        self.reactor.pause_ns = ns(backends.batch_pause)
+        self.backend_settings.stall_ns = ns(backends.stall_timeout)
+        self.router.connections = backends.connections
+        self.router.failover_ns = ns(requests.failover_timeout)
+        self.exchange.parking.backoff_min_ns = ns(requests.retry_backoff_min)
+        self.exchange.parking.backoff_max_ns = ns(requests.retry_backoff_max)
+        self.exchange.redirect.max_redirections = requests.max_redirections
+        # MERGE: self.path.max_memory = clients.max_memory
+        self.status.limits = clients
+        self.context.client_password = clients.password or None
+        self.context.unix_endpoint = self.settings.endpoint
+        self._limit()
+        # Limits hold for all clients; reads for those of the listener that have not chosen for themselves.
         limits = client_limits(self.settings)
         for present in self._clients_of.values():
             present.update(**limits)
         for name, reads in self.settings.listeners.items():
-            known = self._clients_of.get(name)
-            if known is None:
+            if (known := self._clients_of.get(name)) is None:
                 self._clients_of[name] = ClientSettings(reads=reads, **limits)
             else:
                 known.update(reads=reads)
                 follow_reads(self.path, known, self._reads.get(name, "primary"))
             self._reads[name] = reads
 
-    def _apply_keepalive(self, seconds: float) -> None:
+    def apply_log(self) -> str:
+        """Logs as the settings say; why not, if that cannot be done."""
+        wanted = self.settings.log
+        try:
+            logs.setup(wanted.level, wanted.format, wanted.file, worker=self._number)
+        except OSError as error:
+            log.error("cannot write the log, it goes where it went before", file=wanted.file, error=error.strerror)
+            return f"cannot write the log {wanted.file}: {error.strerror}"
+        return ""
+
+    def _apply_keepalive(self) -> None:
         for client in self.path.clients:
             sock = socket.socket(fileno=client.fd)
-            try:
-                keepalive(sock, seconds)
-            except OSError:
-                pass  # broken: the data path is about to learn of it
-            finally:
-                sock.detach()
+            with contextlib.suppress(OSError):  # broken: the data path is about to learn of it
+                keepalive(sock, self.settings.clients.tcp_keepalive)
+            sock.detach()
 
     # -- what the data path asks ---------------------------------------------------------------------------------
 

@@ -176,7 +176,7 @@ def test_the_other_side_is_gone() -> None:
 
 def test_close_inside_a_message_ends_the_delivery() -> None:
     async def test(left: End, right: End) -> None:
-        right.channel._on_message = lambda message, descriptors: right.channel.close()  # type: ignore[method-assign]
+        right.channel._on_message = lambda message, descriptors: right.channel.close()
         left.channel.send(Ask(1))
         left.channel.send(Ask(2))
         await left.until(lambda: bool(left.ends))
@@ -214,7 +214,7 @@ def test_a_message_that_raises_is_obeyed_once_and_the_next_ones_come() -> None:
             if message == Ask(1):
                 raise msgspec.MsgspecError  # a handler's is not the channel's
 
-        right.channel._on_message = heard  # type: ignore[method-assign]
+        right.channel._on_message = heard
         for n in range(3):
             left.channel.send(Ask(n))
         left.channel.send(Take("a", 1, 1), [pipe_with(b"x")])

@@ -47,13 +47,15 @@ class Parent:
         limit: int = 0,
         fault: str = "",
         blocked: tuple[signal.Signals, ...] = (),
+        environment: dict[str, str] | None = None,
     ) -> None:
         ours, theirs = pair()
         self.log_file = log
         dies = die_with_parent()
 
         def before_exec() -> None:
-            dies()
+            if dies is not None:
+                dies()
             if limit:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
             signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
@@ -66,6 +68,7 @@ class Parent:
                 pass_fds=[theirs.fileno()],
                 stderr=stderr,
                 preexec_fn=before_exec,
+                env=environment,
             )
         self.heard: list[tuple[float, Any]] = []
         self.ended: list[str] = []

@@ -26,8 +26,8 @@ from proxy.ipc.messages import Commands, NodeEntry, NodeFacts, Report, Start, To
 from proxy.ipc.settings import Backends, Clients, Log, Requests, WorkerSettings
 from proxy.resp.decode import Decoder
 from proxy.resp.encode import encode_command
-from proxy.worker.faults import Faults
-from proxy.worker.worker import Worker, _publish_as_before_the_merge
+from proxy.system.faults import Faults
+from proxy.worker.worker import Worker
 
 TCP = "127.0.0.1:7617"
 UNIX = "unix:/run/proxy.sock"
@@ -74,7 +74,9 @@ def topology(
     unusable: Sequence[Address] = (),
 ) -> Topology:
     """(slot ranges, addresses: the primary and its replicas) each; names besides the addresses themselves."""
-    nodes, told, owners = [], [], array("H", [0xFFFF]) * 16384
+    nodes: list[NodeEntry] = []
+    told: list[tuple[int, tuple[int, ...]]] = []
+    owners = array("H", [0xFFFF]) * 16384
     for ranges, addresses in shards:
         for first, last in ranges:
             owners[first : last + 1] = array("H", [len(told)]) * (last + 1 - first)
@@ -109,7 +111,7 @@ def topology_of(seed: str) -> Topology:
 def publish(router: Router, told: Topology) -> None:
     """As worker.worker does it."""
     nodes = [(Address(node.host, node.port), node.replica) for node in told.nodes]
-    _publish_as_before_the_merge(router, nodes, told.shards, told.owners)  # MERGE: router.publish
+    router.publish(nodes, told.shards, told.owners)
 
 
 def start(settings: WorkerSettings, seed: str = "", **more: Any) -> Start:

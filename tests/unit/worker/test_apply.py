@@ -358,7 +358,7 @@ class TestLog:
             assert worker.status.limits.max_clients == 5
 
         run(configured(), scene, node.address)
-        assert "cannot write the log, the old one stays" in file.read_text()
+        assert "cannot write the log, it goes where it went before" in file.read_text()
 
 
 def test_the_same_settings_change_nothing(node: FakeNode) -> None:

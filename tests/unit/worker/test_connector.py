@@ -274,7 +274,7 @@ class TestFaults:
 
     def test_what_is_done_with_a_connection_raises(self, node: FakeNode) -> None:
         async def scene(nodes: Nodes) -> None:
-            nodes.on_up = lambda backend: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+            nodes.on_up = lambda backend: 1 / 0  # type: ignore[assignment, method-assign]
             backend = nodes.want(Address(HOST, node.port))
             await until(lambda: nodes.faults)
             assert backend.state == BackendState.UP

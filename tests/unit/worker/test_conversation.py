@@ -180,7 +180,7 @@ def test_a_log_that_cannot_be_written(node: FakeNode, tmp_path: Path) -> None:
             assert client.command("PING") == b"+PONG\r\n"
 
     log = run(start(configured(log={"file": str(tmp_path / "none" / "log")}), node.address), scene, tmp_path)
-    assert "cannot write the log, it goes to stderr" in log
+    assert "cannot write the log, it goes where it went before" in log
 
 
 def test_a_worker_outlives_no_main_process(node: FakeNode, tmp_path: Path) -> None:

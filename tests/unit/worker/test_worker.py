@@ -7,6 +7,8 @@ import itertools
 import mmap
 import os
 import socket
+import time
+from array import array
 from collections.abc import Callable
 
 import msgspec
@@ -17,9 +19,10 @@ from proxy.commands.rows import Row
 from proxy.commands.table import ROWS
 from proxy.embedded import HOST, EmbeddedCluster
 from proxy.forward.counters import COUNTERS_SIZE, Counters
-from proxy.ipc.messages import NodeFacts
+from proxy.ipc.channel import encode
+from proxy.ipc.messages import TO_WORKER, NodeFacts
+from proxy.system.faults import Faults
 from proxy.system.log import FIELDS
-from proxy.worker.faults import Faults
 from proxy.worker.report import GAP_S
 from proxy.worker.worker import Worker
 from tests.support.fake_node import FakeNode
@@ -207,6 +210,30 @@ class TestPublish:
             await until(lambda: node.sessions)
 
         run(configured(), scene, node.address)
+
+
+@pytest.mark.alone
+def test_a_topology_change_does_not_hold_the_loop() -> None:
+    """300 nodes, every slot next to one of another shard: what every client has to wait for, at best of some."""
+    shards = [[Address(f"10.1.{n}.{k}", 7000) for k in range(3)] for n in range(100)]
+    whole = topology(*[([], addresses) for addresses in shards])
+
+    def encoded(turn: int) -> bytes:
+        owners = array("H", [(slot * 7 + turn) % 100 for slot in range(16384)]).tobytes()
+        names = {f"host-{n}.example.com:{port}": n for n in range(300) for port in (7000, 7001)} | whole.names
+        return encode(msgspec.structs.replace(whole, owners=owners, names=names))
+
+    async def scene(worker: Worker, port: Port) -> None:
+        held_s = []
+        for body in map(encoded, range(20)):
+            begun_s = time.perf_counter()
+            worker.publish(TO_WORKER.decode(body))
+            held_s.append(time.perf_counter() - begun_s)
+            await asyncio.sleep(0)
+        print(f"held for {min(held_s) * 1000:.2f} to {max(held_s) * 1000:.2f} ms")
+        assert min(held_s) < 0.002
+
+    run(configured(), scene)
 
 
 class TestReports:

@@ -6,19 +6,26 @@ none of which need be what is dialled. Never a node that was not published: a re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from proxy.cluster.topology import Address
-from proxy.ipc.messages import Topology
 
 
 class NodeNames:
-    """addresses: of topology.nodes, in their order."""
+    """names: "host:port" as a redirection may say it -> index into nodes.
 
-    def __init__(self, topology: Topology, addresses: Sequence[Address]) -> None:
-        self._names = topology.names
-        self._addresses = addresses
-        self._nodes = dict(zip(addresses, topology.nodes, strict=True))
+    nodes: (address to dial, port it is announced with, hosts other nodes may name it by) each.
+    """
+
+    def __init__(self, names: Mapping[str, int], nodes: Sequence[tuple[Address, int, Sequence[str]]]) -> None:
+        self._names = names
+        self._nodes = nodes
+
+    @cached_property
+    def _hosts(self) -> dict[Address, Sequence[str]]:
+        """Not needed before somebody leaves out a host."""
+        return {address: hosts for address, _, hosts in self._nodes}
 
     def find(self, host: str, port: int, asked: Address) -> Address | None:
         """The node that `asked` named in a redirection; None = none of the topology.
@@ -28,13 +35,12 @@ class NodeNames:
         """
         if host:
             return self._named(host, port)
-        hosts = self._nodes[asked].hosts if asked in self._nodes else ()
-        for own in (*hosts, asked.host):
+        for own in (*self._hosts.get(asked, ()), asked.host):
             if (found := self._named(own, port)) not in (None, asked):
                 return found
-        others = [at for at, node in self._nodes.items() if node.announced_port == port and at != asked]
+        others = [address for address, announced, _ in self._nodes if announced == port and address != asked]
         return others[0] if len(others) == 1 else None
 
     def _named(self, host: str, port: int) -> Address | None:
         place = self._names.get(str(Address(host, port)))
-        return None if place is None else self._addresses[place]
+        return None if place is None else self._nodes[place][0]

@@ -1,6 +1,6 @@
 """Exceptions of our own code: logged with their trace, once per place and 10 s, counted, survived.
 
-Why: a worker that ends takes all its clients with it, which is worse than what one callback left undone. Called by
+Why: a process that ends takes all its clients with it, which is worse than what one callback left undone. Called by
 worker.conversation (callbacks, messages, tasks, __del__), worker.worker and worker.connector.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from proxy.system import log as logs
 
-log = logs.get("worker")
+log = logs.get("faults")
 
 
 class Faults:
