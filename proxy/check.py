@@ -48,7 +48,8 @@ def warnings(settings: Settings, path: str | Path | None = None) -> list[str]:
     is no file.
     """
     found = []
-    for file in sorted(read(Path(path)).with_secrets) if path is not None else []:
+    written = settings.cluster.password.get_secret_value() or settings.clients.password.get_secret_value()
+    for file in sorted(read(Path(path)).with_secrets) if path is not None and written else []:
         if mode := _readable_by_others(file):
             found.append(f"{file} has a password in it and can be read by other users (mode {mode:04o})")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
