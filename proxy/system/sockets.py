@@ -1,7 +1,7 @@
-"""Listening sockets: taken over from the service manager or a predecessor, or opened; named, changed, removed.
+"""Listening sockets: inherited from the service manager or a predecessor, or opened; changed, and closed again.
 
-Why: binding can fail for reasons only the operator can mend, and each has its own sentence. Called by run and the
-supervisor.
+Why: binding can fail for reasons only the operator can mend, and each has its own sentence. Called by run, the
+supervisor, admin and, for a successor's sockets, system.successor.
 
 Invariants:
 - A socket is bound when open_listener returns, and one of our own begins to listen only with `listen`.
@@ -9,6 +9,9 @@ Invariants:
 - The file of a Unix socket is replaced only when nobody listens on it, and removed only by whom it belongs to: the
   service manager keeps its sockets while the proxy is restarted, a predecessor gives its files away (`disown`).
 - Such a file is nobody's but ours until it has its owner and mode, and what is changed is never another file.
+
+Nothing here needs an event loop, and open_listener may wait for the resolver (getaddrinfo): where a loop runs, call it
+in a thread (loop.run_in_executor), and leave `given` alone meanwhile.
 """
 
 from __future__ import annotations
@@ -18,17 +21,23 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
-from proxy.config.models import Address, Listener
 from proxy.system import log as logs
+from proxy.system.address import Address, format_address
+from proxy.system.process import PREDECESSOR
 
 log = logs.get(__name__)
 
-_FIRST_INHERITED = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
+# What the sockets of a predecessor are called, in LISTEN_FDNAMES:
+LISTENER: Final = "listener"  # a listener's, the proxy's own: so is the file of a Unix socket
+SYSTEMD: Final = "systemd"  # a listener's, from the service manager, whose file it is
+ADMIN: Final = "admin:"  # the admin HTTP server's; its address as configured follows
+
+FIRST_INHERITED: Final = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
 _SOMAXCONN: Final = Path("/proc/sys/net/core/somaxconn")
 _ATTEMPTS: Final = 10  # to find a port that is free at all addresses of a name
 _LOOPBACK: Final = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
@@ -41,24 +50,65 @@ class ListenError(Exception):
     """An address cannot be listened on; the text is one sentence for the operator."""
 
 
-@dataclass(eq=False)
-class Listening:
-    """A bound socket and the listener it was opened for."""
+class FileOwner(Protocol):
+    """Whom a Unix socket's file belongs to: as configured (empty: the proxy's user), and the ids, -1 = as it is."""
+
+    @property
+    def written(self) -> str: ...
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+
+
+class ListenerOptions(Protocol):
+    """What is needed of a listener's configuration (config.models.Listener). mode: of a Unix socket's file, octal."""
+
+    @property
+    def address(self) -> Address: ...
+    @property
+    def backlog(self) -> int: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def owner(self) -> FileOwner: ...
+
+
+@dataclass(eq=False, slots=True)
+class Inherited:
+    """A listening socket this process was started with. name: LISTENER, SYSTEMD, or ADMIN and an address."""
 
     sock: socket.socket
-    listener: Listener
+    name: str
+
+
+@dataclass(eq=False)
+class Listening:
+    """A bound socket and the listener it was opened for.
+
+    origin: LISTENER or SYSTEMD when it was inherited under that name, "" when it was opened here.
+    """
+
+    sock: socket.socket
+    listener: ListenerOptions
     file: FileId | None = None  # of a Unix socket, when it is ours
+    origin: str = ""
     label: str = field(init=False)  # where it listens, with the port the kernel chose
 
     def __post_init__(self) -> None:
-        self.label = spell(self.sock.getsockname(), self.listener.address)
+        self.label = format_address(self.sock.getsockname(), self.listener.address)
+
+    @property
+    def name(self) -> str:
+        """What a successor is told that this is: LISTENER or SYSTEMD."""
+        return SYSTEMD if self.origin == SYSTEMD else LISTENER
 
     def listen(self) -> None:
         """Begins to take connections, or goes on with the listener's present backlog; ListenError."""
         with _sentence(self.listener.address):
             self.sock.listen(self.listener.backlog)
 
-    def update(self, listener: Listener) -> None:
+    def update(self, listener: ListenerOptions) -> None:
         """Follows the new options of its listener: backlog, and mode and owner of a file of ours.
 
         ListenError when the file cannot be changed so; then everything is as it was.
@@ -69,21 +119,20 @@ class Listening:
             uid = os.geteuid() if old.owner.uid != -1 else -1
             gid = os.getegid() if old.owner.gid != -1 else -1
             with _sentence(listener.address, "cannot change"):
-                _dress(listener, self.file, uid, gid)
+                _set_file_options(listener, self.file, uid, gid)
         self.listener = listener
         if listener.backlog != old.backlog and self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             self.listen()
 
     def disown(self) -> bool:
-        """Leaves a Unix socket's file to somebody else: close() will not remove it. Whether there was one of ours."""
+        """Leaves a Unix socket's file to somebody else: close() will not remove it. Whether there was one of ours.
+
+        Called by the predecessor once its successor serves, and by a successor that ends before that for all that it
+        has inherited (`origin`).
+        """
         ours = self.file is not None
         self.file = None
         return ours
-
-    def adopt(self) -> None:
-        """Takes the Unix socket's file, if it is there, for ours: close() will remove it."""
-        path = self.listener.address.path
-        self.file = _socket_file(path) if path else None
 
     def close(self) -> None:
         """Stops listening; removes the file of a Unix socket unless it is somebody else's, or has become so."""
@@ -96,32 +145,34 @@ class Listening:
         self.sock.close()
 
 
-def spell(where: object, fallback: Address | None = None) -> str:
-    """A socket address as text: `127.0.0.1:7617`, `[::1]:7617`, `unix:/path`."""
-    if isinstance(where, tuple):
-        return str(Address(host=where[0], port=where[1]))
-    path = where if isinstance(where, str) and where else (fallback.path if fallback else "")
-    return f"unix:{path}"
+def inherited() -> list[Inherited]:
+    """The listening sockets this process was started with, in their order (sd_listen_fds(3)).
 
-
-def inherited() -> list[socket.socket]:
-    """The listening sockets the service manager passed to this very process (sd_listen_fds(3)), in its order.
+    They are meant for this process when LISTEN_PID says so, as a service manager does, or when its parent is the
+    predecessor that started it (system.successor), which cannot know the pid beforehand. Every socket of a service
+    manager is called SYSTEMD here, whatever the unit calls it, and so is one of a name this version does not know: it
+    may be used, and its file is not ours.
 
     Takes the variables out of the environment and the sockets away from children. What is passed along but is no
     listening stream socket, such as the connection of a socket unit with Accept=yes, is named in a warning and closed.
     """
     count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
-    if pid != str(os.getpid()) or not (count.isascii() and count.isdigit()):
+    succeeds = os.environ.pop(PREDECESSOR, "") == str(os.getppid())
+    if not (succeeds or pid == str(os.getpid())) or not (count.isascii() and count.isdigit()):
         return []
     found = []
     for place in range(int(count)):
-        descriptor = _FIRST_INHERITED + place
+        descriptor = FIRST_INHERITED + place
         name = names[place] if place < len(names) else ""
+        if succeeds:
+            name = name.replace("%3A", ":").replace("%25", "%")
         try:
             sock = socket.socket(fileno=descriptor)
         except OSError as error:
-            log.warning("inherited descriptor not used: no socket", name=name, descriptor=descriptor, error=str(error))
+            log.warning(
+                "inherited descriptor not used: no socket", name=name, descriptor=descriptor, reason=_reason(error)
+            )
             with contextlib.suppress(OSError):
                 os.close(descriptor)
             continue
@@ -131,47 +182,65 @@ def inherited() -> list[socket.socket]:
             continue
         sock.set_inheritable(False)
         log.info("inherited", name=name, address=_label(sock))
-        found.append(sock)
+        known = succeeds and (name == LISTENER or name.startswith(ADMIN))
+        found.append(Inherited(sock, name if known else SYSTEMD))
     return found
 
 
-def close_unused(given: list[socket.socket]) -> None:
-    """Closes the inherited sockets that no listener took, with a warning for each."""
-    while given:
-        sock = given.pop(0)
-        log.warning("inherited socket not used: no listener has its address", address=_label(sock))
-        sock.close()
+def joined_names(names: Iterable[str]) -> str:
+    """Names for a successor's LISTEN_FDNAMES, which a colon separates: one inside a name is `%3A`."""
+    return ":".join(name.replace("%", "%25").replace(":", "%3A") for name in names)
 
 
-def unwanted(handed: list[socket.socket]) -> list[Listening]:
-    """What is left of a predecessor's sockets, out of the list; their close() removes the files of Unix sockets."""
+def take_named(given: list[Inherited], name: str) -> list[socket.socket]:
+    """Takes the sockets of this name out of the list; for the admin HTTP server's (ADMIN and its address)."""
+    found = [one.sock for one in given if one.name == name]
+    given[:] = [one for one in given if one.name != name]
+    return found
+
+
+def unwanted(given: list[Inherited]) -> list[Listening]:
+    """Takes a predecessor's sockets that no listener took out of the list.
+
+    To be closed when this process serves, which removes the files of Unix sockets: until then the predecessor may have
+    to go on as if nothing had been. Close them after disown() if it comes to that.
+    """
     left = []
-    while handed:
-        sock = handed.pop(0)
+    for sock in take_named(given, LISTENER):
         where = sock.getsockname()
-        unix = sock.family == socket.AF_UNIX and isinstance(where, str)
-        one = Listening(sock, Listener(address=f"unix:{where}") if unix else Listener())
-        one.adopt()
-        left.append(one)
+        unix = isinstance(where, str)
+        file = _socket_file(where) if unix else None
+        left.append(Listening(sock, _Unwanted(Address(path=where) if unix else Address(*where[:2])), file, LISTENER))
     return left
 
 
-def open_listener(
-    listener: Listener, given: list[socket.socket] | None = None, handed: list[socket.socket] | None = None
-) -> list[Listening]:
+def close_unused(given: list[Inherited]) -> None:
+    """Closes what nobody took, and warns where that is the service manager's; after unwanted() and take_named().
+
+    An admin socket is closed without a word: the predecessor has it as well, and the admin server may move.
+    """
+    while given:
+        one = given.pop(0)
+        if not one.name.startswith(ADMIN):
+            log.warning("inherited socket not used: no listener has its address", address=_label(one.sock))
+        one.sock.close()
+
+
+def open_listener(listener: ListenerOptions, given: list[Inherited] | None = None) -> list[Listening]:
     """Listens at the listener's address, or at each of those its name has; ListenError when that cannot be.
 
-    Sockets with the address are taken out of given (the service manager's, see inherited) and handed (a predecessor's);
-    the others are bound. One that was given keeps the options it came with, as does its file, which stays the service
-    manager's. The file of one that was handed over is ours from now on, with the listener's mode and owner: until the
-    predecessor has let go of it, disown() comes before close().
+    May wait for the resolver; needs no loop. Inherited sockets with the address are taken out of given (but for those
+    of the admin server); the others are bound. One of the service manager keeps the options it came with, and so does
+    its file, which stays the service manager's. The file of a predecessor's is ours from now on, with the listener's
+    mode and owner: as long as this process does not serve, disown() comes before close().
     """
     address = listener.address
+    given = [] if given is None else given
     with _sentence(address):
         if address.path:
-            opened = [_unix(listener, given or [], handed or [])]
+            opened = [_unix(listener, given)]
         else:
-            opened = [Listening(sock, listener) for sock in _tcp(address, [given or [], handed or []])]
+            opened = [Listening(sock, listener, None, origin) for sock, origin in _tcp(address, given)]
     for one in opened:
         one.sock.setblocking(False)
     return opened
@@ -210,27 +279,44 @@ def _reason(error: OSError) -> str:
 
 def _label(sock: socket.socket) -> str:
     where = sock.getsockname()
-    if isinstance(where, bytes):
-        return f"unix:@{where[1:].decode(errors='replace')}"  # an abstract name, unix(7)
-    return spell(where) if sock.family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) else str(where)
+    known = sock.family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
+    return format_address(where) if known else str(where)
 
 
-def _take(wanted: tuple[int, object], given: list[socket.socket]) -> socket.socket | None:
-    for place, sock in enumerate(given):
-        if (sock.family, sock.getsockname()) == wanted:
+def _take(wanted: tuple[int, object], given: list[Inherited]) -> Inherited | None:
+    for place, one in enumerate(given):
+        if not one.name.startswith(ADMIN) and (one.sock.family, one.sock.getsockname()) == wanted:
             return given.pop(place)
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class _NoOwner:
+    written: str = ""
+    uid: int = -1
+    gid: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class _Unwanted:
+    """In place of the configuration that a socket has none of."""
+
+    address: Address
+    backlog: int = 0
+    mode: str = "0600"
+    owner: _NoOwner = _NoOwner()
 
 
 # TCP
 
 
-def _tcp(address: Address, lists: list[list[socket.socket]]) -> list[socket.socket]:
+def _tcp(address: Address, given: list[Inherited]) -> list[tuple[socket.socket, str]]:
+    """Sockets at all the places of the address, each with its origin."""
     found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     places: list[Place] = list(dict.fromkeys((family, where) for family, _, _, _, where in found))
     for _ in range(_ATTEMPTS if not address.port else 1):
         try:
-            return _all(address, places, lists)
+            return _all(address, places, given)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
@@ -238,25 +324,28 @@ def _tcp(address: Address, lists: list[list[socket.socket]]) -> list[socket.sock
     raise taken
 
 
-def _all(address: Address, places: list[Place], lists: list[list[socket.socket]]) -> list[socket.socket]:
+def _all(address: Address, places: list[Place], given: list[Inherited]) -> list[tuple[socket.socket, str]]:
     """A socket at each place; port 0: at the same port, EADDRINUSE when the one chosen is taken at another place."""
-    opened: list[socket.socket] = []
+    opened: list[tuple[socket.socket, str]] = []
     lacking: OSError | None = None
     try:
         for family, where in places:
-            taken = next(filter(None, (_take((family, where), given) for given in lists)), None)
-            port = address.port or (opened[0].getsockname()[1] if opened else 0)
+            if taken := _take((family, where), given):
+                opened.append((taken.sock, taken.name))
+                continue
+            port = address.port or (opened[0][0].getsockname()[1] if opened else 0)
             try:
-                opened.append(taken or _bound(family, (where[0], port, *where[2:])))
+                opened.append((_bound(family, (where[0], port, *where[2:])), ""))
             except OSError as error:
                 if not _lacks(family, error):
                     raise
                 lacking = error
-                log.info("address not used: the machine lacks its family", address=spell(where), listener=str(address))
+                text = format_address(where)
+                log.info("address not used: the machine lacks its family", address=text, listener=str(address))
         if not opened and lacking is not None:
             raise lacking
     except OSError:
-        for sock in opened:
+        for sock, _ in opened:
             sock.close()
         raise
     return opened
@@ -289,26 +378,25 @@ def _lacks(family: int, error: OSError) -> bool:
 # Unix sockets
 
 
-def _unix(listener: Listener, given: list[socket.socket], handed: list[socket.socket]) -> Listening:
+def _unix(listener: ListenerOptions, given: list[Inherited]) -> Listening:
     path = listener.address.path
-    wanted = (socket.AF_UNIX, path)
-    if sock := _take(wanted, given):
-        return Listening(sock, listener)
-    sock = _take(wanted, handed)
-    file = _socket_file(path) if sock else None
-    if sock and file:
+    taken = _take((socket.AF_UNIX, path), given)
+    if taken is None:
+        return _new_unix(listener)
+    if taken.name == SYSTEMD:
+        return Listening(taken.sock, listener, None, SYSTEMD)
+    if file := _socket_file(path):
         try:
-            _dress(listener, file)
+            _set_file_options(listener, file)
         except OSError:
-            sock.close()
+            taken.sock.close()
             raise
-        return Listening(sock, listener, file)
-    if sock:  # its file is gone: nobody can reach it
-        sock.close()
+        return Listening(taken.sock, listener, file, LISTENER)
+    taken.sock.close()  # its file is gone: nobody can reach it
     return _new_unix(listener)
 
 
-def _new_unix(listener: Listener) -> Listening:
+def _new_unix(listener: ListenerOptions) -> Listening:
     path = listener.address.path
     _clear(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -319,7 +407,7 @@ def _new_unix(listener: Listener) -> Listening:
         file = _socket_file(path)
         if file is None:
             raise OSError(errno.ENOENT, "its file has vanished")
-        _dress(listener, file)
+        _set_file_options(listener, file)
         return Listening(sock, listener, file)
     except OSError:
         if file is not None:
@@ -356,7 +444,7 @@ def _identity(found: os.stat_result) -> FileId:
     return found.st_dev, found.st_ino
 
 
-def _dress(listener: Listener, file: FileId, uid: int = -1, gid: int = -1) -> None:
+def _set_file_options(listener: ListenerOptions, file: FileId, uid: int = -1, gid: int = -1) -> None:
     """Gives the listener's file its mode and owner; uid and gid for what the listener does not say (-1: as it is).
 
     OSError with everything as it was. Nobody gets in meanwhile who may in neither before nor after.

@@ -435,8 +435,11 @@ def test_the_units_are_correct(tmp_path: Path) -> None:
 
 def test_the_units_fit_the_daemon() -> None:
     service = (UNITS / "redis-proxy.service").read_text().splitlines()
-    for line in ("Type=notify", "NotifyAccess=main", "KillMode=mixed", "ExecReload=kill -HUP $MAINPID"):
+    for line in ("Type=notify", "NotifyAccess=main", "KillMode=mixed", "OOMPolicy=continue"):
         assert line in service
+    file = "-c /etc/redis-proxy/proxy.yaml"
+    reload = [line for line in service if line.startswith("ExecReload=")]
+    assert reload == [f"ExecReload={PROGRAM} -t {file}", f"ExecReload={PROGRAM} reload {file}"]
     options = dict(line.split("=", 1) for line in service if "=" in line and not line.startswith("#"))
     drain = from_seeds([f"{HOST}:7001"]).drain
     assert seconds(options["TimeoutStopSec"]) > drain.delay + drain.timeout + 5  # closing takes a moment, too

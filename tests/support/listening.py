@@ -1,6 +1,6 @@
 """Listening sockets for tests of system.sockets: opened by it, or as the service manager makes them; closed at the end.
 
-Called by: tests/unit/test_sockets*.py.
+Called by: tests/unit/system/test_sockets*.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from proxy.config.models import Listener
-from proxy.system.sockets import Listening, open_listener
+from proxy.system.sockets import LISTENER, SYSTEMD, Inherited, Listening, open_listener
 
 HOST = "127.0.0.1"
 
@@ -26,16 +26,16 @@ def listener(address: str, **options: Any) -> Listener:
 class Sockets(ExitStack):
     """Closes what it opened."""
 
-    def opened_all(self, address: str, *taken: list[socket.socket] | None, **options: Any) -> list[Listening]:
+    def opened_all(self, address: str, given: list[Inherited] | None = None, **options: Any) -> list[Listening]:
         """What open_listener returns."""
-        found = open_listener(listener(address, **options), *taken)
+        found = open_listener(listener(address, **options), given)
         for one in found:
             self.callback(one.close)
         return found
 
-    def opened(self, address: str, *taken: list[socket.socket] | None, **options: Any) -> Listening:
+    def opened(self, address: str, given: list[Inherited] | None = None, **options: Any) -> Listening:
         """The same for an address that is one place."""
-        [listening] = self.opened_all(address, *taken, **options)
+        [listening] = self.opened_all(address, given, **options)
         return listening
 
     def bound(self, where: Any, family: int = socket.AF_INET, listen: bool = True) -> socket.socket:
@@ -45,6 +45,16 @@ class Sockets(ExitStack):
         if listen:
             sock.listen()
         return sock
+
+
+def by_systemd(*socks: socket.socket) -> list[Inherited]:
+    """Inherited from the service manager."""
+    return [Inherited(sock, SYSTEMD) for sock in socks]
+
+
+def by_predecessor(*socks: socket.socket) -> list[Inherited]:
+    """Inherited from a predecessor, whose own they were."""
+    return [Inherited(sock, LISTENER) for sock in socks]
 
 
 def connects(where: Any, family: int = socket.AF_INET) -> bool:

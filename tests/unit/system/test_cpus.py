@@ -9,74 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from proxy.system.cpus import Mount, granted, parse_cgroups, parse_max, parse_mounts, quota
-
-V2 = "35 24 0:30 {root} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
-V1 = (
-    "33 31 0:29 {root} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
-    "34 31 0:31 {root} /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n"
-    "38 31 0:35 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n"
-)
-OTHERS = "24 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n25 24 0:5 / /proc rw - proc proc rw\n"
-CPU = "sys/fs/cgroup/cpu,cpuacct"
-
-
-class Machine:
-    """A root folder with proc/self and the files of cgroups."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def write(self, path: str, text: str) -> Machine:
-        file = self.root / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-        return self
-
-    def process(self, mountinfo: str, cgroup: str) -> Machine:
-        return self.write("proc/self/mountinfo", OTHERS + mountinfo).write("proc/self/cgroup", cgroup)
-
-    def v2(self, folder: str, text: str) -> Machine:
-        return self.write(f"sys/fs/cgroup/{folder}/cpu.max", text)
-
-    def v1(self, folder: str, quota_us: int, period_us: int = 100_000) -> Machine:
-        self.write(f"{CPU}/{folder}/cpu.cfs_quota_us", f"{quota_us}\n")
-        return self.write(f"{CPU}/{folder}/cpu.cfs_period_us", f"{period_us}\n")
-
-    def quota(self) -> int | None:
-        return quota(self.root)
+from proxy.system.cpus import granted, parse_max, quota
+from tests.unit.system.machine import V1, V2, Machine
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
-
-
-# The files
-
-
-def test_mounts() -> None:
-    text = OTHERS + V1.format(root="/") + V2.format(root="/")
-    assert parse_mounts(text) == [Mount(1, "/", "/sys/fs/cgroup/cpu,cpuacct"), Mount(2, "/", "/sys/fs/cgroup")]
-
-
-def test_a_mount_with_blanks_in_its_names() -> None:
-    line = r"35 24 0:30 /a\040b /mnt/c\040d\134e rw - cgroup2 none\040at\040all rw"
-    assert parse_mounts(line) == [Mount(2, "/a b", "/mnt/c d\\e")]
-
-
-@pytest.mark.parametrize("text", ["", "\n", "35 24 0:30 / /sys", " - cgroup2 cgroup2 rw", "1 2 3 4 5 - cgroup2"])
-def test_what_is_no_mount(text: str) -> None:
-    assert parse_mounts(text) == []
-
-
-def test_cgroups() -> None:
-    assert parse_cgroups("0::/user.slice/a:b\n") == {2: "/user.slice/a:b"}
-    assert parse_cgroups("9:name=systemd:/x\n4:cpuacct,cpu:/docker/1\n3:cpuset:/y\n0::/z\n") == {
-        1: "/docker/1",
-        2: "/z",
-    }
-    assert parse_cgroups("") == parse_cgroups("nonsense\n\n3:cpuset:/\n") == {}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +43,7 @@ def test_cpu_max(text: str, cpus: int | None) -> None:
 def test_a_service(machine: Machine) -> None:
     machine.process(V2.format(root="/"), "0::/system.slice/redis-proxy.service\n")
     machine.v2("system.slice/redis-proxy.service", "300000 100000\n").v2("system.slice", "max 100000\n")
-    assert machine.quota() == 3
+    assert quota(machine.root) == 3
 
 
 @pytest.mark.parametrize("least", ["", "kubepods.slice", "kubepods.slice/pod1", "kubepods.slice/pod1/container"])
@@ -112,29 +51,29 @@ def test_the_least_quota_around_it(machine: Machine, least: str) -> None:
     machine.process(V2.format(root="/"), "0::/kubepods.slice/pod1/container\n")
     for folder in ("", "kubepods.slice", "kubepods.slice/pod1", "kubepods.slice/pod1/container"):
         machine.v2(folder, "200000 100000\n" if folder == least else "400000 100000\n")
-    assert machine.quota() == 2
+    assert quota(machine.root) == 2
 
 
 def test_its_neighbours_do_not_count(machine: Machine) -> None:
     machine.process(V2.format(root="/"), "0::/a/b\n")
     machine.v2("a/b/inside", "100000 100000\n").v2("a/c", "100000 100000\n").v2("b", "100000 100000\n")
-    assert machine.quota() is None
+    assert quota(machine.root) is None
 
 
 def test_a_container_with_a_namespace_of_its_own(machine: Machine) -> None:
     machine.process(V2.format(root="/"), "0::/\n").v2("", "150000 100000\n")
-    assert machine.quota() == 1
+    assert quota(machine.root) == 1
 
 
 def test_a_container_that_sees_the_hosts_path(machine: Machine) -> None:
     machine.process(V2.format(root="/docker/1"), "0::/docker/1\n").v2("", "200000 100000\n")
-    assert machine.quota() == 2
+    assert quota(machine.root) == 2
 
 
 def test_a_cgroup_inside_such_a_container(machine: Machine) -> None:
     machine.process(V2.format(root="/docker/1"), "0::/docker/1/inner\n")
     machine.v2("", "400000 100000\n").v2("inner", "300000 100000\n")
-    assert machine.quota() == 3
+    assert quota(machine.root) == 3
 
 
 @pytest.mark.parametrize(
@@ -144,19 +83,19 @@ def test_a_path_that_is_not_below_the_mount(machine: Machine, root: str, path: s
     """What is mounted is taken for its own."""
     machine.process(V2.format(root=root), f"0::{path}\n").v2("", "200000 100000\n")
     machine.write("sys/fs/other/cpu.max", "100000 100000\n")
-    assert machine.quota() == 2
+    assert quota(machine.root) == 2
 
 
 def test_a_mount_that_shows_it_comes_before_one_that_does_not(machine: Machine) -> None:
     neighbour = "36 24 0:30 /docker/2 /mnt/other rw - cgroup2 cgroup2 rw\n"
     machine.process(neighbour + V2.format(root="/docker/1"), "0::/docker/1\n")
     machine.write("mnt/other/cpu.max", "100000 100000\n").v2("", "300000 100000\n")
-    assert machine.quota() == 3
+    assert quota(machine.root) == 3
 
 
 def test_a_folder_that_is_gone(machine: Machine) -> None:
     machine.process(V2.format(root="/"), "0::/a/b (deleted)\n").v2("a", "200000 100000\n")
-    assert machine.quota() == 2
+    assert quota(machine.root) == 2
 
 
 # v1
@@ -165,39 +104,39 @@ def test_a_folder_that_is_gone(machine: Machine) -> None:
 def test_v1(machine: Machine) -> None:
     machine.process(V1.format(root="/"), "4:cpu,cpuacct:/a/b\n3:cpuset:/c\n1:name=systemd:/d\n")
     machine.v1("a/b", -1).v1("a", 250_000).v1("", -1).v1("c", 100_000)
-    assert machine.quota() == 2
+    assert quota(machine.root) == 2
 
 
 def test_v1_periods(machine: Machine) -> None:
     machine.process(V1.format(root="/"), "4:cpu,cpuacct:/a\n").v1("a", 60_000, 20_000)
-    assert machine.quota() == 3
+    assert quota(machine.root) == 3
 
 
 def test_v1_in_a_container(machine: Machine) -> None:
     machine.process(V1.format(root="/docker/1"), "4:cpu,cpuacct:/docker/1\n").v1("", 200_000)
-    assert machine.quota() == 2
+    assert quota(machine.root) == 2
 
 
 def test_v1_and_v2_together(machine: Machine) -> None:
     unified = "39 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
     machine.process(V1.format(root="/") + unified, "4:cpu,cpuacct:/a\n0::/b\n").v1("a", 300_000)
-    assert machine.quota() == 3
+    assert quota(machine.root) == 3
     machine.v2("unified/b", "200000 100000\n")
-    assert machine.quota() == 2
+    assert quota(machine.root) == 2
 
 
 # What is granted
 
 
 def test_nothing_is_known(machine: Machine) -> None:
-    assert machine.quota() is None
+    assert quota(machine.root) is None
     assert granted(machine.root) == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize("text", ["\x00\xff", "0::\n", "4:cpu:relative\n"])
 def test_what_makes_no_sense_is_passed_over(machine: Machine, text: str) -> None:
     machine.process(V2.format(root="/") + V1.format(root="relative").replace(" /sys", " sys"), text)
-    assert machine.quota() is None
+    assert quota(machine.root) is None
 
 
 @pytest.mark.parametrize(("text", "cpus"), [("100000 100000", 1), ("1000 100000", 1), ("900000000 100000", None)])

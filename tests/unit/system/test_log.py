@@ -1,9 +1,13 @@
-"""proxy.system.log: one line per event whatever is in it, in both spellings; repeats collapse; files move under it."""
+"""proxy.log: one line per event whatever is in it, in both spellings; repeats collapse; files move under it."""
 
 import json
 import logging
 import os
 import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -19,16 +23,22 @@ def logging_as_before():
     handlers, level, raising = root.handlers[:], root.level, logging.raiseExceptions
     log._limited.clear()
     yield
-    for handler in root.handlers:
-        if handler not in handlers:
-            handler.close()
+    log.close()
     root.handlers[:], logging.raiseExceptions = handlers, raising
     root.setLevel(level)
 
 
+class Written(type(Path())):
+    """A log file that is read when all that was logged is in it."""
+
+    def read_text(self):
+        assert log.flush(10)
+        return super().read_text()
+
+
 @pytest.fixture
 def file(tmp_path):
-    return tmp_path / "proxy.system.log"
+    return Written(tmp_path / "proxy.log")
 
 
 @pytest.fixture
@@ -131,10 +141,11 @@ def test_level(file):
     assert [re.search(r"msg=(\w+)", text)[1] for text in file.read_text().splitlines()] == ["shown"]
 
 
-def test_stderr(capsys):
+def test_stderr(capfd):
     log.setup("info", "logfmt")
     log.get("x").info("here")
-    captured = capsys.readouterr()
+    assert log.flush(10)
+    captured = capfd.readouterr()
     assert "msg=here" in captured.err
     assert not captured.out
 
@@ -161,7 +172,7 @@ def test_constant_fields(file):
 def test_failed_setup_keeps_the_log_as_it_was(file, tmp_path):
     log.setup("info", "logfmt", str(file), worker=3)
     with pytest.raises(FileNotFoundError):
-        log.setup("debug", "json", str(tmp_path / "none" / "proxy.system.log"))
+        log.setup("debug", "json", str(tmp_path / "none" / "proxy.log"))
     log.get("x").debug("hidden")
     log.get("x").info("shown")
     (text,) = file.read_text().splitlines()
@@ -170,26 +181,28 @@ def test_failed_setup_keeps_the_log_as_it_was(file, tmp_path):
 
 def test_second_setup_replaces_the_first(file, tmp_path):
     log.setup("info", "logfmt", str(file))
+    log.get("x").info("before")
     log.setup("info", "json", str(tmp_path / "other.log"))
     log.get("x").info("m")
-    assert file.read_text() == ""
+    assert file.read_text().endswith("msg=before\n")
     assert json.loads((tmp_path / "other.log").read_text())["msg"] == "m"
 
 
 def test_file_that_cannot_be_opened(tmp_path):
     with pytest.raises(FileNotFoundError):
-        log.setup("info", "logfmt", str(tmp_path / "none" / "proxy.system.log"))
+        log.setup("info", "logfmt", str(tmp_path / "none" / "proxy.log"))
 
 
 def test_reopen_after_rotation(file, tmp_path):
     log.setup("info", "logfmt", str(file))
     logger = log.get("x")
     logger.info("before")
-    file.rename(tmp_path / "proxy.system.log.1")
+    file.rename(tmp_path / "proxy.log.1")
     logger.info("between")
     log.reopen()
     logger.info("after")
-    assert [text.split("msg=")[1] for text in (tmp_path / "proxy.system.log.1").read_text().splitlines()] == [
+    assert log.flush(10)
+    assert [text.split("msg=")[1] for text in (tmp_path / "proxy.log.1").read_text().splitlines()] == [
         "before",
         "between",
     ]
@@ -200,17 +213,19 @@ def test_reopen_closes_the_old_file(file):
     log.setup("info", "logfmt", str(file))
     before = len(os.listdir("/proc/self/fd"))
     log.reopen()
+    assert log.flush(10)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_failed_reopen_keeps_the_old_file(tmp_path):
     folder = tmp_path / "logs"
     folder.mkdir()
-    log.setup("info", "logfmt", str(folder / "proxy.system.log"))
+    log.setup("info", "logfmt", str(folder / "proxy.log"))
     folder.rename(tmp_path / "moved")
     log.reopen()
     log.get("x").info("after")
-    failure, after = (tmp_path / "moved" / "proxy.system.log").read_text().splitlines()
+    assert log.flush(10)
+    failure, after = (tmp_path / "moved" / "proxy.log").read_text().splitlines()
     assert 'msg="cannot reopen the log file"' in failure
     assert 'reason="No such file or directory"' in failure
     assert "msg=after" in after
@@ -249,3 +264,104 @@ def test_memory_of_repeats_is_bounded(file, clock):
     assert len(log._limited) == log.REPEAT_KEYS
     assert ("x", "0") not in log._limited
     assert ("x", str(log.REPEAT_KEYS + 9)) in log._limited
+
+
+# What reaches stderr otherwise
+
+
+PRELUDE = "import os, sys; from proxy.system import log; log.setup('info', 'logfmt', sys.argv[1]); "
+
+
+def run(code, *words, **options):
+    return subprocess.run([sys.executable, "-c", PRELUDE + code, *map(str, words)], timeout=30, **options)
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_the_stacks_of_a_crash_go_to_the_file(tmp_path, rotated):
+    """Also to the one that was opened anew."""
+    path = tmp_path / "log"
+    rotate = "os.rename(sys.argv[1], sys.argv[1] + '.1'); log.reopen(); log.flush(); " if rotated else ""
+    done = run(f"{rotate}os.abort()", path, capture_output=True)
+    assert (done.returncode, done.stderr) == (-6, b"")
+    assert "Fatal Python error: Aborted" in path.read_text()
+
+
+def test_the_stacks_of_a_crash_go_to_stderr_without_a_file():
+    done = run("os.abort()", "", capture_output=True)
+    assert b"Fatal Python error: Aborted" in done.stderr
+
+
+UNCAUGHT = """
+import threading, warnings
+class Broken:
+    def __del__(self): raise ValueError("in __del__")
+def fail(): raise ValueError("in a thread")
+log.log_uncaught()
+Broken()
+thread = threading.Thread(target=fail); thread.start(); thread.join()
+warnings.warn("beware")
+raise ValueError("at the end")
+"""
+
+
+def test_what_nobody_caught_is_logged_and_not_on_stderr(tmp_path):
+    path = tmp_path / "log"
+    done = run(UNCAUGHT, path, capture_output=True)
+    assert (done.returncode, done.stderr) == (1, b"")
+    lines = path.read_text().splitlines()
+    for line, text in zip(lines, ("in __del__", "in a thread", "beware", "at the end"), strict=True):
+        assert text in line
+
+
+def test_the_end_of_the_process_loses_nothing(tmp_path):
+    path = tmp_path / "log"
+    done = run("[log.get('x').info('m', n=n) for n in range(1000)]", path)
+    assert done.returncode == 0
+    assert len(path.read_text().splitlines()) == 1000
+
+
+def test_a_reader_that_stalls_does_not_keep_the_process(tmp_path):
+    """What fits into its pipe is read later; the end comes in close's time."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as output:
+        code = "[log.get('x').info('m' * 1000) for n in range(200)]; print(log.close(0.1), log.dropped())"
+        code += "; log.get('x').info('harmless'); print(log.dropped())"
+        done = run(code, "", stderr=writer, stdout=subprocess.PIPE, text=True)
+        os.close(writer)
+        assert (done.returncode, done.stdout) == (0, "False 0\n1\n")
+        assert output.read().count(b"\n") >= 40  # of some 1,060 bytes each, in 64 KB
+
+
+def test_without_a_stderr_lines_go_nowhere(tmp_path):
+    """And not into whatever has got its number meanwhile."""
+    other = tmp_path / "other"
+    code = "log.close(); fd = os.open(sys.argv[2], os.O_CREAT | os.O_RDWR); os.dup2(fd, 2); "
+    code += "log.setup('info', 'logfmt'); log.get('x').info('m'); log.flush(); print(log.dropped()); os.abort()"
+    command = [sys.executable, "-c", PRELUDE + code, str(tmp_path / "log"), str(other)]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *command], stdout=subprocess.PIPE, timeout=30, check=False
+    )
+    assert done.stdout == b"1\n"
+    assert other.read_bytes() == b""
+
+
+def test_a_log_that_was_closed_can_be_set_up_again(file):
+    log.setup("info", "logfmt", str(file))
+    log.close()
+    before = log.dropped()
+    log.get("x").info("lost")
+    assert log.dropped() == before + 1
+    log.setup("info", "logfmt", str(file))
+    log.get("x").info("kept")
+    assert [text.split("msg=")[1] for text in file.read_text().splitlines()] == ["kept"]
+    assert log.dropped() == before + 1
+
+
+def test_lines_of_many_threads_are_all_there(file):
+    log.setup("info", "logfmt", str(file))
+    threads = [threading.Thread(target=lambda: [log.get("x").info("m", n=n) for n in range(300)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(file.read_text().splitlines()) == 2400

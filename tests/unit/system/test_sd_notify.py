@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from proxy.system import sd_notify
+from proxy.system.process import MANAGER, PREDECESSOR
 from proxy.system.sd_notify import Notifier, tell
 
 
@@ -155,6 +157,121 @@ def test_after_close_nothing_is_told(manager: ServiceManager, notifier: Notifier
     assert manager.received() == []
 
 
+# A successor and its predecessor
+
+
+@pytest.fixture
+def predecessor() -> Iterator[ServiceManager]:
+    started = ServiceManager(f"@{secrets.token_hex(8)}")
+    yield started
+    started.sock.close()
+
+
+def as_successor(predecessor: ServiceManager, manager: ServiceManager | None, **more: str) -> dict[str, str]:
+    environ = {PREDECESSOR: str(os.getppid()), "NOTIFY_SOCKET": predecessor.name, MANAGER: "", **more}
+    return environ | ({MANAGER: manager.name} if manager else {})
+
+
+def test_a_successor_is_heard_by_its_predecessor_until_it_is_ready(
+    manager: ServiceManager, predecessor: ServiceManager
+) -> None:
+    environ = as_successor(predecessor, manager, WATCHDOG_USEC="3000000")
+    notifier = Notifier(environ)
+    assert environ == {PREDECESSOR: str(os.getppid())}  # which sockets.inherited() takes
+    assert notifier.manager == {"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "3000000"}
+    assert notifier.watchdog_interval_s == 3.0
+    notifier.status("no topology")
+    notifier.ready()
+    assert predecessor.received() == [b"STATUS=no topology", b"READY=1"]
+    assert manager.received() == []
+    notifier.watchdog()
+    notifier.status("3 clients")
+    notifier.reloading()
+    notifier.ready()
+    notifier.stopping()
+    assert predecessor.received() == []
+    said = manager.received()
+    assert said[:2] == [b"WATCHDOG=1", b"STATUS=3 clients"]
+    assert said[3:] == [b"READY=1", b"STOPPING=1"]
+    notifier.close()
+
+
+def test_also_when_the_sockets_were_taken_before(manager: ServiceManager, predecessor: ServiceManager) -> None:
+    environ = as_successor(predecessor, manager)
+    del environ[PREDECESSOR]
+    notifier = Notifier(environ)
+    notifier.ready()
+    assert (predecessor.received(), manager.received()) == ([b"READY=1"], [])
+    notifier.close()
+
+
+def test_a_successor_without_a_service_manager(predecessor: ServiceManager) -> None:
+    notifier = Notifier(as_successor(predecessor, None))
+    assert (notifier.manager, notifier.active) == ({}, True)
+    notifier.ready()
+    assert not notifier.active
+    notifier.status("3 clients")
+    notifier.stopping()
+    notifier.close()
+    assert predecessor.received() == [b"READY=1"]
+
+
+def test_a_predecessor_that_does_not_read_is_told_later(manager: ServiceManager, predecessor: ServiceManager) -> None:
+    """And until then nothing is said in the name of the service."""
+    predecessor.fill()
+    notifier = Notifier(as_successor(predecessor, manager))
+    notifier.ready()
+    notifier.watchdog()
+    assert manager.received() == []
+    predecessor.received()
+    notifier.watchdog()
+    assert (predecessor.received(), manager.received()) == ([b"READY=1"], [b"WATCHDOG=1"])
+    notifier.close()
+
+
+def test_a_predecessor_that_is_gone_is_waited_for_by_nobody(
+    manager: ServiceManager, predecessor: ServiceManager
+) -> None:
+    notifier = Notifier(as_successor(predecessor, manager))
+    predecessor.sock.close()
+    notifier.ready()
+    notifier.status("3 clients")
+    assert manager.received() == [b"STATUS=3 clients"]
+    notifier.close()
+
+
+def test_somebody_elses_successor(manager: ServiceManager, predecessor: ServiceManager) -> None:
+    """The variables came from a process that is not the parent: NOTIFY_SOCKET is all that counts."""
+    environ = as_successor(predecessor, manager) | {PREDECESSOR: str(os.getpid())}
+    notifier = Notifier(environ)
+    notifier.ready()
+    notifier.stopping()
+    assert predecessor.received() == [b"READY=1", b"STOPPING=1"]
+    assert MANAGER not in environ
+    notifier.close()
+
+
+def test_a_predecessor_passes_the_word_on_and_is_silent(manager: ServiceManager, notifier: Notifier) -> None:
+    notifier.main_pid(4321)
+    notifier.hand_over(1234)
+    notifier.status("draining")
+    notifier.watchdog()
+    notifier.stopping()
+    notifier.close()
+    assert manager.received() == [b"MAINPID=4321", b"MAINPID=1234\nREADY=1\nWATCHDOG=1"]
+
+
+@pytest.mark.parametrize("last", [Notifier.watchdog, Notifier.stopping, Notifier.close])
+def test_the_last_word_of_a_predecessor_is_not_lost(
+    manager: ServiceManager, notifier: Notifier, last: Callable[[Notifier], None]
+) -> None:
+    manager.fill()
+    notifier.hand_over(1234)
+    manager.received()
+    last(notifier)
+    assert manager.received() == [b"MAINPID=1234\nREADY=1\nWATCHDOG=1"]
+
+
 @pytest.mark.parametrize(
     ("environ", "seconds"),
     [
@@ -170,6 +287,8 @@ def test_after_close_nothing_is_told(manager: ServiceManager, notifier: Notifier
 def test_when_pings_are_expected(environ: dict[str, str], seconds: float) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": "@nobody", **environ})
     assert notifier.watchdog_interval_s == seconds
+    usec = {"WATCHDOG_USEC": environ["WATCHDOG_USEC"]} if seconds else {}
+    assert notifier.manager == {"NOTIFY_SOCKET": "@nobody", **usec}
     notifier.close()
 
 
@@ -218,3 +337,20 @@ def test_a_loop_that_hangs_sends_no_sign_of_life(tmp_path: Path) -> None:
         notifier = Notifier({"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "100000"})
         asyncio.run(life(manager))
         notifier.close()
+
+
+def test_a_status_is_said_again_now_and_then(
+    manager: ServiceManager, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a successor says before systemd knows that it is the main process is lost."""
+    monkeypatch.setattr(sd_notify, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(sd_notify, "_STATUS_S", 0.01)
+
+    async def life() -> None:
+        telling = asyncio.create_task(tell(notifier, lambda: True, lambda: "well"))
+        loop = asyncio.get_running_loop()
+        assert [await loop.sock_recv(manager.sock, 100) for _ in range(3)] == [b"STATUS=well"] * 3
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+
+    asyncio.run(life())

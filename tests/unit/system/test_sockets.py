@@ -5,82 +5,26 @@ test_sockets_unix.py has what concerns the file of a Unix socket.
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import socket
-import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy.system import sockets
-from proxy.system.sockets import ListenError, Listening, close_unused, inherited, spell, warn_somaxconn
-from tests.support.listening import HOST, Sockets, connects, events, listener
-
-FIRST = 200  # where the tests' inherited descriptors begin: 3 and the next are pytest's own
-
-
-@pytest.fixture
-def stack() -> Iterator[Sockets]:
-    with Sockets() as opened:
-        yield opened
-
-
-@pytest.fixture
-def opened(stack: Sockets) -> Callable[..., Listening]:
-    return stack.opened
-
-
-@pytest.fixture
-def opened_all(stack: Sockets) -> Callable[..., list[Listening]]:
-    return stack.opened_all
-
-
-@pytest.fixture
-def bound(stack: Sockets) -> Callable[..., socket.socket]:
-    return stack.bound
-
-
-@pytest.fixture
-def pass_on(monkeypatch: pytest.MonkeyPatch, stack: Sockets) -> Callable[..., None]:
-    """Passes sockets or files to this process the way sd_listen_fds(3) describes, only from FIRST on."""
-
-    def start(*passed: Any, names: str | None = None, pid: int | None = None, count: str | None = None) -> None:
-        for place, one in enumerate(passed):
-            descriptor = fcntl.fcntl(one.fileno(), fcntl.F_DUPFD, FIRST + place)
-            assert descriptor == FIRST + place
-            stack.callback(close_if_open, descriptor)
-        monkeypatch.setattr(sockets, "_FIRST_INHERITED", FIRST)
-        monkeypatch.setenv("LISTEN_FDS", str(len(passed)) if count is None else count)
-        monkeypatch.setenv("LISTEN_PID", str(os.getpid() if pid is None else pid))
-        if names is not None:
-            monkeypatch.setenv("LISTEN_FDNAMES", names)
-
-    return start
-
-
-def close_if_open(descriptor: int) -> None:
-    if is_open(descriptor):
-        os.close(descriptor)
-
-
-def is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
-
-
-def close_all(found: list[socket.socket]) -> None:
-    for sock in found:
-        sock.close()
-
+from proxy.system.address import format_address
+from proxy.system.sockets import (
+    LISTENER,
+    SYSTEMD,
+    ListenError,
+    Listening,
+    warn_somaxconn,
+)
+from tests.support.listening import HOST, by_predecessor, by_systemd, connects, events, listener
 
 # Opened by ourselves
 
@@ -170,7 +114,7 @@ def test_every_address_of_a_name_is_listened_on(
     ports = {one.sock.getsockname()[1] for one in found}
     assert [one.sock.getsockname()[0] for one in found] == hosts
     assert len(ports) == 1
-    assert [one.label for one in found] == [spell((host, *ports)) for host in hosts]
+    assert [one.label for one in found] == [format_address((host, *ports)) for host in hosts]
     for one in found:
         one.listen()
         assert connects(one.sock.getsockname(), one.sock.family)
@@ -273,11 +217,13 @@ def test_what_is_taken_over_and_what_is_not_of_one_name(
     port = first.getsockname()[1]
     second = bound(("127.0.0.2", port))
     resolve(V4, (socket.AF_INET, "127.0.0.3"), OTHER_V4)
-    given, handed = [first], [second]
-    found = opened_all(f"proxy.example:{port}", given, handed)
+    given = by_systemd(first) + by_predecessor(second)
+    found = opened_all(f"proxy.example:{port}", given)
     assert [one.label for one in found] == [f"{HOST}:{port}", f"127.0.0.3:{port}", f"127.0.0.2:{port}"]
     assert (found[0].sock, found[2].sock) == (first, second)
-    assert given == handed == []
+    assert [one.origin for one in found] == [SYSTEMD, "", LISTENER]
+    assert [one.name for one in found] == [SYSTEMD, LISTENER, LISTENER]
+    assert given == []
 
 
 def test_one_listens_where_another_does(opened: Callable[..., Listening]) -> None:
@@ -320,167 +266,3 @@ def test_a_limit_that_cannot_be_read(
     monkeypatch.setattr(sockets, "_SOMAXCONN", tmp_path / "none")
     warn_somaxconn(opened(f"{HOST}:0", backlog=2**31 - 1))
     assert events(caplog) == []
-
-
-def test_the_service_manager_comes_before_a_predecessor(
-    opened: Callable[..., Listening], bound: Callable[..., socket.socket]
-) -> None:
-    first = bound((HOST, 0))
-    given, handed = [first], [first.dup()]
-    assert opened(first.getsockname()[0] + f":{first.getsockname()[1]}", given, handed).sock is first
-    assert len(handed) == 1
-    close_all(handed)
-
-
-# Taken over
-
-
-def test_nothing_is_inherited_without_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"):
-        monkeypatch.delenv(name, raising=False)
-    assert inherited() == []
-
-
-@pytest.mark.parametrize("pid", [1, os.getppid()])
-def test_what_is_meant_for_another_process_is_left_alone(
-    pid: int, bound: Callable[..., socket.socket], pass_on: Callable[..., None]
-) -> None:
-    pass_on(bound((HOST, 0)), pid=pid)
-    assert inherited() == []
-    assert is_open(FIRST)
-    assert not {"LISTEN_FDS", "LISTEN_PID"} & set(os.environ)
-
-
-@pytest.mark.parametrize("count", ["", "0", "-1", "many"])
-def test_no_count(count: str, bound: Callable[..., socket.socket], pass_on: Callable[..., None]) -> None:
-    pass_on(bound((HOST, 0)), count=count)
-    assert inherited() == []
-    assert is_open(FIRST)
-
-
-def test_inherited_in_order_and_kept_from_children(
-    tmp_path: Path,
-    bound: Callable[..., socket.socket],
-    pass_on: Callable[..., None],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.INFO)
-    path = str(tmp_path / "sock")
-    tcp, unix = bound((HOST, 0)), bound(path, socket.AF_UNIX)
-    pass_on(tcp, unix, names="redis-proxy.socket:local")
-    found = inherited()
-    assert [sock.getsockname() for sock in found] == [tcp.getsockname(), path]
-    assert [sock.fileno() for sock in found] == [FIRST, FIRST + 1]
-    assert not any(sock.get_inheritable() for sock in found)
-    assert not {"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"} & set(os.environ)
-    assert events(caplog, logging.INFO) == [
-        ("inherited", {"name": "redis-proxy.socket", "address": spell(tcp.getsockname())}),
-        ("inherited", {"name": "local", "address": f"unix:{path}"}),
-    ]
-    assert inherited() == []
-    close_all(found)
-
-
-def test_what_is_no_listening_stream_socket_is_named_and_closed(
-    bound: Callable[..., socket.socket],
-    pass_on: Callable[..., None],
-    stack: Sockets,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    accepting = bound((HOST, 0))
-    client = stack.enter_context(socket.create_connection(accepting.getsockname()))
-    connection = stack.enter_context(accepting.accept()[0])
-    datagrams = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-    datagrams.bind("\0" + f"redis-proxy-test-{os.getpid()}")
-    with open(os.devnull) as file:
-        pass_on(connection, datagrams, file, accepting, names="connection:log:file:redis-proxy.socket")
-    found = inherited()
-    assert [sock.fileno() for sock in found] == [FIRST + 3]
-    assert not any(is_open(FIRST + place) for place in range(3))
-    no_listener = "inherited socket not used: it does not listen"
-    assert events(caplog)[:2] == [
-        (no_listener, {"name": "connection", "address": spell(accepting.getsockname())}),
-        (no_listener, {"name": "log", "address": f"unix:@redis-proxy-test-{os.getpid()}"}),
-    ]
-    message, fields = events(caplog)[2]
-    assert message == "inherited descriptor not used: no socket"
-    assert (fields["name"], fields["descriptor"]) == ("file", FIRST + 2)
-    client.close()
-    close_all(found)
-
-
-def test_a_listener_takes_the_socket_with_its_address(
-    tmp_path: Path, opened: Callable[..., Listening], bound: Callable[..., socket.socket]
-) -> None:
-    path = tmp_path / "sock"
-    other, tcp, unix = bound((HOST, 0)), bound((HOST, 0)), bound(str(path), socket.AF_UNIX)
-    os.chmod(path, 0o640)
-    given = [other, tcp, unix]
-    port = tcp.getsockname()[1]
-    first, second = opened(f"{HOST}:{port}", given), opened(f"unix:{path}", given, mode="0666")
-    assert first.sock is tcp
-    assert second.sock is unix
-    assert given == [other]
-    assert [one.sock.getblocking() for one in (first, second)] == [False, False]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    first.listen()
-    second.listen()
-    assert connects((HOST, port))
-    assert connects(str(path), socket.AF_UNIX)
-
-
-def test_a_name_is_the_address_it_means(
-    opened: Callable[..., Listening], bound: Callable[..., socket.socket], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sock = bound((HOST, 0))
-    where = sock.getsockname()
-    answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", where)]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **options: answer)
-    assert opened(f"proxy.example:{where[1]}", [sock]).sock is sock
-
-
-def test_a_taken_unix_socket_keeps_its_file(
-    tmp_path: Path, opened: Callable[..., Listening], bound: Callable[..., socket.socket]
-) -> None:
-    """The service manager goes on listening: who connects meanwhile waits for the next proxy."""
-    path = str(tmp_path / "sock")
-    unix = bound(path, socket.AF_UNIX)
-    listening = opened(f"unix:{path}", [unix.dup()])
-    listening.listen()
-    listening.close()
-    assert connects(path, socket.AF_UNIX)
-
-
-def test_other_ports_hosts_and_families_do_not_match(
-    tmp_path: Path, opened: Callable[..., Listening], bound: Callable[..., socket.socket]
-) -> None:
-    tcp, unix = bound(("127.0.0.2", 0)), bound(str(tmp_path / "sock"), socket.AF_UNIX)
-    port = tcp.getsockname()[1]
-    given = [tcp, unix]
-    for address in (f"{HOST}:{port}", "127.0.0.2:0", f"unix:{tmp_path}/other"):
-        assert opened(address, given).sock not in (tcp, unix)
-    assert given == [tcp, unix]
-
-
-def test_what_no_listener_took_is_named_and_closed(
-    tmp_path: Path, bound: Callable[..., socket.socket], caplog: pytest.LogCaptureFixture
-) -> None:
-    tcp, unix = bound((HOST, 0)), bound(str(tmp_path / "sock"), socket.AF_UNIX)
-    where = tcp.getsockname()
-    given = [tcp, unix]
-    close_unused(given)
-    assert given == []
-    assert not connects(where)
-    message = "inherited socket not used: no listener has its address"
-    assert events(caplog) == [
-        (message, {"address": spell(where)}),
-        (message, {"address": f"unix:{tmp_path}/sock"}),
-    ]
-
-
-def test_spelling() -> None:
-    assert spell((HOST, 1)) == "127.0.0.1:1"
-    assert spell(("::1", 1, 0, 0)) == "[::1]:1"
-    assert spell("/run/sock") == "unix:/run/sock"
-    assert spell("", listener("unix:/run/sock").address) == "unix:/run/sock"
-    assert spell("") == "unix:"

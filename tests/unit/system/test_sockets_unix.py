@@ -16,23 +16,7 @@ import pytest
 
 from proxy.system import sockets
 from proxy.system.sockets import ListenError, Listening
-from tests.support.listening import HOST, Sockets, connects, listener
-
-
-@pytest.fixture
-def stack() -> Iterator[Sockets]:
-    with Sockets() as opened:
-        yield opened
-
-
-@pytest.fixture
-def opened(stack: Sockets) -> Callable[..., Listening]:
-    return stack.opened
-
-
-@pytest.fixture
-def bound(stack: Sockets) -> Callable[..., socket.socket]:
-    return stack.bound
+from tests.support.listening import Sockets, by_predecessor, by_systemd, connects, listener
 
 
 @pytest.mark.parametrize("mode", ["0600", "0666", "0770"])
@@ -187,18 +171,18 @@ def test_oneself_is_a_possible_owner(tmp_path: Path, opened: Callable[..., Liste
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o077, 0o777])
-def test_until_it_is_dressed_the_file_is_nobody_elses(
+def test_until_it_is_set_file_optionsed_the_file_is_nobody_elses(
     mask: int, tmp_path: Path, opened: Callable[..., Listening], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "sock"
-    real, seen = sockets._dress, []
+    real, seen = sockets._set_file_options, []
 
     def look(*words: Any) -> None:
         seen.append(stat.S_IMODE(path.stat().st_mode))
         assert not connects(str(path), socket.AF_UNIX)
         real(*words)
 
-    monkeypatch.setattr(sockets, "_dress", look)
+    monkeypatch.setattr(sockets, "_set_file_options", look)
     before = os.umask(mask)
     try:
         opened(f"unix:{path}", mode="0666")
@@ -293,16 +277,17 @@ def test_no_other_file_is_changed(
     assert [belongs(file) for file in sorted(tmp_path.iterdir())] == before
 
 
-# Handed over by a predecessor
+# Inherited
 
 
 def test_the_file_goes_with_the_socket(tmp_path: Path, opened: Callable[..., Listening]) -> None:
     path = tmp_path / "sock"
     old = opened(f"unix:{path}", mode="0600")
     old.listen()
-    handed = [old.sock.dup()]
-    new = opened(f"unix:{path}", [], handed, mode="0606")
-    assert handed == []
+    given = by_predecessor(old.sock.dup())
+    new = opened(f"unix:{path}", given, mode="0606")
+    assert given == []
+    assert (new.origin, new.name) == (sockets.LISTENER, sockets.LISTENER)
     assert belongs(path)[2] == 0o606
     assert old.disown() is True
     assert old.disown() is False
@@ -317,7 +302,7 @@ def test_a_successor_that_fails_leaves_the_file(tmp_path: Path, opened: Callable
     path = tmp_path / "sock"
     old = opened(f"unix:{path}")
     old.listen()
-    new = opened(f"unix:{path}", None, [old.sock.dup()])
+    new = opened(f"unix:{path}", by_predecessor(old.sock.dup()))
     new.disown()
     new.close()
     assert connects(str(path), socket.AF_UNIX)
@@ -325,53 +310,87 @@ def test_a_successor_that_fails_leaves_the_file(tmp_path: Path, opened: Callable
     assert not path.exists()
 
 
-def test_a_file_given_away_and_taken_back(tmp_path: Path, opened: Callable[..., Listening]) -> None:
+def test_the_service_managers_file_stays_its_own(
+    tmp_path: Path, opened: Callable[..., Listening], bound: Callable[..., socket.socket]
+) -> None:
+    """Whichever way the socket came: from the service manager itself or through predecessors."""
     path = tmp_path / "sock"
-    listening = opened(f"unix:{path}")
-    listening.disown()
-    listening.adopt()
-    listening.close()
+    sock = bound(str(path), socket.AF_UNIX)
+    path.chmod(0o640)
+    new = opened(f"unix:{path}", by_systemd(sock.dup()), mode="0606")
+    assert (new.origin, new.name, new.file) == (sockets.SYSTEMD, sockets.SYSTEMD, None)
+    assert belongs(path)[2] == 0o640
+    new.close()
+    assert connects(str(path), socket.AF_UNIX)
+
+
+def test_what_the_configuration_no_longer_wants(
+    tmp_path: Path, opened: Callable[..., Listening], bound: Callable[..., socket.socket]
+) -> None:
+    """A predecessor's: kept open until it is closed with its file; the service manager's is left to close_unused."""
+    path, foreign = tmp_path / "sock", tmp_path / "systemd"
+    old, tcp = opened(f"unix:{path}"), opened("127.0.0.1:0")
+    old.listen()
+    tcp.listen()
+    given = by_predecessor(old.sock.dup(), tcp.sock.dup()) + by_systemd(bound(str(foreign), socket.AF_UNIX).dup())
+    unix, other = sockets.unwanted(given)
+    assert [one.name for one in given] == [sockets.SYSTEMD]
+    assert (unix.label, other.label) == (old.label, tcp.label)
+    assert connects(str(path), socket.AF_UNIX)
+    assert old.disown()
+    for one in (old, unix, tcp, other):
+        one.close()
     assert not path.exists()
+    sockets.close_unused(given)
+    assert connects(str(foreign), socket.AF_UNIX)
 
 
-def test_there_is_no_file_to_adopt(tmp_path: Path, opened: Callable[..., Listening]) -> None:
+def test_an_unwanted_file_stays_with_a_successor_that_fails(tmp_path: Path, opened: Callable[..., Listening]) -> None:
     path = tmp_path / "sock"
-    unix, tcp = opened(f"unix:{path}"), opened(f"{HOST}:0")
+    old = opened(f"unix:{path}")
+    old.listen()
+    (left,) = sockets.unwanted(by_predecessor(old.sock.dup()))
+    left.disown()
+    left.close()
+    assert connects(str(path), socket.AF_UNIX)
+
+
+def test_an_unwanted_socket_whose_name_is_another_files(tmp_path: Path, opened: Callable[..., Listening]) -> None:
+    path = tmp_path / "sock"
+    old = opened(f"unix:{path}")
     path.unlink()
     path.write_text("precious")
-    for one in (unix, tcp):
-        one.adopt()
-        assert one.file is None
-        assert one.disown() is False
-        one.close()
+    (left,) = sockets.unwanted(by_predecessor(old.sock.dup()))
+    left.close()
     assert path.read_text() == "precious"
 
 
-def test_a_handed_socket_without_its_file_is_replaced(tmp_path: Path, opened: Callable[..., Listening]) -> None:
+def test_an_inherited_socket_without_its_file_is_replaced(tmp_path: Path, opened: Callable[..., Listening]) -> None:
     """Nobody can reach it any more."""
     path = tmp_path / "sock"
     old = opened(f"unix:{path}")
     old.listen()
-    handed = old.sock.dup()
+    copy = old.sock.dup()
     path.unlink()
-    new = opened(f"unix:{path}", [], [handed])
-    assert new.sock is not handed
-    assert handed.fileno() == -1
+    new = opened(f"unix:{path}", by_predecessor(copy))
+    assert new.sock is not copy
+    assert new.origin == ""
+    assert copy.fileno() == -1
     new.listen()
     assert connects(str(path), socket.AF_UNIX)
 
 
 @ROOT_ONLY
-def test_a_handed_socket_whose_file_may_not_be_changed(
+def test_an_inherited_socket_whose_file_may_not_be_changed(
     public: Path, opened: Callable[..., Listening], become: Callable[[int], None]
 ) -> None:
     path = public / "sock"
     old = opened(f"unix:{path}", mode="0666")
     old.listen()
-    handed = old.sock.dup()
+    copy = old.sock.dup()
     become(NOBODY)
     with pytest.raises(ListenError, match="Operation not permitted"):
-        opened(f"unix:{path}", [], [handed], mode="0600")
-    assert handed.fileno() == -1
+        opened(f"unix:{path}", by_predecessor(copy), mode="0600")
+    assert copy.fileno() == -1
     assert belongs(path)[2] == 0o666
     assert connects(str(path), socket.AF_UNIX)
