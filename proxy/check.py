@@ -22,10 +22,10 @@ from typing import Final
 from proxy.config.faults import Conflict
 from proxy.config.file import read
 from proxy.config.models import Address, Settings, is_open
+from proxy.system.cpus import granted
+from proxy.system.limits import lowered
 
 SOMAXCONN: Final = Path("/proc/sys/net/core/somaxconn")
-# Besides its clients a process holds connections to nodes, listeners, epoll instances, logs.
-OTHER_DESCRIPTORS: Final = 512
 _LOOPBACK: Final = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
@@ -48,16 +48,14 @@ def warnings(settings: Settings, path: str | Path | None = None) -> list[str]:
     is no file.
     """
     found = []
-    for file in sorted(read(Path(path)).with_secrets) if path is not None else []:
+    written = settings.cluster.password.get_secret_value() or settings.clients.password.get_secret_value()
+    for file in sorted(read(Path(path)).with_secrets) if path is not None and written else []:
         if mode := _readable_by_others(file):
             found.append(f"{file} has a password in it and can be read by other users (mode {mode:04o})")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = hard - OTHER_DESCRIPTORS
-    if hard != resource.RLIM_INFINITY and settings.clients.max_clients > room:
-        found.append(
-            f"clients.max_clients is {settings.clients.max_clients}, but the hard limit of {hard} file descriptors is"
-            f" enough for {max(room, 0)}"
-        )
+    workers = granted() if settings.workers == "auto" else settings.workers
+    if sentence := lowered(settings.clients.max_clients, workers, hard):
+        found.append(sentence)
     most = _somaxconn()
     for listener in settings.listeners:
         if most is not None and listener.backlog > most:

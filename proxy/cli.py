@@ -13,19 +13,21 @@ seconds).
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from proxy import __version__
 
 if TYPE_CHECKING:
     from proxy.options import Configuration
 
+Outcome = int | Callable[[], int]  # the exit code, or what is still to be run for it
+
 EXIT_FAILED = 1
-EXIT_USAGE = 2
 EXIT_CONFIG = 78
 DEFAULT_FILE = "/etc/redis-proxy/proxy.yaml"
 STDIN = "-"
@@ -38,17 +40,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Until proxy.run has its handlers there is nothing to clean up, and a KeyboardInterrupt in the middle of an import
     # can be lost. For the same reason what takes long to import comes after this.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    words = list(sys.argv[1:] if argv is None else argv)
+    outcome = _printing(lambda: _command(list(sys.argv[1:] if argv is None else argv)))
+    return outcome if isinstance(outcome, int) else outcome()
+
+
+def _printing(command: Callable[[], Outcome]) -> Outcome:
+    """Runs a command that prints; a reader that has left (`| head -1`) is no reason for a traceback."""
+    try:
+        try:
+            return command()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_FAILED
+
+
+def _command(words: list[str]) -> Outcome:
+    """Does what the words say; the exit code, or the daemon to be run."""
     if words[:1] == ["demo"]:
         from proxy import demo  # only here: it needs what the daemon itself does not
 
-        return _printing(lambda: demo.main(words[1:]))
+        return demo.main(words[1:])
     top, commands = parsers()
-    if words[:1] and words[0] in ("-h", "--help", "--version"):
-        return _printing(lambda: _parsed(top, words))
+    if words and words[0] in ("-h", "--help", "--version"):
+        top.parse_args(words)
     command = words.pop(0) if words and words[0] in commands else "run"
-    # Not by the top parser: options may stand between the seeds.
-    return _dispatch(command, commands[command], words)
+    p = commands[command]
+    options = p.parse_intermixed_args(words)  # not by the top parser: options may stand between the seeds
+    if command == "schema":
+        return _schema()
+    if command in ("run", "check"):
+        return _configured(p, options)
+    from proxy import remote
+
+    return remote.main(command, options, p.error)
 
 
 def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -108,35 +136,6 @@ def _add_remote(p: argparse.ArgumentParser, timeout_s: float) -> None:
         p.add_argument("--timeout", type=float, default=timeout_s, metavar="SECONDS", help="default %(default)g")
 
 
-def _parsed(p: argparse.ArgumentParser, words: list[str]) -> int:
-    p.parse_args(words)
-    return 0
-
-
-def _dispatch(command: str, p: argparse.ArgumentParser, words: list[str]) -> int:
-    options = p.parse_intermixed_args(words)
-    if command == "schema":
-        return _printing(_schema)
-    if command in ("run", "check"):
-        return _configured(p, options)
-    from proxy import remote
-
-    return _printing(lambda: remote.main(command, options, p.error))
-
-
-def _printing(command: Callable[[], int]) -> int:
-    """Runs a command that prints; a reader that has left (`| head -1`) is no reason for a traceback."""
-    try:
-        code = command()
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # Python flushes once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return EXIT_FAILED
-
-
 def _schema() -> int:
     import json
 
@@ -146,7 +145,7 @@ def _schema() -> int:
     return 0
 
 
-def _configured(p: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+def _configured(p: argparse.ArgumentParser, options: argparse.Namespace) -> Outcome:
     daemon = not options.check and not options.print_config
     if daemon:
         # They wait until proxy.run has handlers for them: a reload is no reason to die while the file is being read.
@@ -173,7 +172,7 @@ def _configured(p: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         )
     except Usage as usage:
         p.error(str(usage))
-    return _run(configuration) if daemon else _printing(lambda: _check(configuration, print_it=options.print_config))
+    return _daemon(configuration) if daemon else _check(configuration, print_it=options.print_config)
 
 
 def _check(configuration: Configuration, *, print_it: bool) -> int:
@@ -194,7 +193,7 @@ def _check(configuration: Configuration, *, print_it: bool) -> int:
     return 0
 
 
-def _run(configuration: Configuration) -> int:
+def _daemon(configuration: Configuration) -> Outcome:
     from proxy.check import warnings
     from proxy.config.models import ConfigFaults
 
@@ -208,15 +207,15 @@ def _run(configuration: Configuration) -> int:
     no_upgrade = ""
     if configuration.data is not None:
         no_upgrade = "the configuration was read from standard input, which a successor cannot read again"
-    start: Any = run  # its signature changes at the same time as this module
-    code: int = start(
+    start: Callable[..., int] = run
+    return functools.partial(
+        start,
         settings,
         source=configuration.place,
         load=configuration.load if configuration.path else None,
         no_upgrade=no_upgrade,
         warnings=warnings(settings, configuration.path),
     )
-    return code
 
 
 if __name__ == "__main__":

@@ -41,18 +41,19 @@ class Failed(Exception):
 
 
 class Where:
-    """Where the running proxy is asked: `--admin`, or admin.address of a configuration, read anew on demand."""
+    """Where the running proxy is asked: at first `--admin`, else admin.address of a configuration, else the default."""
 
     def __init__(self, admin: str | None = None, file: str | None = None) -> None:
         """ValueError, a sentence, when that is no address."""
-        self._file = file if admin is None else None
+        self.file = file
         self.host, self.port = _host_and_port(admin) if admin is not None else (HOST, PORT)
-        self.refresh()
+        if admin is None:
+            self.refresh()
 
     def refresh(self) -> None:
-        """Reads the file once more, if the address comes from one; ValueError when that is not possible."""
-        if self._file is not None:
-            self.host, self.port = _from_file(self._file)
+        """Takes the address that is in the file now, if there is a file; ValueError when that is not possible."""
+        if self.file is not None:
+            self.host, self.port = _from_file(self.file)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -73,7 +74,10 @@ def main(command: str, options: argparse.Namespace, usage: Callable[[str], NoRet
             return _reload(where, options.timeout)
         return _upgrade(where, options.timeout)
     except (Unanswered, Failed) as error:
-        print(f"redis-proxy: {error}", file=sys.stderr)
+        hint = ""
+        if isinstance(error, Unanswered) and options.config and not options.admin:
+            hint = f" (if admin.address in {options.config} is new, say with --admin where the proxy answers now)"
+        print(f"redis-proxy: {error}{hint}", file=sys.stderr)
         return 1
 
 
@@ -157,7 +161,7 @@ def _reload(where: Where, timeout_s: float) -> int:
     if faults or reload.get("error") or not reload.get("successful"):
         for fault in faults:
             print(fault, file=sys.stderr)
-        raise Failed(f"not reloaded: {_plain(reload.get('error') or 'see the faults above')}")
+        raise Failed(f"not reloaded: {_plain(reload.get('error') or 'the log says why')}")
     print("reloaded")
     for change in reload.get("changes") or []:
         print(f"  {_plain(change)}")

@@ -182,15 +182,14 @@ def test_schema_is_json() -> None:
     assert json.loads(run_cli("schema").stdout)["properties"]["cluster"]
 
 
-def test_a_reader_that_leaves_is_no_reason_for_a_traceback() -> None:
-    """redis-proxy schema | head -1: more than a pipe holds would block, so the pipe is closed at once."""
+@pytest.mark.parametrize("words", [["schema"], ["--help"], ["run", "--help"], ["check", "127.0.0.1:1"], ["--version"]])
+def test_a_reader_that_leaves_is_no_reason_for_a_traceback(words: list[str]) -> None:
+    """`redis-proxy schema | head -1`."""
     read_end, write_end = os.pipe()
     os.close(read_end)
-    done = subprocess.run(
-        [*COMMAND, "schema"], stdout=write_end, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=30
-    )
+    done = subprocess.run([*COMMAND, *words], stdout=write_end, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=30)
     os.close(write_end)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr) in [(1, ""), (0, "")]  # argparse does not mind a help nobody reads
 
 
 def test_standard_input(tmp_path: Path) -> None:

@@ -63,6 +63,9 @@ while True:
         os._exit(1)
     if how.get("deaf"):
         continue
+    if "moves_to" in how:
+        server.socket.close()
+        server.socket = socket.create_server(("127.0.0.1", how["moves_to"]))
     state[what]["attempts"] += 1
     state[what].update(how.get(what, {}))
     if what == "upgrade" and state["upgrade"]["state"] == "done":
@@ -320,14 +323,18 @@ def test_a_proxy_that_ends_during_the_reload(start, capfd):
 
 def test_a_reload_that_moves_the_admin_address(start, tmp_path, capfd):
     """The old address answers no more: the file says where to ask now."""
-    fake = start()
-    path = tmp_path / "proxy.yaml"
-    path.write_text(f"admin: {{address: '{fake.address}'}}\n")
-    where = remote.Where(file=str(path))
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        where.port = sock.getsockname()[1]
-    found = remote._poll(where, fake.process.pid, lambda state: state, 5, "it")
-    assert found["proxy"]["pid"] == fake.process.pid
+        port = sock.getsockname()[1]
+    fake = start(moves_to=port)
+    path = tmp_path / "proxy.yaml"
+    path.write_text(f"admin: {{address: '127.0.0.1:{port}'}}\n")
+    assert cli.main(["reload", "-c", str(path)]) == 1
+    assert capfd.readouterr().err == (
+        f"redis-proxy: nobody answers at 127.0.0.1:{port}: Connection refused (if admin.address in {path} is new, say"
+        " with --admin where the proxy answers now)\n"
+    )
+    assert fake.run("reload", "-c", str(path)) == 0
+    assert remote.state(remote.Where(f"127.0.0.1:{port}"))["proxy"]["pid"] == fake.process.pid
 
 
 @pytest.mark.parametrize("command", ["reload", "upgrade"])
