@@ -40,7 +40,7 @@ class ControlPlane:
     def __init__(self, settings: Settings, send: Send) -> None:
         self._settings = settings
         self._send = send
-        self._metrics: dict[str, int] = {"other": 0}
+        self.metrics: dict[str, int] = {"other": 0}  # the counters' indexes by name; grows, an index is never another's
         self._due = asyncio.Event()
         self._commands_task: asyncio.Task[None] | None = None
         self._cluster: Topology | None = None  # as published last
@@ -155,8 +155,8 @@ class ControlPlane:
 
     def _registered(self, rows: tuple[Row, ...]) -> dict[str, int]:
         """The counters' indexes by name, those of new commands added; an index once given is never another's."""
-        CommandTable(rows, "", self._metrics)
-        return dict(self._metrics)
+        CommandTable(rows, "", self.metrics)
+        return dict(self.metrics)
 
     def _primaries(self) -> list[Node]:
         nodes = self._cluster.nodes() if self._cluster is not None else ()

@@ -166,7 +166,10 @@ class Reload:
                     one.update(after)
                     undo.append(functools.partial(one.update, before))
             if new.log != old.log:
-                logs.setup(new.log.level, new.log.format, new.log.file)
+                try:
+                    logs.setup(new.log.level, new.log.format, new.log.file)
+                except OSError as error:
+                    raise Refused(f"cannot write the log {new.log.file}: {error.strerror}") from error
                 undo.append(functools.partial(logs.setup, old.log.level, old.log.format, old.log.file))
             await supervisor.move_admin(new.admin.address)
         except BaseException as error:

@@ -114,6 +114,7 @@ class WorkerPool:
     """See the module.
 
     start: makes the first message of worker n. own_figures: what the main process itself counts, under INFO's names.
+    metrics: which command has which index in the counters; may grow.
     on_change(): workers came or went. on_report(report): one has seen something. on_status(old, new): it tells a new
     status. on_gone(worker): it is gone, `counters` and `status` are its last. on_ended(pid, cpu_s): so is its process.
     on_other_version(): the program on disk is not the one that runs, so no worker can be started.
@@ -125,6 +126,7 @@ class WorkerPool:
         start: Callable[[int], Start],
         *,
         own_figures: Callable[[], Mapping[str, int]],
+        metrics: dict[str, int],
         on_change: Callable[[], None],
         on_report: Callable[[Report], None],
         on_status: Callable[[Status, Status], None],
@@ -139,6 +141,7 @@ class WorkerPool:
         self.restarts = 0
         self._start = start
         self._own_figures = own_figures
+        self._metrics = metrics
         self._on_change = on_change
         self._on_report = on_report
         self._on_status = on_status
@@ -275,6 +278,7 @@ class WorkerPool:
                 undo.callback(os.close, memory)
                 os.ftruncate(memory, COUNTERS_SIZE)
                 counters = Counters(mmap.mmap(memory, COUNTERS_SIZE))
+                counters.metrics = self._metrics
                 pid = _exec(number, theirs)
             try:
                 pidfd = os.pidfd_open(pid)

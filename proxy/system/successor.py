@@ -167,6 +167,7 @@ async def start(
     finally:
         for wait in waits:
             wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
         if not said_ready:
             await _end(pid, pidfd, ended)
         loop.remove_reader(pidfd)

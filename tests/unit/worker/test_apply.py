@@ -342,6 +342,7 @@ class TestLog:
             logs.get("x").info("shown")
 
         run(configured(), scene, node.address)
+        logs.flush()
         (line,) = first.read_text().splitlines()
         assert line.endswith("level=warning logger=x worker=3 msg=shown")
         event = json.loads(second.read_text().splitlines()[0])
