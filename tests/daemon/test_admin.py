@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain_fam
 
 from proxy.embedded import HOST, EmbeddedCluster, free_port, wait_for
 from tests.support.cluster import key_in
-from tests.support.proxyd import ProxyDaemon
+from tests.support.proxyd import ProxyDaemon, run_cli
 from tests.support.raw import encode
 
 StartProxy = Callable[..., ProxyDaemon]
@@ -158,22 +158,20 @@ def test_a_part_of_the_slots(start_proxy: StartProxy) -> None:
 # The log
 
 
-def test_sigusr2_prints_the_state(daemon: ProxyDaemon) -> None:
+def test_status_shows_the_whole_proxy(daemon: ProxyDaemon) -> None:
+    """`redis-proxy status`, and what it is made of."""
     wait_for(lambda: daemon.metric("redis_proxy_client_connections") == 0, 5, "nobody is there")
     with daemon.raw() as raw:
         assert raw.command("PING") == b"+PONG\r\n"
-        length = len(daemon.log)
-        daemon.signal(signal.SIGUSR2)
-        told = wait_for(lambda: state_in(daemon.log[length:], daemon), 10, "the state is printed")
-    assert all(line.startswith("ts=") for line in told.splitlines())
-    assert re.search(r"\bclients=1\b", told)
-
-
-def state_in(text: str, daemon: ProxyDaemon) -> str:
-    """The text, once it names every worker and every node."""
-    nodes = re.findall(r"node=(\S+)", text)
-    workers = {int(pid) for pid in re.findall(r"pid=(\d+)", text)}
-    return text if len(set(nodes)) == 3 and workers.issuperset(daemon.worker_pids()) else ""
+        shown = run_cli("status", "--admin", f"{HOST}:{daemon.admin_port}")
+        state = json.loads(run_cli("status", "--json", "--admin", f"{HOST}:{daemon.admin_port}").stdout)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert state["proxy"]["pid"] == daemon.pid
+    assert [worker["pid"] for worker in state["workers"]["each"]] == daemon.worker_pids()
+    assert sum(worker["clients"] for worker in state["workers"]["each"]) == state["clients"]["connected"] == 1
+    assert len(state["nodes"]) == 3
+    for word in [node["address"] for node in state["nodes"]] + [str(pid) for pid in daemon.worker_pids()]:
+        assert word in shown.stdout
 
 
 def test_sigusr1_reopens_the_log_of_every_process(
