@@ -31,6 +31,8 @@ log = get("worker.connector")
 
 # A connection that lived shorter than this counts as a failed attempt.
 _SHORT_LIFE_S: Final = 1.0
+# Between two first attempts: those of a topology of hundreds of nodes must not all be made in one turn of the loop.
+_SPACING_S: Final = 0.0002
 
 
 class HandshakeError(Exception):
@@ -60,6 +62,7 @@ class Connector:
         self._up_since: dict[Backend, float] = {}
         self._failures: dict[Backend, int] = {}
         self._limits: dict[str, tuple[int, int]] = {}  # by the node's label
+        self._next_s = 0.0  # when the next first attempt may be made, in loop.time()
 
     def limits(self, nodes: Collection[str]) -> tuple[int, int]:
         """(proto-max-bulk-len, client-query-buffer-limit) that every one of these nodes takes, in bytes; 0 = unknown.
@@ -120,8 +123,10 @@ class Connector:
             return
         for closed in [known for known in self._up_since if known.state == BackendState.CLOSED]:
             del self._up_since[closed]  # drained; nobody lost it
-        delay_s = self._backoff(backend) if again else 0.0
-        task = asyncio.get_running_loop().create_task(self._run(backend, delay_s))
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        self._next_s = max(self._next_s + _SPACING_S, now_s)
+        task = loop.create_task(self._run(backend, self._backoff(backend) if again else self._next_s - now_s))
         self._tasks[backend] = task
         task.add_done_callback(partial(self._ended, backend))
 
