@@ -18,7 +18,8 @@ cdef enum:               # CloseReason
     CLOSE_REPLY_CUT = 8         # the node was lost in the middle of a reply
     CLOSE_ERROR = 9             # socket error, no memory
     CLOSE_CROSS_PROTOCOL = 10   # POST or Host:
-    CLOSE_REASONS = 11
+    CLOSE_MEMORY_LIMIT = 11     # all clients together held too much, and it the most
+    CLOSE_REASONS = 12
 
 cdef enum:               # RedirectionCount
     COUNT_REDIRECTIONS = 8      # indexed by proxy.cluster.redirection.RedirectionKind

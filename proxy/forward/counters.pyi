@@ -19,6 +19,15 @@ class Counters:
 
     metrics: dict[str, int]  # command name -> index; grows in the one who counts, is told to those who look
     def __init__(self, memory: mmap.mmap | memoryview | bytearray | None = None) -> None: ...
+    @property
+    def accepted(self) -> int:
+        """Clients that were taken in and served. Read straight from the memory, as `gone`: cheap and never late."""
+    @property
+    def gone(self) -> int:
+        """Clients that have left: closed for any reason, or turned away before they were served (DataPath.reject).
+
+        Clients that were handed over, less these, are the clients of a worker.
+        """
     def snapshot(self) -> Any:
         """All counters as plain values: proxy.admin.snapshot.CounterValues. Only reads.
 

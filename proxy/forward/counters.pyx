@@ -29,7 +29,7 @@ ERROR_KINDS = (
 )
 CLOSE_REASON_NAMES = (
     "client", "quit", "protocol_error", "output_limit", "query_limit", "idle", "killed", "shutdown", "reply_cut",
-    "socket_error", "cross_protocol",
+    "socket_error", "cross_protocol", "memory_limit",
 )
 REDIRECTION_NAMES = (None, "moved", "ask", "tryagain", "clusterdown", "loading", "readonly", "masterdown")
 RETRY_REASON_NAMES = (
@@ -78,6 +78,20 @@ cdef class Counters:
             PyBuffer_Release(&self.view)
         else:
             free(self.block)
+
+    @property
+    def accepted(self):
+        """Clients that were taken in and served."""
+        return self.block.accepted
+
+    @property
+    def gone(self):
+        """Clients that have left: closed, or turned away before they were served."""
+        cdef uint64_t gone = self.block.rejected
+        cdef int i
+        for i in range(CLOSE_REASONS):
+            gone += self.block.closed[i]
+        return gone
 
     def snapshot(self):
         """All counters as plain values: proxy.admin.snapshot.CounterValues.

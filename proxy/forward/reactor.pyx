@@ -20,6 +20,7 @@ What other code touches outside a batch (a timer, a control task) arms one `call
 cimport cython
 from cpython.ref cimport PyObject
 from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport INT64_MAX, INT64_MIN
 from libc.stdlib cimport free, malloc, realloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 from posix.unistd cimport close, read
@@ -185,6 +186,7 @@ cdef class Reactor:
     def __cinit__(self, loop, *, int64_t pause_ns=50_000):
         cdef epoll_event ev
         self.alarm_fd = -1
+        self.set_guard(None, INT64_MIN, INT64_MAX)
         self.loop = loop
         self.pause_ns = pause_ns
         self.period = 1                 # a new peer's is 0: not counted yet
@@ -225,6 +227,7 @@ cdef class Reactor:
     def stop(self):
         """Stops watching; closes what was waiting to be closed."""
         self.loop.remove_reader(self.epfd)
+        self.set_guard(None, INT64_MIN, INT64_MAX)
         self.end_batch()
 
     @property
@@ -374,6 +377,19 @@ cdef class Reactor:
             self.put_off = []
             for peer in put_off:
                 self.touch(peer)
+        self.flush_touched()
+        if self.memory > self.memory_high or self.memory < self.memory_low:
+            self.guard.flush()
+            self.flush_touched()
+        self.busy = False
+        if self.ndead:
+            for i in range(self.ndead):
+                close(self.dead_fds[i])
+            self.ndead = 0
+            self.graveyard = []
+
+    cdef void flush_touched(self) noexcept:
+        cdef Peer peer
         while self.first is not None:
             peer = self.first
             self.first = peer.next_touched
@@ -382,12 +398,12 @@ cdef class Reactor:
             peer.next_touched = None
             peer.touched = False
             peer.flush()
-        self.busy = False
-        if self.ndead:
-            for i in range(self.ndead):
-                close(self.dead_fds[i])
-            self.ndead = 0
-            self.graveyard = []
+
+    cdef void set_guard(self, Peer guard, int64_t low, int64_t high) noexcept:
+        """Whom to tell when clients hold less than low or more than high."""
+        self.guard = guard
+        self.memory_low = low
+        self.memory_high = high
 
     cdef void bury(self, Peer peer, int fd) noexcept:
         cdef int* grown
