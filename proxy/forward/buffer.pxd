@@ -15,6 +15,7 @@ cdef struct Buffer:
 
 cdef bint buffer_reserve(Buffer* b, size_t n) noexcept nogil
 cdef bint buffer_reserve_within(Buffer* b, size_t n, size_t most) noexcept nogil
+cdef void buffer_trim(size_t most) noexcept nogil
 cdef void buffer_release(Buffer* b) noexcept nogil
 cdef void buffer_shrink(Buffer* b) noexcept nogil
 

@@ -32,7 +32,12 @@ cdef enum:
 
 def trim():
     """Gives free heap memory back to the system when there is much of it; to be called every few seconds."""
-    if mallinfo2().fordblks > TRIM_FROM:
+    buffer_trim(TRIM_FROM)
+
+
+cdef void buffer_trim(size_t most) noexcept nogil:
+    """Gives free heap memory back to the system when there is more of it than that: some milliseconds for 100 MB."""
+    if mallinfo2().fordblks > most:
         malloc_trim(0)
 
 

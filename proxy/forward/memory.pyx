@@ -19,6 +19,7 @@ The guard is a Peer without a socket: the reactor knows no other kind of thing t
 cimport cython
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
 
+from proxy.forward.buffer cimport buffer_trim
 from proxy.forward.client cimport Client
 from proxy.forward.counters cimport CLOSE_MEMORY_LIMIT
 from proxy.forward.datapath cimport DataPath
@@ -26,6 +27,7 @@ from proxy.forward.reactor cimport Peer
 
 cdef enum:
     STEPS = 64              # clients are looked at again when a 64th of the limit more is held
+    TRIM_NS = 50_000_000    # between two times that the heap is trimmed
 
 TURN_S = 0.02               # how long one of those that are stopped is read
 
@@ -79,6 +81,7 @@ cdef class MemoryGuard(Peer):
                 client.close(CLOSE_MEMORY_LIMIT)
                 if self.reactor.memory < limit:
                     break
+            self.trim(limit)
             if self.reactor.memory < limit:
                 break
         if self.reactor.memory >= stop_from:
@@ -90,6 +93,12 @@ cdef class MemoryGuard(Peer):
                 go_on(client)
         if self.stopped and self.timer is None:
             self.timer = self.reactor.loop.call_later(TURN_S, self._next)
+
+    cdef void trim(self, int64_t limit) noexcept:
+        """What a closed client held is to leave the process, too: freed buffers up to 2 MB stay in the heap."""
+        if self.reactor.now >= self.trim_ns:
+            self.trim_ns = self.reactor.now + TRIM_NS
+            buffer_trim(limit // STEPS)
 
     cdef void stop(self, Client client) noexcept:
         """Reads no more of it. One that has ended its input is past that already."""
