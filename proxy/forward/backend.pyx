@@ -296,7 +296,7 @@ cdef class Backend(Pipeline):
             self.pushes.pushed(self, p, n)
             return self.fd >= 0
         if buffer_len(&self.push) + n > PUSH_MAX or not buffer_append(&self.push, p, n):
-            self.lose("a push beyond all bounds")
+            self.lose("a push that is too long")
             return False
         if final:
             self.pushes.pushed(self, self.push.data + self.push.start, buffer_len(&self.push))

@@ -39,7 +39,7 @@ cdef enum:
     TURN = 512              # units of a turn: a forwarded command is one, some 0.3 us
     COST_BYTES = 11         # ... and 2^11 bytes of it are another
     COST_INLINE = 2         # ... and being written as a line another
-    LARGE_REST = 1 << 20    # input that is not kept for a client that has said goodbye and waits for room
+    LARGE_REST = 1 << 20    # input that is not kept for a client that has ended its input and waits
     POSTPONE_MAX = 4096     # output that may wait for a batch while more is due
 
 
@@ -377,7 +377,7 @@ cdef class Client(ClientInfo):
                 self.depart()
                 return
             if self.waits_for_room and (self.half_closed or self.eof) and buffer_len(&self.rest) > LARGE_REST:
-                self.close(CLOSE_CLIENT)        # it has most likely left, and what it wanted would be kept for nobody
+                self.close(CLOSE_CLIENT)        # it has most likely left: this would be kept for nobody
                 return
         if self.paused and not self.waits_for_room and replies.relieved():
             self.paused = False

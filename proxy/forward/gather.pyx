@@ -218,7 +218,7 @@ cdef void gather_begin(Gather g, Request* parent) noexcept:
 # -- ways to combine ---------------------------------------------------------------------------------------------------
 
 cdef bint bad_part(Gather g, Buffer* out, size_t before, bint* error) noexcept:
-    """A part's reply is not what its command deserves."""
+    """A part's reply is not of the form that its command has."""
     out.end = out.start + before
     error[0] = True
     return buffer_append(out, BAD_PART, BAD_PART_LEN)

@@ -47,10 +47,10 @@ cdef class Reactor:
     cdef bint alarmed                       # the alarm is set
     cdef object loop
     cdef set peers                          # every open peer: epoll's pointers are borrowed from here
-    cdef list graveyard                     # peers closed in this batch: events may still point to them
-    cdef int* dead_fds                      # descriptors closed when the batch ends
-    cdef int ndead
-    cdef int dead_cap
+    cdef list closed_peers                     # peers closed in this batch: events may still point to them
+    cdef int* closing_fds                   # descriptors closed when the batch ends
+    cdef int nclosing
+    cdef int closing_cap
     cdef Peer first
     cdef Peer last
     cdef list waiting                       # peers with more to do, each of which gets one turn per batch
@@ -89,7 +89,7 @@ cdef class Reactor:
     cdef void arm(self) noexcept
     cdef void arm_more(self) noexcept
     cdef void set_alarm(self) noexcept
-    cdef void bury(self, Peer peer, int fd) noexcept
+    cdef void close_later(self, Peer peer, int fd) noexcept
 
 
 cdef inline void count_active(Reactor reactor, Peer peer) noexcept:

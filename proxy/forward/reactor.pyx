@@ -174,7 +174,7 @@ cdef class Peer:
         if self.fd < 0:
             return
         epoll_ctl(self.reactor.epfd, EPOLL_CTL_DEL, self.fd, NULL)
-        self.reactor.bury(self, self.fd)
+        self.reactor.close_later(self, self.fd)
         self.fd = -1
         self.interest = 0
 
@@ -191,7 +191,7 @@ cdef class Reactor:
         self.pause_ns = pause_ns
         self.period = 1                 # a new peer's is 0: not counted yet
         self.peers = set()
-        self.graveyard = []
+        self.closed_peers = []
         self.waiting = []
         self.put_off = []
         self._end = self._end_soon
@@ -217,7 +217,7 @@ cdef class Reactor:
         if self.alarm_fd >= 0:
             close(self.alarm_fd)
         free(self.shared)
-        free(self.dead_fds)
+        free(self.closing_fds)
 
     def start(self):
         """Begins to watch for events."""
@@ -367,7 +367,7 @@ cdef class Reactor:
             self.set_alarm()
 
     cdef void end_batch(self) noexcept:
-        """Flushes until nothing is touched any more (a flush may touch others), then buries the dead."""
+        """Flushes until nothing is touched any more (a flush may touch others), then closes descriptors."""
         cdef Peer peer
         cdef list put_off
         cdef int i
@@ -382,11 +382,11 @@ cdef class Reactor:
             self.guard.flush()
             self.flush_touched()
         self.busy = False
-        if self.ndead:
-            for i in range(self.ndead):
-                close(self.dead_fds[i])
-            self.ndead = 0
-            self.graveyard = []
+        if self.nclosing:
+            for i in range(self.nclosing):
+                close(self.closing_fds[i])
+            self.nclosing = 0
+            self.closed_peers = []
 
     cdef void flush_touched(self) noexcept:
         cdef Peer peer
@@ -405,18 +405,18 @@ cdef class Reactor:
         self.memory_low = low
         self.memory_high = high
 
-    cdef void bury(self, Peer peer, int fd) noexcept:
+    cdef void close_later(self, Peer peer, int fd) noexcept:
         cdef int* grown
-        if self.ndead == self.dead_cap:
-            grown = <int*> realloc(self.dead_fds, (self.dead_cap * 2 + 64) * sizeof(int))
+        if self.nclosing == self.closing_cap:
+            grown = <int*> realloc(self.closing_fds, (self.closing_cap * 2 + 64) * sizeof(int))
             if grown == NULL:
                 close(fd)           # out of memory: a number reused in this batch is the lesser evil
                 return
-            self.dead_fds = grown
-            self.dead_cap = self.dead_cap * 2 + 64
-        self.dead_fds[self.ndead] = fd
-        self.ndead += 1
-        self.graveyard.append(peer)
+            self.closing_fds = grown
+            self.closing_cap = self.closing_cap * 2 + 64
+        self.closing_fds[self.nclosing] = fd
+        self.nclosing += 1
+        self.closed_peers.append(peer)
         self.peers.discard(peer)
         if not self.busy:
             self.arm()

@@ -67,7 +67,7 @@ cdef struct Request:
     Account* account        # its client's, where what it owns is counted; NULL = nobody's any more
     int64_t wake_ns         # while parked
     char* own               # its bytes while no backend's window holds them; NULL otherwise
-    char* fault             # an error line a server gave for it: see REQ_SWALLOWED, Redirect.remember; owned
+    char* fault             # an error line a server gave for it: see REQ_SWALLOWED, Redirect.judge; owned
     size_t fault_len
     size_t size             # reply bytes delivered so far
     char* hold              # reply bytes held back (small, or allocated)
