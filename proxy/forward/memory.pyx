@@ -124,7 +124,7 @@ cdef class MemoryGuard(Peer):
         if client is not None and client.fd >= 0 and not client.replies.stopped and client.held() > self.average:
             client.replies.stopped = True
             client.pause()
-        if not self.stopped:
+        if not self.stopped or self.reactor.guard is not self:      # (the reactor was stopped)
             return
         self.place = (self.place + 1) % len(self.stopped)
         self.trying = self.stopped[self.place]

@@ -443,6 +443,20 @@ def test_the_parts_of_one_that_is_closed_go_at_once(play: Play) -> None:
     assert 2 * MB < counted(stage) < 5 * MB
 
 
+def test_no_timer_is_left_when_the_reactor_stops(play: Play) -> None:
+    stage = play(timeout_s=1000.0)
+    stage.path.max_memory = 8 * MB
+    client = stage.client()
+    stage.client()
+    client.send(GET_A)
+    stage.turn()
+    stage.pour(stage.node(A), bulk(b"x" * (7 * MB)))
+    assert stage.loop.timers
+    stage.reactor.stop()
+    stage.turn()
+    assert not stage.loop.timers
+
+
 def test_one_that_is_stopped_is_drained(play: Play) -> None:
     """Whole commands of it that were read are carried out, and it does not wait for the others."""
     stage = play(timeout_s=1000.0)
