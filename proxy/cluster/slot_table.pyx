@@ -47,8 +47,8 @@ cdef class SlotTable:
     def load(self, bytes owners not None, int shards):
         """Replaces the whole table; a fault leaves it as it was. Takes some microseconds.
 
-        owners: 16,384 little-endian uint16, the shard of each slot, NO_SHARD = nobody. shards: how many there are. Raises
-        ValueError when owners has another length or names a shard that there is not.
+        owners: 16,384 little-endian uint16, the shard of each slot, NO_SHARD = nobody. shards: how many there are.
+        Raises ValueError when owners has another length or names a shard that does not exist.
         """
         cdef const uint8_t* given = owners
         cdef uint16_t own[SLOTS]

@@ -90,7 +90,7 @@ cdef void send_ask(Client client, Call* call, Ask ask):
         raise
     g.finish = ask.finish
     g.raised = client.path.responder.raised
-    g.kept = parts                          # with the leased connections among them
+    g.kept = [where for where, _, _ in parts if isinstance(where, Backend)]
     parent = new_request(client, call)
     if parent == NULL:
         g.discard()

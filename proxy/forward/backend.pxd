@@ -42,6 +42,7 @@ cdef class Backend(Pipeline):
     cdef bint pushed(self, const char* p, size_t n, bint final) noexcept
     cdef void reply(self, const char* p, size_t n) noexcept
     cdef void settle(self, Request* r, const char* p, size_t n, bint error) noexcept
+    cdef bint sent_on(self, Request* r, const char* p, size_t n) noexcept
     cdef void lose(self, str reason) noexcept
     cdef void start_over(self) noexcept
     cdef void sweep(self, int64_t now) noexcept

@@ -24,7 +24,7 @@ from proxy.forward.reactor cimport (
 )
 from proxy.forward.request cimport (
     REQ_BLAMED, REQ_SWALLOWED, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, Request, request_fault, request_free,
-    request_move,
+    request_move, request_take_fault,
 )
 from proxy.resp.scanner cimport SCAN_DONE, SCAN_ERROR, reply_scan_reset, scan_reply
 
@@ -296,7 +296,7 @@ cdef class Backend(Pipeline):
             self.pushes.pushed(self, p, n)
             return self.fd >= 0
         if buffer_len(&self.push) + n > PUSH_MAX or not buffer_append(&self.push, p, n):
-            self.lose("a push beyond all bounds")
+            self.lose("a push that is too long")
             return False
         if final:
             self.pushes.pushed(self, self.push.data + self.push.start, buffer_len(&self.push))
@@ -331,29 +331,30 @@ cdef class Backend(Pipeline):
 
     cdef void settle(self, Request* r, const char* p, size_t n, bint error) noexcept:
         """A request that was answered goes to whoever waits for it, or on its way again."""
-        cdef const char* bytes = self.win.data + self.win.start + r.prefix
-        cdef char* fault = NULL
         if r.state == STATE_GHOST:
             request_free(r)
             return
         request_move(r, STATE_PAIRING)
-        if error and not self.passing:      # no line that redirects is so long that it is passed on in pieces
-            if r.flags & REQ_SWALLOWED:
-                # What was refused first says why; the last reply only that something was (EXECABORT).
-                fault = r.fault
-                r.fault = NULL
-                r.flags &= ~REQ_SWALLOWED
-                error = fault != NULL and self.recovery.error(self, r, bytes, fault, r.fault_len)
-                free(fault)
-                if error:
-                    return
-                error = True
-            elif self.recovery.error(self, r, bytes, p, n):
-                return
+        if error and not self.passing and self.sent_on(r, p, n):    # (what redirects is too short to be passed on in
+            return                                                  # pieces)
         if r.sink != NULL:
             (<Sink> r.sink).deliver(r, p, n, True, error)
         else:
             request_free(r)
+
+    cdef bint sent_on(self, Request* r, const char* p, size_t n) noexcept:
+        """Whether an error line sends the request on its way again. The first error that it swallowed comes before the
+        last: that says why, the last only that something was refused (EXECABORT)."""
+        cdef const char* bytes = self.win.data + self.win.start + r.prefix
+        cdef char* fault
+        cdef bint taken
+        if not r.flags & REQ_SWALLOWED:
+            return self.recovery.error(self, r, bytes, p, n)
+        r.flags &= ~REQ_SWALLOWED
+        fault = request_take_fault(r)
+        taken = fault != NULL and self.recovery.error(self, r, bytes, fault, r.fault_len)
+        free(fault)
+        return taken
 
     # -- losses --------------------------------------------------------------------------------------------------
 

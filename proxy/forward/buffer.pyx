@@ -2,9 +2,10 @@
 """Byte buffers of the data path.
 
 A `Buffer` belongs to exactly one peer or request, which calls `buffer_release` when it has nothing left to keep, so
-that an idle connection holds no memory. The first `BLOCK` bytes come from a pool that keeps at most `POOL_MAX` free
-blocks; what grew beyond is handed back to the C library.
+that an idle connection holds no memory. Its capacity is counted where its owner says (`counted`). The first `BLOCK`
+bytes come from a pool that keeps at most `POOL_MAX` free blocks; what grew beyond is handed back to the C library.
 """
+from libc.stdint cimport SIZE_MAX, int64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
@@ -31,7 +32,12 @@ cdef enum:
 
 def trim():
     """Gives free heap memory back to the system when there is much of it; to be called every few seconds."""
-    if mallinfo2().fordblks > TRIM_FROM:
+    buffer_trim(TRIM_FROM)
+
+
+cdef void buffer_trim(size_t most) noexcept nogil:
+    """Gives free heap memory back to the system when there is more of it than that: some milliseconds for 100 MB."""
+    if mallinfo2().fordblks > most:
         malloc_trim(0)
 
 
@@ -57,7 +63,12 @@ cdef void _give(char* data, size_t cap) noexcept nogil:
 
 
 cdef bint buffer_reserve(Buffer* b, size_t n) noexcept nogil:
-    """Makes room for n more bytes after `end`; false when there is no memory, the buffer then being as before.
+    """Makes room for n more bytes after `end`; false when there is no memory, the buffer then being as before."""
+    return buffer_reserve_within(b, n, SIZE_MAX)
+
+
+cdef bint buffer_reserve_within(Buffer* b, size_t n, size_t most) noexcept nogil:
+    """The same for a buffer that will most likely not come to more than `most` bytes: it gets no more than that ahead.
 
     Live bytes move to the front when that alone makes the room and costs no more than what was consumed, so that
     a window sliding through its buffer stays O(1) per byte.
@@ -77,15 +88,19 @@ cdef bint buffer_reserve(Buffer* b, size_t n) noexcept nogil:
         b.data = data
         b.cap = BLOCK
         b.start = b.end = 0
+        if b.counted != NULL:
+            b.counted[0] += BLOCK
         return True
     if need <= b.cap and b.start >= live:
         memcpy(b.data, b.data + b.start, live)
         b.start = 0
         b.end = live
         return True
-    cap = b.cap * 2 if b.cap else BLOCK
+    cap = grown(b.cap) if b.cap else BLOCK
     if cap < need:
         cap = need + (need >> 3)
+    if cap > most:
+        cap = most if most > need else need
     if b.cap > BLOCK:
         if b.start:
             memmove(b.data, b.data + b.start, live)
@@ -104,6 +119,8 @@ cdef bint buffer_reserve(Buffer* b, size_t n) noexcept nogil:
             _give(b.data, b.cap)
         b.start = 0
         b.end = live
+    if b.counted != NULL:
+        b.counted[0] += <int64_t> cap - <int64_t> b.cap
     b.data = data
     b.cap = cap
     return True
@@ -112,6 +129,8 @@ cdef bint buffer_reserve(Buffer* b, size_t n) noexcept nogil:
 cdef void buffer_release(Buffer* b) noexcept nogil:
     """Gives the memory back; the buffer is empty afterwards and may be used again."""
     if b.cap:
+        if b.counted != NULL:
+            b.counted[0] -= <int64_t> b.cap
         _give(b.data, b.cap)
     b.data = NULL
     b.start = b.end = b.cap = 0
@@ -132,6 +151,8 @@ cdef void buffer_shrink(Buffer* b) noexcept nogil:
         return
     memcpy(data, b.data + b.start, live)
     free(b.data)
+    if b.counted != NULL:
+        b.counted[0] += <int64_t> cap - <int64_t> b.cap
     b.data = data
     b.start = 0
     b.end = live

@@ -1,37 +1,15 @@
 """A client's connection: reads its commands and has them carried out."""
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from proxy.forward.backend cimport Backend
-from proxy.forward.buffer cimport Buffer
 from proxy.forward.call cimport Call
-from proxy.forward.datapath cimport ClientSettings, DataPath
-from proxy.forward.ports cimport Outlet
-from proxy.forward.reply_queue cimport ReplyQueue
-from proxy.forward.request cimport Request
+from proxy.forward.client_info cimport ClientInfo
 from proxy.resp.scanner cimport ArgVec, CommandScan
 
-cdef class Client(Outlet):
-    cdef DataPath path
-    cdef readonly ClientSettings settings
-    cdef ReplyQueue replies
-    cdef readonly uint64_t id               # given by the supervisor: unique in the proxy
+cdef class Client(ClientInfo):
     cdef uint32_t affinity                  # which of a node's connections
     cdef uint32_t served_by                 # Node.number of the primary its keyless commands went to last
     cdef public Backend lease               # a connection of its own, closed with it; or None
-    cdef public str address
-    cdef public str local_address
-    cdef public str user
-    cdef public bytes name
-    cdef public bytes lib_name
-    cdef public bytes lib_ver
-    cdef public int db
-    cdef public bint authenticated
-    cdef readonly double created_s
-    cdef readonly uint64_t total_commands
-    cdef readonly uint8_t proto
-    cdef uint8_t policy
-    cdef int last_metric
-    cdef int64_t active_ns                  # when bytes last came from it or were taken by it
     cdef bint paused                        # not read: too much under way or not taken, or a command must wait
     cdef bint waits_for_room                # ... on the connection its next command would go to
     cdef bint eof                           # nothing more will come
@@ -42,10 +20,11 @@ cdef class Client(Outlet):
     cdef int64_t lingering_ns               # when it was told the end; 0 = not yet
     cdef int budget                         # what is left of its turn
     cdef uint64_t turn_in                   # the batch of that turn
-    cdef Buffer rest                        # input that is not carried out yet
     cdef ArgVec args                        # of the frame at hand, while it is incomplete
+    cdef size_t args_counted                # its capacity, as far as it is counted in Reactor.memory
     cdef CommandScan scan
     cdef int untaken                        # bytes in the kernel it had not taken when it was last asked
+    cdef int64_t held(self) noexcept
     cdef void begin_turn(self) noexcept
     cdef bint takes(self) noexcept
     cdef void read(self) noexcept
@@ -66,3 +45,5 @@ cdef class Client(Outlet):
     cdef void close(self, int reason) noexcept
     cdef void give_lease_back(self) noexcept
     cdef void release_input(self) noexcept
+    cdef void count_args(self) noexcept
+    cdef void free_args(self) noexcept

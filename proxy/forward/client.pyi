@@ -38,6 +38,9 @@ class Client(Outlet):
     @property
     def query_bytes(self) -> int: ...
     @property
+    def memory(self) -> int:
+        """Bytes held for it in all; see DataPath.client_memory."""
+    @property
     def reads(self) -> str: ...
     @property
     def listener_reads(self) -> str: ...

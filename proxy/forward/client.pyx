@@ -10,26 +10,28 @@ One client has so much time per batch (`budget`, in units of a forwarded command
 with what it has sent in `rest`.
 """
 cimport cython
-import time
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport SIZE_MAX, int64_t
 
-from proxy.forward.buffer cimport BLOCK, buffer_append, buffer_len, buffer_release, buffer_reserve, buffer_shrink
+from proxy.forward.buffer cimport (
+    BLOCK, buffer_append, buffer_len, buffer_release, buffer_reserve, buffer_reserve_within, buffer_shrink, grown,
+)
 from proxy.forward.call cimport CALL_NOT_NOW, SLOT_NONE
 from proxy.forward.counters cimport (
     CLOSE_CLIENT, CLOSE_ERROR, CLOSE_KILLED, CLOSE_PROTOCOL, CLOSE_QUERY_LIMIT, CLOSE_QUIT, CLOSE_SHUTDOWN,
 )
+from proxy.forward.datapath cimport ClientSettings, DataPath
 from proxy.forward.reactor cimport (
-    BROKEN, EVENT_END, EVENT_GONE, EVENT_READ, EVENT_WRITE, SHARED, WANT_END, WANT_READ, WANT_WRITE, count_active,
-    may_postpone,
+    BROKEN, EVENT_END, EVENT_GONE, EVENT_READ, EVENT_WRITE, SHARED, WANT_END, WANT_READ, WANT_WRITE, check_memory,
+    count_active, may_postpone,
 )
-from proxy.forward.reply_queue cimport SEND_FAILED, SENT_ALL
+from proxy.forward.reply_queue cimport SEND_FAILED, SENT_ALL, ReplyQueue
+from proxy.forward.request cimport Request
 from proxy.resp.inline cimport INLINE_EMPTY, INLINE_OK, INLINE_UNBALANCED, inline_command, inline_trim
 from proxy.resp.scanner cimport (
-    FAULT_NO_MEMORY, FAULT_UNBALANCED, SCAN_DONE, SCAN_INLINE, SCAN_MORE, args_free, command_scan_reset, scan_command,
+    FAULT_NO_MEMORY, FAULT_UNBALANCED, SCAN_DONE, SCAN_INLINE, SCAN_MORE, Arg, args_free, command_scan_reset,
+    scan_command,
 )
-
-from proxy.forward.router import READ_POLICIES
 
 cdef enum:
     READ_ROUNDS = 4         # full receive buffers before others get their turn
@@ -37,13 +39,13 @@ cdef enum:
     TURN = 512              # units of a turn: a forwarded command is one, some 0.3 us
     COST_BYTES = 11         # ... and 2^11 bytes of it are another
     COST_INLINE = 2         # ... and being written as a line another
-    LARGE_REST = 1 << 20    # input that is not kept for a client that has said goodbye and waits for room
+    LARGE_REST = 1 << 20    # input that is not kept for a client that has ended its input and waits
     POSTPONE_MAX = 4096     # output that may wait for a batch while more is due
 
 
 @cython.final
-cdef class Client(Outlet):
-    """One client. The Python-visible attributes are what proxy.serve reads and changes."""
+cdef class Client(ClientInfo):
+    """One client; see ClientInfo for what proxy.serve reads and changes."""
 
     def __cinit__(self, DataPath path, ClientSettings settings, str address, str local_address, uint64_t client_id):
         self.path = path
@@ -53,73 +55,29 @@ cdef class Client(Outlet):
         self.replies.outlet = <void*> self
         self.replies.counts = path.counts
         self.replies.limits = settings
-        self.fd = -1
+        self.replies.account.all = self.replies.out.counted = self.rest.counted = &self.reactor.memory
         self.id = client_id
         path.turn += 1
         self.affinity = path.turn       # not the id: those of one worker may all be even
         self.address = address
         self.local_address = local_address
-        self.user = "default"
-        self.name = self.lib_name = self.lib_ver = b""
         self.proto = 2
         self.authenticated = not settings.password
         self.policy = settings.reads
-        self.created_s = time.time()
         self.active_ns = self.reactor.now
         command_scan_reset(&self.scan)
 
     def __dealloc__(self):
+        self.rest.counted = NULL        # the reactor may be gone
         buffer_release(&self.rest)
         args_free(&self.args)
 
     # -- for proxy.serve -----------------------------------------------------------------------------------------
 
     @property
-    def last_active_s(self):
-        """Unix time of the last input or output."""
-        self.reactor.tick()
-        return time.time() - (self.reactor.now - self.active_ns) / 1e9
-
-    @property
-    def last_command(self):
-        """Name of the last command, "other" when the metrics have no name for it."""
-        for name, index in self.path.counters.metrics.items():
-            if index == self.last_metric:
-                return name
-        return "other"
-
-    @property
-    def pending(self):
-        """Commands under way."""
-        return self.replies.inflight
-
-    @property
-    def output_bytes(self):
-        """Reply bytes not taken yet."""
-        return self.replies.held + buffer_len(&self.replies.out)
-
-    @property
-    def query_bytes(self):
-        """Input bytes that are not carried out yet."""
-        return buffer_len(&self.rest)
-
-    @property
-    def reads(self):
-        """Name of the read policy in force."""
-        return READ_POLICIES[self.policy]
-
-    @property
-    def listener_reads(self):
-        """... and of the one it began with."""
-        return READ_POLICIES[self.settings.reads]
-
-    def set_reads(self, name):
-        """Changes the read policy; raises ValueError for an unknown name."""
-        self.policy = READ_POLICIES.index(name)
-
-    def set_proto(self, int proto):
-        """Commands from now on go to backends of this protocol, 2 or 3. Before it, what was under way is answered."""
-        self.proto = proto
+    def memory(self):
+        """Bytes held for it in all: those of all clients come to DataPath.client_memory."""
+        return self.held()
 
     def push(self, bytes frame, bint behind=False):
         """Sends a push between two replies; behind: those that have come for it already before it."""
@@ -156,6 +114,15 @@ cdef class Client(Outlet):
         elif events & EVENT_GONE:
             self.close(self.close_reason if self.lingering_ns else CLOSE_CLIENT)    # nobody is left to take replies
 
+    cdef int64_t held(self) noexcept:
+        """See memory."""
+        return (
+            self.replies.account.held + <int64_t> (
+                self.rest.cap + self.replies.out.cap + self.texts + self.args_counted * sizeof(Arg)
+                + self.replies.inflight * sizeof(Request)
+            )
+        )
+
     cdef bint takes(self) noexcept:
         """Whether it has taken output out of the kernel's buffer since it was last asked: slowly, but it does."""
         cdef int before = self.untaken
@@ -179,7 +146,7 @@ cdef class Client(Outlet):
 
     cdef void read(self) noexcept:
         cdef char* buf
-        cdef size_t room, used, want
+        cdef size_t room, used, want, most
         cdef ssize_t n
         cdef int _
         cdef bint own
@@ -192,17 +159,20 @@ cdef class Client(Outlet):
                 return
             own = self.rest.end > self.rest.start
             if own:
-                # A long argument doubles the buffer as it really comes, never by what its head announces.
-                want = BLOCK
-                if self.scan.bulk > <int64_t> BLOCK:
-                    want = buffer_len(&self.rest)
-                    if want > <size_t> self.scan.bulk + 2:
-                        want = <size_t> self.scan.bulk + 2
-                    if want < BLOCK:
-                        want = BLOCK
-                if self.rest.cap - self.rest.end < BLOCK // 4 and not buffer_reserve(&self.rest, want):
-                    self.close(CLOSE_ERROR)
-                    return
+                # A long argument lets the buffer grow as it really comes, never by what its head announces.
+                if self.rest.cap - self.rest.end < BLOCK // 4:
+                    want = BLOCK
+                    most = SIZE_MAX
+                    if self.scan.bulk > <int64_t> BLOCK:
+                        most = self.scan.pos + <size_t> self.scan.bulk + 2 * BLOCK      # then it is whole
+                        used = buffer_len(&self.rest)
+                        want = max(min(grown(used), most), used + BLOCK) - used
+                    if not buffer_reserve_within(&self.rest, want, most):
+                        self.close(CLOSE_ERROR)
+                        return
+                    check_memory(self.reactor)      # not only when the batch ends: many may be as long as this one
+                    if self.fd < 0 or self.paused:
+                        return
                 buf = self.rest.data + self.rest.end
                 room = self.rest.cap - self.rest.end
             else:
@@ -233,6 +203,7 @@ cdef class Client(Outlet):
                         self.close(CLOSE_ERROR)
                         return
                     buffer_append(&self.rest, buf + used, n - used)
+                    check_memory(self.reactor)
             if not self.paused and not self.queued and buffer_len(&self.rest) > self.settings.max_query:
                 self.close(CLOSE_QUERY_LIMIT)
             if <size_t> n < room:
@@ -295,7 +266,9 @@ cdef class Client(Outlet):
                 if rc == SCAN_DONE:
                     command_scan_reset(&self.scan)
                     result = self.run(buf + done, size, args) if args.n else 0
-                    if args == &self.args or args.cap > ARGS_KEEP:
+                    if args == &self.args:
+                        self.free_args()
+                    elif args.cap > ARGS_KEEP:
                         args_free(args)
                 else:
                     rc = <int> self.scan.line
@@ -311,6 +284,8 @@ cdef class Client(Outlet):
                     self.args = args[0]         # the next client needs the shared one
                     args.v = NULL
                     args.n = args.cap = 0
+                if self.args.cap != self.args_counted:
+                    self.count_args()
                 break
             else:
                 self.fault(self.scan.error)
@@ -402,7 +377,7 @@ cdef class Client(Outlet):
                 self.depart()
                 return
             if self.waits_for_room and (self.half_closed or self.eof) and buffer_len(&self.rest) > LARGE_REST:
-                self.close(CLOSE_CLIENT)        # it has most likely left, and what it wanted would be kept for nobody
+                self.close(CLOSE_CLIENT)        # it has most likely left: this would be kept for nobody
                 return
         if self.paused and not self.waits_for_room and replies.relieved():
             self.paused = False
@@ -436,6 +411,7 @@ cdef class Client(Outlet):
         if self.fd < 0 or self.draining:
             return
         self.draining = True
+        self.replies.stopped = False        # what it has sent is finished first: then it holds nothing
         if not self.eof and not self.closing:
             self.close_reason = CLOSE_SHUTDOWN
             self.eof = True
@@ -462,6 +438,7 @@ cdef class Client(Outlet):
         if self.fd < 0:
             return
         self.close_fd()
+        self.count_texts()
         self.path.counts.closed[reason] += 1
         self.replies.forsake()
         self.release_input()
@@ -485,4 +462,13 @@ cdef class Client(Outlet):
 
     cdef void release_input(self) noexcept:
         buffer_release(&self.rest)
+        self.free_args()
+
+    cdef void count_args(self) noexcept:
+        """What the argument vector of an incomplete command takes has changed."""
+        self.reactor.memory += (<int64_t> self.args.cap - <int64_t> self.args_counted) * <int64_t> sizeof(Arg)
+        self.args_counted = self.args.cap
+
+    cdef void free_args(self) noexcept:
         args_free(&self.args)
+        self.count_args()

@@ -8,6 +8,7 @@ from proxy.forward.client cimport Client
 from proxy.forward.counters cimport CLOSE_IDLE, CLOSE_SHUTDOWN
 from proxy.forward.datapath cimport ClientSettings, DataPath
 from proxy.forward.dispatch cimport Dispatch
+from proxy.forward.memory cimport MemoryGuard
 
 from proxy.forward.router import READ_POLICIES
 
@@ -22,6 +23,7 @@ def accept(DataPath path, int fd, ClientSettings settings, str address, str loca
     path.adopt(settings)
     if path.dispatcher is None:
         path.dispatcher = Dispatch()
+        MemoryGuard(path).flush()
     client = Client(path, settings, address, local_address, client_id)
     if not client.open_fd(fd):
         raise OSError(errno, "cannot watch the connection")

@@ -45,5 +45,6 @@ cdef class DataPath:
     cdef uint32_t turn                      # clients taken: spreads them over a node's connections
     cdef readonly uint64_t closed           # clients closed so far
     cdef public object on_close             # called without arguments when a client is closed; or None
+    cdef int64_t most_memory                # see max_memory
     cdef readonly set lingering             # clients that were told the end and have not closed
     cdef void adopt(self, ClientSettings settings)

@@ -57,6 +57,7 @@ class DataPath:
     """What all clients of a worker share."""
 
     table: CommandTable
+    max_memory: int  # bytes that all clients together may hold, 0 = no limit; may be changed at any time
     responder: Any  # proxy.serve.responder.Responder, which this layer must not name
     on_close: Callable[[], object] | None  # called when a client is closed; must not raise
     def __init__(
@@ -71,7 +72,11 @@ class DataPath:
     @property
     def closed(self) -> int:
         """Clients closed so far."""
+    @property
+    def client_memory(self) -> int:
+        """Bytes held for all clients now, as allocated: unfinished input, requests under way and their own bytes, parts
+        of split commands, replies held, output not taken. What waits in a connection to a node is the node's."""
     def limit(self, max_bulk: int, max_query: int) -> None:
         """What the nodes take: the smallest proto-max-bulk-len and client-query-buffer-limit; 0 = unknown."""
     def reject(self) -> None:
-        """Counts a connection that was turned away."""
+        """Counts a connection that was turned away: it is one of Counters.gone."""

@@ -110,6 +110,24 @@ cdef class DataPath:
         self.settings.append(settings)
         settings.clamp()
 
+    @property
+    def client_memory(self):
+        """Bytes held for all clients: see proxy.forward.account."""
+        return self.reactor.memory
+
+    @property
+    def max_memory(self):
+        """What they may come to; 0 = no limit. What happens then: see proxy.forward.memory."""
+        return self.most_memory
+
+    @max_memory.setter
+    def max_memory(self, int64_t size):
+        if size < 0:
+            raise ValueError(f"no size: {size}")
+        self.most_memory = size
+        if self.reactor.guard is not None:
+            self.reactor.guard.flush()
+
     def limit(self, max_bulk, max_query):
         """What the nodes take: the smallest proto-max-bulk-len and client-query-buffer-limit, in bytes; 0 = unknown."""
         cdef ClientSettings settings
@@ -119,5 +137,5 @@ cdef class DataPath:
             settings.clamp()
 
     def reject(self):
-        """Counts a connection that was turned away."""
+        """Counts a connection that was turned away: it is one of Counters.gone."""
         self.counts.rejected += 1

@@ -25,6 +25,7 @@ cdef class Gather(Sink):
     cdef bytes made             # what it returned
     cdef object kept            # what the parts borrow: connections that are leased
     cdef size_t held            # reply bytes held in the parts
+    cdef size_t size            # of the parts' block
     cdef bint no_memory
     cdef void part_answered(self, Request* part) noexcept
     cdef void complete(self) noexcept

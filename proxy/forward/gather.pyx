@@ -16,11 +16,12 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy
 
+from proxy.forward.account cimport charge
 from proxy.forward.buffer cimport Buffer, buffer_append, buffer_release, buffer_reserve
 from proxy.forward.counters cimport count_error
 from proxy.forward.request cimport (
-    REQ_ERROR, STATE_ANSWERED, STATE_GATHERING, request_block, request_block_free, request_free, request_hold,
-    request_move, request_unhold,
+    REQ_ERROR, STATE_ANSWERED, STATE_GATHERING, request_block, request_block_free, request_disown, request_free,
+    request_hold, request_move, request_unhold,
 )
 from proxy.resp.encode cimport HEAD_MAX, put_head
 from proxy.resp.scanner cimport SCAN_DONE, ReplyScan, reply_scan_reset, scan_reply
@@ -80,8 +81,10 @@ cdef class Gather(Sink):
         cdef uint32_t i
         request_free(self.parent)
         self.parent = NULL
+        charge(&self.replies.account, -<ssize_t> self.size)
         for i in range(self.nparts):
             request_unhold(&self.parts[i])
+            request_disown(&self.parts[i])
 
     cdef void complete(self) noexcept:
         """The last part is answered."""
@@ -155,6 +158,8 @@ cdef class Gather(Sink):
 
     cdef void let_go(self) noexcept:
         """Ends what gather_begin began."""
+        if self.parent != NULL:
+            charge(&self.replies.account, -<ssize_t> self.size)
         self.discard()
         Py_DECREF(self)
 
@@ -172,6 +177,7 @@ cdef Gather gather_new(ReplyQueue replies, uint32_t nparts, uint32_t nkeys, Comb
     """See the .pxd; the caller fills the parts and, for combine_array, part_of. None when there is no memory."""
     cdef Gather g = Gather.__new__(Gather)
     cdef uint32_t i
+    g.size = nparts * sizeof(Request) + nkeys * sizeof(uint32_t)
     g.parts = request_block(nparts, nkeys * sizeof(uint32_t))
     if g.parts == NULL:
         return None
@@ -184,6 +190,7 @@ cdef Gather gather_new(ReplyQueue replies, uint32_t nparts, uint32_t nkeys, Comb
     g.no_memory = False
     for i in range(nparts):
         g.parts[i].sink = <void*> g
+        g.parts[i].account = &replies.account
     return g
 
 
@@ -203,6 +210,7 @@ cdef void gather_begin(Gather g, Request* parent) noexcept:
         part.proto = parent.proto
     g.parent = parent
     parent.gather = <void*> g
+    charge(&g.replies.account, g.size)
     request_move(parent, STATE_GATHERING)
     Py_INCREF(g)
 
@@ -210,7 +218,7 @@ cdef void gather_begin(Gather g, Request* parent) noexcept:
 # -- ways to combine ---------------------------------------------------------------------------------------------------
 
 cdef bint bad_part(Gather g, Buffer* out, size_t before, bint* error) noexcept:
-    """A part's reply is not what its command deserves."""
+    """A part's reply is not of the form that its command has."""
     out.end = out.start + before
     error[0] = True
     return buffer_append(out, BAD_PART, BAD_PART_LEN)

@@ -12,7 +12,7 @@ class Pool:
     def proto(self) -> int: ...
 
 class Node:
-    """A server of the cluster as the data path knows it: its connections and its figures."""
+    """A server of the cluster as the data path knows it: its connections and what is counted."""
 
     replica: bool
     usable: bool  # a replica fit for reads

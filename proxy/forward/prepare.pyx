@@ -17,6 +17,7 @@ cdef Request* new_request(Client client, const Call* call) noexcept:
     r.number = client.path.commands
     aim(r, client, call, call.slot)
     r.sink = <void*> client.replies
+    r.account = &client.replies.account
     r.start_ns = client.reactor.now
     r.deadline_ns = r.start_ns + client.settings.timeout_ns
     r.command = call.row.metric

@@ -47,10 +47,10 @@ cdef class Reactor:
     cdef bint alarmed                       # the alarm is set
     cdef object loop
     cdef set peers                          # every open peer: epoll's pointers are borrowed from here
-    cdef list graveyard                     # peers closed in this batch: events may still point to them
-    cdef int* dead_fds                      # descriptors closed when the batch ends
-    cdef int ndead
-    cdef int dead_cap
+    cdef list closed_peers                     # peers closed in this batch: events may still point to them
+    cdef int* closing_fds                   # descriptors closed when the batch ends
+    cdef int nclosing
+    cdef int closing_cap
     cdef Peer first
     cdef Peer last
     cdef list waiting                       # peers with more to do, each of which gets one turn per batch
@@ -72,6 +72,10 @@ cdef class Reactor:
     cdef double took
     cdef int64_t last_begun
     cdef readonly uint64_t events
+    cdef int64_t memory                     # bytes held for clients: see proxy.forward.account
+    cdef int64_t memory_low                 # a batch that ends with less, or with more than memory_high, ends with
+    cdef int64_t memory_high                # ... guard.flush()
+    cdef Peer guard                         # proxy.forward.memory; None while neither can be
     cdef void touch(self, Peer peer) noexcept
     cdef void more(self, Peer peer) noexcept
     cdef void postpone(self, Peer peer) noexcept
@@ -80,10 +84,12 @@ cdef class Reactor:
     cdef void turns(self) noexcept
     cdef void go_on(self) noexcept
     cdef void end_batch(self) noexcept
+    cdef void flush_touched(self) noexcept
+    cdef void set_guard(self, Peer guard, int64_t low, int64_t high) noexcept
     cdef void arm(self) noexcept
     cdef void arm_more(self) noexcept
     cdef void set_alarm(self) noexcept
-    cdef void bury(self, Peer peer, int fd) noexcept
+    cdef void close_later(self, Peer peer, int fd) noexcept
 
 
 cdef inline void count_active(Reactor reactor, Peer peer) noexcept:
@@ -91,6 +97,12 @@ cdef inline void count_active(Reactor reactor, Peer peer) noexcept:
     if peer.seen_in != reactor.period:
         peer.seen_in = reactor.period
         reactor.heard += 1
+
+
+cdef inline void check_memory(Reactor reactor) noexcept:
+    """Has the guard look when clients hold more, or less, than it wanted to be told of."""
+    if reactor.memory > reactor.memory_high or reactor.memory < reactor.memory_low:
+        reactor.guard.flush()
 
 
 cdef inline bint may_postpone(Reactor reactor) noexcept:

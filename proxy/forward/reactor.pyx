@@ -20,6 +20,7 @@ What other code touches outside a batch (a timer, a control task) arms one `call
 cimport cython
 from cpython.ref cimport PyObject
 from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport INT64_MAX, INT64_MIN
 from libc.stdlib cimport free, malloc, realloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 from posix.unistd cimport close, read
@@ -173,7 +174,7 @@ cdef class Peer:
         if self.fd < 0:
             return
         epoll_ctl(self.reactor.epfd, EPOLL_CTL_DEL, self.fd, NULL)
-        self.reactor.bury(self, self.fd)
+        self.reactor.close_later(self, self.fd)
         self.fd = -1
         self.interest = 0
 
@@ -185,11 +186,12 @@ cdef class Reactor:
     def __cinit__(self, loop, *, int64_t pause_ns=50_000):
         cdef epoll_event ev
         self.alarm_fd = -1
+        self.set_guard(None, INT64_MIN, INT64_MAX)
         self.loop = loop
         self.pause_ns = pause_ns
         self.period = 1                 # a new peer's is 0: not counted yet
         self.peers = set()
-        self.graveyard = []
+        self.closed_peers = []
         self.waiting = []
         self.put_off = []
         self._end = self._end_soon
@@ -215,7 +217,7 @@ cdef class Reactor:
         if self.alarm_fd >= 0:
             close(self.alarm_fd)
         free(self.shared)
-        free(self.dead_fds)
+        free(self.closing_fds)
 
     def start(self):
         """Begins to watch for events."""
@@ -225,6 +227,7 @@ cdef class Reactor:
     def stop(self):
         """Stops watching; closes what was waiting to be closed."""
         self.loop.remove_reader(self.epfd)
+        self.set_guard(None, INT64_MIN, INT64_MAX)
         self.end_batch()
 
     @property
@@ -364,7 +367,7 @@ cdef class Reactor:
             self.set_alarm()
 
     cdef void end_batch(self) noexcept:
-        """Flushes until nothing is touched any more (a flush may touch others), then buries the dead."""
+        """Flushes until nothing is touched any more (a flush may touch others), then closes descriptors."""
         cdef Peer peer
         cdef list put_off
         cdef int i
@@ -374,6 +377,19 @@ cdef class Reactor:
             self.put_off = []
             for peer in put_off:
                 self.touch(peer)
+        self.flush_touched()
+        if self.memory > self.memory_high or self.memory < self.memory_low:
+            self.guard.flush()
+            self.flush_touched()
+        self.busy = False
+        if self.nclosing:
+            for i in range(self.nclosing):
+                close(self.closing_fds[i])
+            self.nclosing = 0
+            self.closed_peers = []
+
+    cdef void flush_touched(self) noexcept:
+        cdef Peer peer
         while self.first is not None:
             peer = self.first
             self.first = peer.next_touched
@@ -382,25 +398,25 @@ cdef class Reactor:
             peer.next_touched = None
             peer.touched = False
             peer.flush()
-        self.busy = False
-        if self.ndead:
-            for i in range(self.ndead):
-                close(self.dead_fds[i])
-            self.ndead = 0
-            self.graveyard = []
 
-    cdef void bury(self, Peer peer, int fd) noexcept:
+    cdef void set_guard(self, Peer guard, int64_t low, int64_t high) noexcept:
+        """Whom to tell when clients hold less than low or more than high."""
+        self.guard = guard
+        self.memory_low = low
+        self.memory_high = high
+
+    cdef void close_later(self, Peer peer, int fd) noexcept:
         cdef int* grown
-        if self.ndead == self.dead_cap:
-            grown = <int*> realloc(self.dead_fds, (self.dead_cap * 2 + 64) * sizeof(int))
+        if self.nclosing == self.closing_cap:
+            grown = <int*> realloc(self.closing_fds, (self.closing_cap * 2 + 64) * sizeof(int))
             if grown == NULL:
                 close(fd)           # out of memory: a number reused in this batch is the lesser evil
                 return
-            self.dead_fds = grown
-            self.dead_cap = self.dead_cap * 2 + 64
-        self.dead_fds[self.ndead] = fd
-        self.ndead += 1
-        self.graveyard.append(peer)
+            self.closing_fds = grown
+            self.closing_cap = self.closing_cap * 2 + 64
+        self.closing_fds[self.nclosing] = fd
+        self.nclosing += 1
+        self.closed_peers.append(peer)
         self.peers.discard(peer)
         if not self.busy:
             self.arm()

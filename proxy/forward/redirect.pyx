@@ -7,8 +7,8 @@ node refuses for a while without carrying it out (TRYAGAIN, CLUSTERDOWN, LOADING
 own words: see cluster.redirection) is parked and sent again.
 
 A script says what its author likes. A redirection out of one is followed once, for this request alone, and never
-learnt; nor does a script's word make a node unfit. A refusal in the server's exact words is believed, as any cluster
-client does: whoever writes "TRYAGAIN Multiple keys request during rehashing of slot" asks for it.
+learnt; nor does what a script says make a node unfit. A refusal in the server's exact words is believed, as any
+cluster client does: a script that returns one of them is sent again.
 """
 cimport cython
 

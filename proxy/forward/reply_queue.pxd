@@ -1,6 +1,7 @@
 """A client's replies: their order, what is held back, what is not yet taken."""
 from libc.stdint cimport int64_t, uint32_t
 
+from proxy.forward.account cimport Account
 from proxy.forward.buffer cimport Buffer
 from proxy.forward.counters cimport CounterBlock
 from proxy.forward.ports cimport Outlet, Sink
@@ -21,6 +22,8 @@ cdef class ReplyQueue(Sink):
     cdef size_t asked                       # bytes of the requests in the queue
     cdef size_t reply_mean                  # bytes of a usual reply of this client, lately
     cdef size_t held                        # reply bytes that wait for their turn
+    cdef Account account                    # what requests of the queue own
+    cdef bint stopped                       # its client is not read: all clients together hold too much
     cdef Request* head
     cdef Request* tail
     cdef Buffer out                         # reply bytes not yet taken by the kernel

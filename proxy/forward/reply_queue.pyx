@@ -7,16 +7,18 @@ one that its node gave earlier. The queue belongs to one client, which reads, fl
 client's requests, those of a command with parts apart, whose sink is a gather that answers for them.
 
 Back-pressure: `overloaded` tells the client to stop reading while too many commands are under way, or too many reply
-bytes are not taken; `relieved`, that half of that is gone. `unsettled` stops it until everything under way is answered.
+bytes are not taken; `relieved`, that half of that is gone. `unsettled` stops it until everything under way is answered,
+`stopped` until all clients together hold less (proxy.forward.memory).
 """
 cimport cython
 
+from proxy.forward.account cimport charge
 from proxy.forward.buffer cimport buffer_append, buffer_len, buffer_release
 from proxy.forward.counters cimport CLOSE_ERROR, CLOSE_OUTPUT_LIMIT, CLOSE_REPLY_CUT, count_error, observe
 from proxy.forward.reactor cimport BROKEN
 from proxy.forward.request cimport (
-    REQ_ERROR, REQ_PUSH, REQ_STREAMING, STATE_ANSWERED, request_free, request_hold, request_move, request_new,
-    request_unhold,
+    REQ_ERROR, REQ_PUSH, REQ_STREAMING, STATE_ANSWERED, request_disown, request_free, request_hold, request_move,
+    request_new, request_unhold,
 )
 
 cdef enum:
@@ -39,6 +41,7 @@ cdef class ReplyQueue(Sink):
         self.reply_mean = FIRST_MEAN
 
     def __dealloc__(self):
+        self.out.counted = NULL         # the reactor may be gone
         buffer_release(&self.out)
 
     # -- back-pressure -------------------------------------------------------------------------------------------
@@ -68,6 +71,7 @@ cdef class ReplyQueue(Sink):
             and self.asked <= self.limits.max_pending_bytes // 2
             and self.held + buffer_len(&self.out) <= self.limits.soft_output // 2
             and not (self.unsettled and self.head != NULL)
+            and not self.stopped
         )
 
     cdef size_t unproven(self) noexcept:
@@ -90,6 +94,7 @@ cdef class ReplyQueue(Sink):
         self.inflight += 1
         self.asked += r.len
         self.counts.inflight += 1
+        self.account.all[0] += sizeof(Request)
 
     cdef void say(self, int metric, const char* p, size_t n) noexcept:
         """An answer of our own, in its turn."""
@@ -114,6 +119,8 @@ cdef class ReplyQueue(Sink):
     cdef Request* ready_made(self, const char* p, size_t n) noexcept:
         """An answered request that holds these bytes; NULL, and the client closed, when there is no memory."""
         cdef Request* r = request_new()
+        if r != NULL:
+            r.account = &self.account
         if r == NULL or not request_hold(r, p, n):
             if r != NULL:
                 request_free(r)
@@ -148,6 +155,7 @@ cdef class ReplyQueue(Sink):
         if r == NULL:
             return
         r.flags = REQ_PUSH
+        charge(&self.account, sizeof(Request))
         r.cnext = place.cnext
         place.cnext = r
         if self.tail == place:
@@ -234,7 +242,9 @@ cdef class ReplyQueue(Sink):
                     r.flags |= REQ_STREAMING
                     request_unhold(r)
                 return
-            if not r.flags & REQ_PUSH:
+            if r.flags & REQ_PUSH:
+                charge(&self.account, -<ssize_t> sizeof(Request))
+            else:
                 self.finish(r, (r.flags & REQ_ERROR) != 0, r.hold, r.hold_len)
             self.pop()
             request_free(r)
@@ -247,6 +257,7 @@ cdef class ReplyQueue(Sink):
         self.proven += 1
         self.reply_mean = self.reply_mean - (self.reply_mean >> 3) + (r.size >> 3)
         self.counts.inflight -= 1
+        self.account.all[0] -= sizeof(Request)
         observe(&self.counts.command[r.command], (<Outlet> self.outlet).reactor.now - r.start_ns)
         if error:
             count_error(self.counts, r.command, p, n)
@@ -305,6 +316,7 @@ cdef class ReplyQueue(Sink):
         cdef Request* following
         self.outlet = NULL
         self.counts.inflight -= self.inflight
+        self.account.all[0] -= <ssize_t> (self.inflight * sizeof(Request))
         self.inflight = 0
         self.asked = 0
         self.held = 0
@@ -316,8 +328,11 @@ cdef class ReplyQueue(Sink):
             if r.gather != NULL:
                 (<Sink> r.gather).forsake()     # frees what it holds, and the request
             elif r.state == STATE_ANSWERED:
+                if r.flags & REQ_PUSH:
+                    charge(&self.account, -<ssize_t> sizeof(Request))
                 request_free(r)
             else:
                 request_unhold(r)               # whoever has it frees the rest in time
+                request_disown(r)
             r = following
         buffer_release(&self.out)

@@ -1,6 +1,8 @@
 """One command on its way: a C struct in two queues, its client's (order of replies) and its backend's (pairing)."""
 from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from proxy.forward.account cimport Account
+
 cdef enum RequestFlag:
     REQ_READ = 1            # may be sent again after a lost connection, may go to a replica
     REQ_STREAMING = 2       # part of the reply has reached the client: no other answer is possible any more
@@ -62,9 +64,10 @@ cdef struct Request:
     uint32_t own_swallow    # what `swallow` is when it is sent (again) without a prefix
     void* gather            # Sink, borrowed: of a command with parts, the one that makes its reply
     void* lease             # Backend, borrowed: TARGET_LEASE
+    Account* account        # its client's, where what it owns is counted; NULL = nobody's any more
     int64_t wake_ns         # while parked
     char* own               # its bytes while no backend's window holds them; NULL otherwise
-    char* fault             # an error line a server gave for it: see REQ_SWALLOWED, Redirect.remember; owned
+    char* fault             # an error line a server gave for it: see REQ_SWALLOWED, Redirect.judge; owned
     size_t fault_len
     size_t size             # reply bytes delivered so far
     char* hold              # reply bytes held back (small, or allocated)
@@ -93,6 +96,8 @@ cdef void request_unhold(Request* r) noexcept nogil
 cdef bint request_keep(Request* r, const char* p, size_t n) noexcept nogil
 cdef void request_forget(Request* r) noexcept nogil
 cdef void request_fault(Request* r, const char* p, size_t n) noexcept nogil
+cdef char* request_take_fault(Request* r) noexcept nogil
+cdef void request_disown(Request* r) noexcept nogil
 cdef void request_check(Request* r, int to) noexcept nogil
 
 

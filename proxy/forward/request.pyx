@@ -13,10 +13,16 @@ A request has one owner at a time; `state` says which, and only `request_move` c
 A request whose client has left is not looked for: its `sink` is NULL (or says that it is not alive), and whoever owns
 it frees it when its reply, its loss or its time comes. Besides its owner it may stand in its client's order of replies,
 which ends (`sink` NULL) or answers it, and never frees what another one owns.
+
+What it owns (a copy of its bytes, a fault, held reply bytes) is counted in its client's `account`, until the client has
+left (`request_disown`).
 """
 from libc.stdlib cimport abort, free, malloc, realloc
 from libc.stdio cimport fprintf, stderr
 from libc.string cimport memcpy, memset
+
+from proxy.forward.account cimport charge
+from proxy.forward.buffer cimport grown
 
 cdef enum:
     SPARE_MAX = 8192        # freed structs kept for reuse
@@ -78,16 +84,10 @@ cdef void request_block_free(Request* block, uint32_t n) noexcept nogil:
 cdef void request_dispose(Request* r) noexcept nogil:
     """Gives back what it owns, not itself."""
     if r.own != NULL:
-        free(r.own)
-        r.own = NULL
+        request_forget(r)
     if r.fault != NULL:
-        free(r.fault)
-        r.fault = NULL
-    if r.hold != r.small:
-        free(r.hold)
-        r.hold = r.small
-        r.hold_cap = SMALL
-    r.hold_len = 0
+        free(request_take_fault(r))
+    request_unhold(r)
 
 
 cdef void request_free(Request* r) noexcept nogil:
@@ -112,7 +112,7 @@ cdef bint request_hold(Request* r, const char* p, size_t n) noexcept nogil:
     cdef size_t cap
     cdef char* data
     if need > r.hold_cap:
-        cap = r.hold_cap * 2
+        cap = grown(r.hold_cap)
         if cap < need:
             cap = need
         data = <char*> (malloc(cap) if r.hold == r.small else realloc(r.hold, cap))
@@ -120,6 +120,8 @@ cdef bint request_hold(Request* r, const char* p, size_t n) noexcept nogil:
             return False
         if r.hold == r.small:
             memcpy(data, r.small, r.hold_len)
+        if r.account != NULL:
+            charge(r.account, <int64_t> cap - (0 if r.hold == r.small else <int64_t> r.hold_cap))
         r.hold = data
         r.hold_cap = cap
     memcpy(r.hold + r.hold_len, p, n)
@@ -130,6 +132,8 @@ cdef bint request_hold(Request* r, const char* p, size_t n) noexcept nogil:
 cdef void request_unhold(Request* r) noexcept nogil:
     """Forgets the held reply bytes."""
     if r.hold != r.small:
+        if r.account != NULL:
+            charge(r.account, -<int64_t> r.hold_cap)
         free(r.hold)
         r.hold = r.small
         r.hold_cap = SMALL
@@ -145,25 +149,53 @@ cdef bint request_keep(Request* r, const char* p, size_t n) noexcept nogil:
         return False
     memcpy(r.own, p, n)
     r.len = n
+    if r.account != NULL:
+        charge(r.account, n)
     return True
 
 
 cdef void request_forget(Request* r) noexcept nogil:
     """A window holds the command's bytes now: its own copy is not needed any more."""
     if r.own != NULL:
+        if r.account != NULL:
+            charge(r.account, -<int64_t> r.len)
         free(r.own)
         r.own = NULL
 
 
 cdef void request_fault(Request* r, const char* p, size_t n) noexcept nogil:
     """Keeps an error line a server gave for it, in the place of an earlier one; none when there is no memory."""
-    if r.fault != NULL:
-        free(r.fault)
+    free(request_take_fault(r))
     r.fault_len = 0
     r.fault = <char*> malloc(n)
     if r.fault != NULL:
         memcpy(r.fault, p, n)
         r.fault_len = n
+        if r.account != NULL:
+            charge(r.account, n)
+
+
+cdef char* request_take_fault(Request* r) noexcept nogil:
+    """The error line it kept, r.fault_len bytes: the caller's to free. NULL when there is none."""
+    cdef char* fault = r.fault
+    if fault != NULL and r.account != NULL:
+        charge(r.account, -<int64_t> r.fault_len)
+    r.fault = NULL
+    return fault
+
+
+cdef void request_disown(Request* r) noexcept nogil:
+    """Its client has left: what it owns is nobody's until it is freed."""
+    cdef int64_t n = 0
+    if r.own != NULL:
+        n += <int64_t> r.len
+    if r.fault != NULL:
+        n += <int64_t> r.fault_len
+    if r.hold != r.small:
+        n += <int64_t> r.hold_cap
+    if r.account != NULL:
+        charge(r.account, -n)
+    r.account = NULL
 
 
 # -- sanitizer builds ------------------------------------------------------------------------------------------------

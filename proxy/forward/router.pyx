@@ -122,7 +122,6 @@ cdef class Router:
     cdef void find_primaries(self):
         """The nodes that own slots, and where each primary stands in `shards`."""
         cdef Node node
-        cdef Shard shard
         cdef int index, slot
         cdef Py_ssize_t n = len(self.shards)
         cdef bytearray owning = bytearray(n + 1)
@@ -178,7 +177,6 @@ cdef class Router:
 
     cdef void learn(self, int slot, Node node) noexcept:
         """A MOVED said that this node of the topology is the primary of slot."""
-        cdef Shard shard
         cdef int owner = self.slots.owner[slot]
         cdef Node before = None
         if node.replica:

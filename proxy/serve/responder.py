@@ -25,6 +25,7 @@ _BARRIERS = frozenset({b"hello", b"reset"})
 _CLOSED_FOR = {
     "output_limit": "client closed: it does not take its replies (clients.output_hard_limit)",
     "query_limit": "client closed: its command is too long (clients.max_query)",
+    "memory_limit": "client closed: all clients together hold too much (clients.max_memory)",
     "reply_cut": "client closed: the node was lost in the middle of its reply",
 }
 

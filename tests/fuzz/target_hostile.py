@@ -62,7 +62,7 @@ def meddle(stage: Stage, chance: random.Random, ledger: Ledger) -> None:
     """What control does, at its worst."""
     disturb(stage, chance, ledger)
     stage.settings.update(timeout_ns=chance.choice([1, 5_000_000, 50_000_000]))
-    match chance.randrange(6):
+    match chance.randrange(7):
         case 0:
             stage.unreachable = set(chance.sample([A, B, C, D], chance.randint(0, 2)))
         case 1:
@@ -77,6 +77,8 @@ def meddle(stage: Stage, chance: random.Random, ledger: Ledger) -> None:
                     if backend.leased and chance.random() < 0.5:
                         backend.close()
         case 5:
+            stage.path.max_memory = chance.choice([0, 1, 40_000, 400_000, 4_000_000])
+        case 6:
             time.sleep(0.002)
             stage.router.sweep()
 
@@ -191,6 +193,8 @@ def play(conversations: list[list[list[bytes]]], said: tuple[bytes, ...], chance
         for speaker in speakers:
             speaker.act()  # type: ignore[attr-defined]
         stage.turn(1)
+        assert sum(client.memory for client in stage.path.clients) == stage.path.client_memory
+        assert 0 <= stage.path.client_memory <= (stage.path.max_memory or 1 << 40)
         if chance.random() < 0.1:
             stage.router.sweep()
         if chance.random() < meddled:

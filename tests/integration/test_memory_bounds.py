@@ -1,4 +1,4 @@
-"""Memory that one client can make a worker hold, or keep, has a bound; and a client that is being served is not idle.
+"""Memory that one client, or all together, can make a worker hold or keep has a bound; a slow reader is not idle.
 
 Why: after 100 small replies 0.1.0 asked for 600 values of 1 MB at once for a client that read none of them, and the
 plan of a large MSET stayed for the life of the worker (issue 7). tests/integration/test_limits.py has the plain limits,
@@ -7,6 +7,8 @@ test_hostile_nodes.py those that need a node to misbehave.
 
 from __future__ import annotations
 
+import contextlib
+import select
 import time
 from collections.abc import Callable
 
@@ -15,7 +17,7 @@ import pytest
 from proxy.embedded import EmbeddedCluster, wait_for, wait_or_none
 from tests.support.processes import memory
 from tests.support.proxyd import ProxyDaemon
-from tests.support.raw import bulk, encode
+from tests.support.raw import Closed, bulk, encode
 
 StartProxy = Callable[..., ProxyDaemon]
 MB = 1 << 20
@@ -106,3 +108,76 @@ def test_a_slow_download_is_not_idleness(small_cluster: EmbeddedCluster, start_p
         assert time.monotonic() - started > 4 * idle_s
         assert slow.command("PING") == b"+PONG\r\n"
         assert slow.rest() == b""  # idle now, and closed for it
+
+
+# -- all clients together (clients.max_memory) -------------------------------------------------------------------------
+
+LIMIT = 256 * MB
+
+
+def closed_for_memory(daemon: ProxyDaemon) -> int:
+    return int(daemon.metric("redis_proxy_client_disconnects_total", reason="memory_limit"))
+
+
+def test_clients_that_ask_for_much_and_never_read(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """Each may have 1 GB held for it; four of them made 3 GB of it."""
+    daemon = start_proxy(small_cluster.seeds, {"clients": {"max_memory": "256mb"}}, workers=1)
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(daemon.raw(timeout_s=20))
+        assert other.command("SET", "big", "x" * (6 * MB)) == b"+OK\r\n"
+        assert other.command("SET", "small", "v") == b"+OK\r\n"
+        base, peak = worker_memory(daemon), 0
+        deaf = [stack.enter_context(daemon.raw(timeout_s=20, receive_buffer=4096)) for _ in range(4)]
+        for client in deaf:
+            client.send(encode("GET", "big") * 128)
+
+        def closed() -> bool:
+            nonlocal peak
+            for _ in range(10):
+                assert other.command("GET", "small") == bulk(b"v")
+            peak = max(peak, worker_memory(daemon) - base)
+            return closed_for_memory(daemon) >= 3
+
+        wait_for(closed, 30, "the largest clients are closed")
+        print(f"grown by {peak / MB:.0f} MB")
+        assert peak < LIMIT + 64 * MB
+        assert worker_memory(daemon, "VmHWM") - base < LIMIT + 64 * MB
+        assert other.command("GET", "small") == bulk(b"v")
+        assert daemon.log_contains("all clients together hold too much")
+
+
+def test_many_clients_that_send_half_a_command(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """200 x 8 of 16 MB."""
+    daemon = start_proxy(small_cluster.seeds, {"clients": {"max_memory": "256mb"}}, workers=1)
+    half = memoryview(encode("SET", "big", b"x" * (16 * MB)))[: 8 * MB]
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(daemon.raw(timeout_s=20))
+        assert other.command("SET", "small", "v") == b"+OK\r\n"
+        base = worker_memory(daemon)
+        left = {stack.enter_context(daemon.raw(timeout_s=20)).sock: half for _ in range(200)}
+        for sock in left:
+            sock.setblocking(False)
+        give_up = time.monotonic() + 60
+        while left:
+            assert time.monotonic() < give_up, f"{len(left)} clients are not read"
+            for sock in select.select([], list(left), [], 1.0)[1]:
+                try:
+                    left[sock] = left[sock][sock.send(left[sock][: 256 << 10]) :]
+                except BlockingIOError:
+                    continue
+                except OSError:  # closed
+                    left[sock] = left[sock][:0]
+                if not left[sock]:
+                    del left[sock]
+            assert other.command("GET", "small") == bulk(b"v")
+        assert worker_memory(daemon, "VmHWM") - base < LIMIT + 64 * MB
+        assert 100 < closed_for_memory(daemon) < 200
+
+
+def test_a_command_larger_than_what_all_may_hold(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    daemon = start_proxy(small_cluster.seeds, {"clients": {"max_memory": "32mb"}}, workers=1)
+    with daemon.raw(timeout_s=20) as raw, daemon.raw(timeout_s=20) as other:
+        with contextlib.suppress(OSError, Closed):
+            raw.command("SET", "big", b"x" * (33 * MB))
+        assert other.command("SET", "big", b"x" * (24 * MB)) == b"+OK\r\n"  # and one that fits is carried out
+        assert closed_for_memory(daemon) == 1

@@ -350,8 +350,10 @@ class Stage:
         return self.counters.snapshot()[name]
 
     def close(self) -> None:
-        """Ends the play; asserts that every request was given back."""
+        """Ends the play; asserts that every request was given back, and that what was held was counted right."""
+        assert sum(client.memory for client in self.path.clients) == self.path.client_memory
         close_all(self.path)
+        assert self.path.client_memory == 0
         self.router.close()
         self.parking.stop()  # after the router: what was pending there is parked
         self.reactor.stop()
@@ -359,6 +361,7 @@ class Stage:
             end.close()
         assert self.counters.snapshot()["inflight"] == 0
         assert live() == self.live, "a request was not given back"
+        assert self.path.client_memory == 0
         assert self.reactor.open_peers == 0
         assert not self.path.clients
         assert not self.path.lingering

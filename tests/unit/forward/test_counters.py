@@ -230,6 +230,36 @@ def test_a_second_look_at_the_same_memory(play: Play) -> None:
     assert other.snapshot()["commands"]["ping"]["calls"] == 1
 
 
+def test_memory_of_zeros_can_be_read_at_once() -> None:
+    """The main process looks at a worker's counters before that has begun."""
+    for memory in (mmap.mmap(-1, COUNTERS_SIZE), memoryview(bytearray(COUNTERS_SIZE))):
+        counters = Counters(memory)
+        assert (counters.accepted, counters.gone) == (0, 0)
+        assert counters.snapshot()["closed"]["memory_limit"] == 0
+
+
+def test_clients_that_have_left_are_counted_whatever_took_them(play: Play) -> None:
+    """Of clients handed over, those that are gone: told without a message, as of now."""
+    memory = mmap.mmap(-1, COUNTERS_SIZE)
+    stage = play(memory=memory)
+    seen = Counters(memory)
+    clients = [stage.client() for _ in range(4)]
+    killed = stage.accepted
+    assert (seen.accepted, seen.gone) == (4, 0)
+    clients[0].close()
+    clients[1].send(b"*x\r\n")
+    clients[2].send(encode_command("QUIT"))
+    stage.turn()
+    assert (seen.accepted, seen.gone) == (4, 3)
+    killed.kill()
+    assert (seen.accepted, seen.gone) == (4, 4)
+    stage.path.reject()
+    assert (seen.accepted, seen.gone) == (4, 5)
+    assert (stage.counters.accepted, stage.counters.gone) == (4, 5)
+    assert sum(seen.snapshot()["closed"].values()) + seen.snapshot()["rejected"] == seen.gone
+    assert stage.path.closed == 4
+
+
 def test_the_memory_is_held_as_long_as_the_counters_live() -> None:
     memory = mmap.mmap(-1, COUNTERS_SIZE)
     counters = Counters(memory)

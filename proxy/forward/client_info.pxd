@@ -1,0 +1,30 @@
+"""What proxy.serve reads of a client and changes."""
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from proxy.forward.buffer cimport Buffer
+from proxy.forward.datapath cimport ClientSettings, DataPath
+from proxy.forward.ports cimport Outlet
+from proxy.forward.reply_queue cimport ReplyQueue
+
+cdef class ClientInfo(Outlet):
+    cdef DataPath path
+    cdef readonly ClientSettings settings
+    cdef ReplyQueue replies
+    cdef readonly uint64_t id               # given by the main process: unique in the proxy
+    cdef public str address
+    cdef public str local_address
+    cdef public str user
+    cdef public int db
+    cdef public bint authenticated
+    cdef readonly double created_s
+    cdef readonly uint64_t total_commands
+    cdef readonly uint8_t proto
+    cdef uint8_t policy
+    cdef int last_metric
+    cdef int64_t active_ns                  # when bytes last came from it or were taken by it
+    cdef Buffer rest                        # input that is not carried out yet
+    cdef bytes own_name
+    cdef bytes own_lib_name
+    cdef bytes own_lib_ver
+    cdef size_t texts                       # bytes of these three, as far as they are counted in Reactor.memory
+    cdef void count_texts(self) noexcept
