@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_a_crowd_at_one_listener_does_not_starve_another() -> None:
         assert stage.acceptor.listening == [crowded.label, quiet.label]
         await until(lambda: stage.workers.taken == 201)
         listeners = [take[1] for take in stage.workers.takes]
-        assert listeners.index(str(quiet.listener.address)) <= 2  # two members share the crowd's first batch
+        assert listeners.index(str(quiet.listener.address)) <= 2  # two workers share the crowd's first batch
         assert sum(len(take[3]) for take in stage.workers.takes[:2]) <= 64
         ids = sorted(id for _, _, first, group in stage.workers.takes for id in range(first, first + len(group)))
         assert ids == list(range(1, 202))
@@ -100,17 +101,17 @@ def test_unix_clients(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "not told"])
-def test_without_a_member_connections_wait_in_the_kernel(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_worker_connections_wait_in_the_kernel(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(stage: Stage) -> None:
         one, later = stage.listening(), stage.listening()
         stage.workers.serving = False
         stage.acceptor.open(one)
         stage.connect(one, 3)
         before = open_descriptors()
-        await until(lambda: stage.workers.asked)
-        asked = stage.workers.asked
+        await until(lambda: stage.wakeups)
+        woken = stage.wakeups
         await asyncio.sleep(0.3)
-        assert stage.workers.asked - asked <= 0.3 / 0.05 + 1  # it does not spin
+        assert stage.wakeups - woken <= 0.3 / 0.05 + 1  # it does not spin
         assert open_descriptors() == before
         stage.acceptor.open(later)
         stage.connect(later)
@@ -126,33 +127,34 @@ def test_without_a_member_connections_wait_in_the_kernel(told: bool, monkeypatch
     play(scene)
 
 
-def test_a_clogged_member_gets_nobody_until_it_reads_again() -> None:
+def test_a_worker_that_is_behind_gets_nobody_until_it_reads_again() -> None:
     async def scene(stage: Stage) -> None:
         loop = asyncio.get_running_loop()
         ours, theirs = pair()
         channel = Channel(ours, FROM_WORKER, lambda message, descriptors: None, lambda reason: None)
         channel.start(loop)
         one = stage.listening()
-        clogged, other = stage.workers.present
+        behind, other = stage.workers.present
         try:
             while channel.backlog <= module.BEHIND:
                 channel.send(Take("x" * 10_000, 1, 0))
-            clogged.backlog = channel.backlog
+            behind.backlog = channel.backlog
             stage.acceptor.open(one)
             stage.connect(one, 5)
             await until(lambda: stage.workers.taken == 5)
-            assert (clogged.clients, other.clients) == (0, 5)
+            assert (behind.clients, other.clients) == (0, 5)
             other.backlog = module.BEHIND + 1
+            woken = stage.wakeups
             stage.connect(one, 2)
-            asked = stage.workers.asked
-            await until(lambda: stage.workers.asked >= asked + 3)  # it has been looked at again, twice
-            assert stage.workers.taken == 5
+            await asyncio.sleep(10 * module.PATIENCE_S)
+            assert 3 <= stage.wakeups - woken <= 6  # it has been looked at again, and not without end
+            assert (stage.workers.taken, stage.acceptor.rejected) == (5, 0)
             theirs.setblocking(False)
             while channel.backlog:
                 await loop.sock_recv(theirs, 1 << 20)
-            clogged.backlog = channel.backlog
+            behind.backlog = channel.backlog
             await until(lambda: stage.workers.taken == 7)
-            assert (clogged.clients, other.clients) == (2, 5)
+            assert (behind.clients, other.clients) == (2, 5)
         finally:
             channel.close()
             theirs.close()
@@ -160,20 +162,35 @@ def test_a_clogged_member_gets_nobody_until_it_reads_again() -> None:
     play(scene)
 
 
-# -- the limit -----------------------------------------------------------------------------------------------------
+def test_while_connections_are_accepted_a_change_of_workers_costs_nothing() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.acceptor.open(stage.listening())
+        for _ in range(100):
+            stage.acceptor.workers_changed()
+        await asyncio.sleep(0.05)
+        assert stage.wakeups == 0
+
+    play(scene)
 
 
-def test_over_the_limit_redis_error_and_the_end(caplog: pytest.LogCaptureFixture) -> None:
+# -- the limits ----------------------------------------------------------------------------------------------------
+
+
+def test_over_the_limit_redis_error_and_the_end_after_the_patience(caplog: pytest.LogCaptureFixture) -> None:
     async def scene(stage: Stage) -> None:
         one = stage.listening()
         stage.acceptor.open(one)
-        before = open_descriptors()
-        clients = stage.connect(one, 5, says=b"PING\r\n")
-        answers = await asyncio.gather(*(answer(client) for client in clients[3:]))
+        stage.connect(one, 3)
+        await until(lambda: stage.workers.taken == 3)
+        before, woken, since_s = open_descriptors(), stage.wakeups, time.monotonic()
+        clients = stage.connect(one, 2, says=b"PING\r\n")
+        answers = await asyncio.gather(*(answer(client) for client in clients))
         assert answers == [MAX_CLIENTS] * 2
+        assert time.monotonic() - since_s >= module.PATIENCE_S
+        assert stage.wakeups - woken <= 2 * (module.PATIENCE_S / module._FULL_S + 2)
         assert stage.acceptor.rejected == 2
         assert stage.workers.taken == 3
-        assert open_descriptors() == before + 5 + 3
+        assert open_descriptors() == before + 2
         assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
             "client refused: max number of clients reached"
         ]
@@ -191,33 +208,36 @@ def test_who_comes_back_at_the_limit_is_let_in_when_its_leaving_becomes_known(mo
         stage.connect(one, 2)
         await until(lambda: stage.workers.taken == 2)
         before = open_descriptors()
-        again: list[socket.socket] = []
-        for at in (one, other, one):
-            again.extend(stage.connect(at))
-            await until(lambda: open_descriptors() == before + 2 * len(again))
-        assert stage.workers.taken == 2
-        for count, client in enumerate(again, 3):
+        for count, at in enumerate((one, other, one), 3):
+            again = stage.connect(at)
+            woken = stage.wakeups
+            await until(lambda: stage.wakeups >= woken + 5)  # noqa: B023  # it waits
+            assert (stage.workers.taken, open_descriptors()) == (count - 1, before + count - 2)  # in the kernel's queue
             stage.workers.takes[-1][0].left()
-            assert stage.workers.taken == count  # at once
-            assert peers(stage.workers.takes[-1][3]) == names([client])
+            before -= 1
+            await until(lambda: stage.workers.taken == count)  # noqa: B023  # though nobody is told
+            before += 1
+            assert peers(stage.workers.takes[-1][3]) == names(again)
         assert [take[1] for take in stage.workers.takes[-3:]] == [str(at.listener.address) for at in (one, other, one)]
         assert stage.acceptor.rejected == 0
 
     play(scene, max_clients=2)
 
 
-def test_the_waiting_room_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", 20.0)
+def test_the_patience_of_one_is_not_charged_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.3)
 
     async def scene(stage: Stage) -> None:
-        one = stage.listening()
+        one, other = stage.listening(), stage.listening()
         stage.acceptor.open(one)
-        clients = stage.connect(one, module.WAITING_ROOM + 6)
-        await until(lambda: stage.acceptor.rejected == 6)
-        assert [await answer(client) for client in clients[-6:]] == [MAX_CLIENTS] * 6
-        stage.acceptor.max_clients = module.WAITING_ROOM
-        assert stage.workers.taken == module.WAITING_ROOM
-        assert stage.acceptor.rejected == 6
+        stage.acceptor.open(other)
+        stage.connect(one)
+        await until(lambda: stage.wakeups)
+        stage.acceptor.close(one, accept=False)
+        await asyncio.sleep(module.PATIENCE_S)
+        since_s = time.monotonic()
+        assert await answer(stage.connect(other)[0]) == MAX_CLIENTS
+        assert time.monotonic() - since_s >= module.PATIENCE_S
 
     play(scene, max_clients=0)
 
@@ -235,27 +255,47 @@ def test_who_hangs_up_while_waiting_leaves_nothing_behind() -> None:
     play(scene, max_clients=0)
 
 
-def test_nobody_is_refused_for_want_of_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is room, but whoever made it was the only member, and it has gone."""
+def test_nobody_is_refused_for_want_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room, but whoever made it was the only worker, and it has gone."""
     monkeypatch.setattr(module, "PATIENCE_S", 0.2)
 
     async def scene(stage: Stage) -> None:
         one = stage.listening()
-        (member,) = stage.workers.present
+        (worker,) = stage.workers.present
         stage.acceptor.open(one)
         stage.connect(one, 2)
         await until(lambda: stage.workers.taken == 1)
         stage.workers.serving = False
-        member.left()
+        worker.left()
         await asyncio.sleep(3 * module.PATIENCE_S)
         assert stage.acceptor.rejected == 0
         stage.workers.serving = True
-        await until(lambda: stage.workers.taken == 2)  # though nobody calls members_changed()
+        await until(lambda: stage.workers.taken == 2)  # though nobody calls workers_changed()
 
     play(scene, workers=(0,), max_clients=1)
 
 
-def test_the_limit_follows_the_settings() -> None:
+def test_no_worker_gets_more_than_its_share() -> None:
+    """What is too much for those that are there waits for the one that is missing."""
+
+    async def scene(stage: Stage) -> None:
+        one = stage.listening()
+        stage.acceptor.open(one)
+        stage.connect(one, 12)
+        await until(lambda: stage.workers.taken == 7)
+        assert [worker.clients for worker in stage.workers.present] == [5, 5]
+        await asyncio.sleep(5 * module.PATIENCE_S)
+        assert (stage.workers.taken, stage.acceptor.rejected) == (7, 0)
+        stage.workers.present.append(Worker(stage.workers))
+        stage.acceptor.workers_changed()
+        await until(lambda: stage.workers.taken == 12)
+        assert [worker.clients for worker in stage.workers.present] == [5, 5, 5]
+        assert await answer(stage.connect(one)[0]) == MAX_CLIENTS
+
+    play(scene, workers=(3, 0), max_clients=15, per_worker=5)
+
+
+def test_the_limits_follow_the_settings() -> None:
     async def scene(stage: Stage) -> None:
         one = stage.listening()
         stage.acceptor.open(one)
@@ -263,25 +303,30 @@ def test_the_limit_follows_the_settings() -> None:
         await until(lambda: stage.workers.taken == 2)
         stage.acceptor.max_clients = 1
         assert await answer(stage.connect(one)[0]) == MAX_CLIENTS
-        stage.acceptor.max_clients = 3
+        stage.acceptor.max_clients, stage.acceptor.per_worker = 3, 1
         stage.connect(one)
+        await asyncio.sleep(5 * module.PATIENCE_S)
+        assert (stage.workers.taken, stage.acceptor.rejected) == (2, 1)
+        stage.acceptor.per_worker = 2
         await until(lambda: stage.workers.taken == 3)
-        assert stage.acceptor.max_clients == 3
 
     play(scene)
 
 
-def test_a_member_that_dies_as_it_is_given_a_client() -> None:
-    """The channel ends inside take(), and the crew says so at once: who waits goes to another member."""
+def test_a_worker_that_dies_as_it_is_given_a_client() -> None:
+    """The channel ends inside take(), and the pool says so at once: who waits goes to another worker."""
 
     class Dying(Worker):
         def take(self, listener: str, first_id: int, descriptors: list[int]) -> None:
             for descriptor in descriptors:
                 os.close(descriptor)
-            self._crew.members.remove(self)
-            self._crew.doors.members_changed()
+            stage_of[0].workers.present.remove(self)
+            stage_of[0].acceptor.workers_changed()
+
+    stage_of: list[Stage] = []
 
     async def scene(stage: Stage) -> None:
+        stage_of.append(stage)
         one = stage.listening()
         (steady,) = stage.workers.present
         stage.acceptor.open(one)
@@ -383,9 +428,9 @@ def test_a_socket_another_process_holds_too_keeps_its_queue() -> None:
         await until(lambda: stage.workers.taken == 1)
         stage.acceptor.close(one, accept=False)
         client = stage.connect(replace(one, sock=successor))[0]
-        asked = stage.workers.asked
+        woken = stage.wakeups
         await asyncio.sleep(0.05)
-        assert (stage.workers.taken, stage.workers.asked) == (1, asked)  # its events are not ours any more
+        assert (stage.workers.taken, stage.wakeups) == (1, woken)  # its events are not ours any more
         accepted, where = successor.accept()
         accepted.close()
         assert where == client.getsockname()
@@ -393,18 +438,18 @@ def test_a_socket_another_process_holds_too_keeps_its_queue() -> None:
     play(scene)
 
 
-@pytest.mark.parametrize("clogged", [False, True])
-def test_drained(clogged: bool) -> None:
+@pytest.mark.parametrize("behind", [False, True])
+def test_when_all_are_closed_the_queues_are_served_first(behind: bool) -> None:
     async def scene(stage: Stage) -> None:
         listeners = [stage.listening(), stage.listening()]
         for worker in stage.workers.present:
-            member.backlog = module.BEHIND + 1 if clogged else 0
+            worker.backlog = module.BEHIND + 1 if behind else 0
         clients = []
         for one in listeners:
             stage.acceptor.open(one)
             clients += stage.connect(one, 150)
         addresses = [one.sock.getsockname() for one in listeners]
-        stage.acceptor.drain_backlog()
+        stage.acceptor.close_all(accept=True)
         assert stage.workers.taken == 290
         assert [await answer(client) for client in clients[290:]] == [MAX_CLIENTS] * 10
         assert stage.acceptor.rejected == 10
@@ -416,7 +461,24 @@ def test_drained(clogged: bool) -> None:
     play(scene, max_clients=290)
 
 
-def test_draining_ends_though_clients_come_without_end() -> None:
+def test_closing_gives_no_worker_more_than_its_share() -> None:
+    """Those that have caught up are served first, then those that are behind; who is left is refused."""
+
+    async def scene(stage: Stage) -> None:
+        one = stage.listening()
+        ready, behind = stage.workers.present
+        behind.backlog = module.BEHIND + 1
+        stage.acceptor.open(one)
+        clients = stage.connect(one, 12)
+        stage.acceptor.close_all(accept=True)
+        assert (ready.clients, behind.clients) == (5, 5)
+        assert peers(ready.held + behind.held) == names(clients[:10])
+        assert [await answer(client) for client in clients[10:]] == [MAX_CLIENTS] * 2
+
+    play(scene, per_worker=5)
+
+
+def test_closing_ends_though_clients_come_without_end() -> None:
     class Endless(Counting):
         def _accept(self) -> Any:
             stage_of[0].connect(stage_of[1])
@@ -428,47 +490,50 @@ def test_draining_ends_though_clients_come_without_end() -> None:
         one = stage.listening(Endless, backlog=20)
         stage_of.extend((stage, one))
         stage.acceptor.open(one)
-        stage.acceptor.drain_backlog()
+        stage.acceptor.close_all(accept=True)
         assert stage.workers.taken == 21
 
     play(scene)
 
 
 def test_who_waits_at_the_limit_when_all_is_closed_gets_the_last_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a clogged member if need be."""
+    """From a worker that is behind if need be."""
     monkeypatch.setattr(module, "PATIENCE_S", 20.0)
 
     async def scene(stage: Stage) -> None:
         one = stage.listening()
-        (member,) = stage.workers.present
+        (worker,) = stage.workers.present
         stage.acceptor.open(one)
         stage.connect(one)
         await until(lambda: stage.workers.taken == 1)
-        before = open_descriptors()
+        woken = stage.wakeups
         waiting = stage.connect(one, 2)
-        await until(lambda: open_descriptors() == before + 4)
-        member.backlog = module.BEHIND + 1
-        member.left()
+        await until(lambda: stage.wakeups > woken)
+        worker.backlog = module.BEHIND + 1
+        worker.left()
         assert stage.workers.taken == 1
-        stage.acceptor.close_all()
+        stage.acceptor.close_all(accept=True)
         assert peers(stage.workers.takes[-1][3]) == names(waiting[:1])
         assert await answer(waiting[1]) == MAX_CLIENTS
 
     play(scene, workers=(0,), max_clients=1)
 
 
-def test_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", 20.0)
+def test_closed_at_once() -> None:
+    """As at a second SIGTERM: who waits is cut off, and no timer comes back."""
 
     async def scene(stage: Stage) -> None:
         one = stage.listening()
         stage.acceptor.open(one)
         before = open_descriptors()
-        waiting = stage.connect(one)
-        await until(lambda: open_descriptors() == before + 2)
-        stage.acceptor.close_all()
-        assert await answer(waiting[0]) == MAX_CLIENTS
-        assert stage.workers.taken == 0
+        (waiting,) = stage.connect(one)
+        await until(lambda: stage.wakeups)
+        stage.acceptor.close_all(accept=False)
+        with pytest.raises(ConnectionResetError):
+            await answer(waiting)
+        woken = stage.wakeups
+        await asyncio.sleep(0.05)
+        assert (stage.workers.taken, stage.acceptor.rejected, stage.wakeups) == (0, 0, woken)
         assert open_descriptors() == before  # a client less one listener
 
     play(scene, max_clients=0)
