@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from itertools import pairwise
 from typing import Any
@@ -84,7 +85,7 @@ def test_owners_are_those_of_a_slow_model(shards: int, ranges: int) -> None:
 def test_little_endian_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = Shard("a", node(1), (), ((1, 16383),)), Shard("b", node(2), (), ((0, 0),))
     assert published(one, two).owners[:4] == b"\x01\x00\x00\x00"
-    monkeypatch.setattr(publish.sys, "byteorder", "big")
+    monkeypatch.setattr(sys, "byteorder", "big")
     assert published(one, two).owners[:4] == b"\x00\x01\x00\x00"  # this machine's order, turned round
 
 

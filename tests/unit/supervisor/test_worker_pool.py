@@ -143,7 +143,12 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stage]:
             stage.fault = fault
             monkeypatch.setattr(module, "_command", stage.command)
             spawn = os.posix_spawn
-            monkeypatch.setattr(os, "posix_spawn", lambda *a, **k: pids.add(pid := spawn(*a, **k)) or pid)
+
+            def noted(*args: Any, **more: Any) -> int:
+                pids.add(pid := spawn(*args, **more))
+                return pid
+
+            monkeypatch.setattr(os, "posix_spawn", noted)
             try:
                 if began:
                     stage.pool.begin(workers)
@@ -309,7 +314,12 @@ def test_backoff_grows_and_ends(play: Play, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "BACKOFF_MAX_S", 0.8)
     pauses: list[float] = []
     failed = WorkerPool._failed
-    monkeypatch.setattr(WorkerPool, "_failed", lambda *args: pauses.append(failed(*args)) or pauses[-1])
+
+    def noted(pool: WorkerPool, place: module.Place) -> float:
+        pauses.append(failed(pool, place))
+        return pauses[-1]
+
+    monkeypatch.setattr(WorkerPool, "_failed", noted)
 
     async def act(stage: Stage) -> None:
         for _ in range(5):
