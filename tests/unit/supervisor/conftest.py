@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.unit.supervisor.pool_stage import Play, player
+
 
 @pytest.fixture
 def few_descriptors() -> Iterator[Callable[[int | None], None]]:
@@ -25,3 +27,9 @@ def few_descriptors() -> Iterator[Callable[[int | None], None]]:
 
     yield limit
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Play:
+    """See pool_stage.player."""
+    return player(monkeypatch)
