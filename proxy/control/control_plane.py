@@ -4,7 +4,8 @@ Why: the workers are given ready values (DESIGN 2), so that neither probes nor r
 here can drop a client. Called by supervisor: start, reconfigure, stop; report() when a worker has seen something.
 
 Invariants: `commands`, `facts` and `topology` are at any time all that a new worker needs; send() is told every change
-of them, and must not block; nothing here ends because of what a node answers.
+of them before they change, so that what cannot be sent is never kept, and must not block; nothing here ends because of
+what a node answers.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class ControlPlane:
     def __init__(self, settings: Settings, send: Send) -> None:
         self._settings = settings
         self._send = send
-        self.metrics: dict[str, int] = {"other": 0}  # the counters' indexes by name; grows, an index is never another's
+        self._metrics: dict[str, int] = {"other": 0}
         self._due = asyncio.Event()
         self._commands_task: asyncio.Task[None] | None = None
         self._cluster: Topology | None = None  # as published last
@@ -91,13 +92,12 @@ class ControlPlane:
         if before is None or not before.by_id.keys() & topology.by_id.keys():
             self._due.set()  # another cluster has other servers
         self.health.set_nodes(topology.nodes())
+        told = publication(topology, self._settings.cluster.address_map, self.health.usable)
+        self._send(told)
+        self.topology = told
         here = {str(node.address) for node in topology.nodes()}
-        self.facts = messages.NodeFacts(
-            usable={},  # in the topology
-            limits={address: told for address, told in self.facts.limits.items() if address in here},
-        )
-        self.topology = publication(topology, self._settings.cluster.address_map, self.health.usable)
-        self._send(self.topology)
+        limits = {address: told for address, told in self.facts.limits.items() if address in here}
+        self.facts = messages.NodeFacts(usable={}, limits=limits)  # who is usable is in the topology
 
     def _health_changed(self, address: Address, usable: bool, reason: str) -> None:
         text = "replica is used for reads" if usable else "replica not used for reads"
@@ -134,8 +134,8 @@ class ControlPlane:
             valkey_version = loaded.version if name == "valkey" else ""
             told = messages.Commands(rows, loaded.source, self._registered(rows), name, redis_version, valkey_version)
             if told != self.commands:
-                self.commands = told
                 self._send(told)
+                self.commands = told
             return True
         return False
 
@@ -147,16 +147,19 @@ class ControlPlane:
             except Exception as error:
                 log.debug("node does not tell what it takes", node=str(node.address), error=str(error))
                 continue
-            if any(told):
+            if any(told) and told != self.facts.limits.get(str(node.address)):
                 limits[str(node.address)] = told
         if limits:
-            self.facts.limits.update(limits)
             self._send(messages.NodeFacts(usable={}, limits=limits))
+            self.facts.limits.update(limits)
 
     def _registered(self, rows: tuple[Row, ...]) -> dict[str, int]:
-        """The counters' indexes by name, those of new commands added; an index once given is never another's."""
-        CommandTable(rows, "", self.metrics)
-        return dict(self.metrics)
+        """The counters' indexes by name, those of new commands added; an index once given is never another's.
+
+        It is one and the same dict each time: whoever reads a worker's counters by it knows new commands, too.
+        """
+        CommandTable(rows, "", self._metrics)
+        return self._metrics
 
     def _primaries(self) -> list[Node]:
         nodes = self._cluster.nodes() if self._cluster is not None else ()

@@ -14,6 +14,7 @@ from proxy.cluster.topology import SLOTS, Address, Node, Topology, map_address
 from proxy.ipc import messages
 
 NOBODY = 0xFFFF
+_EPOCH_MAX = 2**63 - 1  # a node may say more, but a message cannot
 
 
 def publication(
@@ -49,7 +50,7 @@ def publication(
         ],
         owners=owners.tobytes(),
         names=names(nodes, address_map),
-        epoch=topology.epoch,
+        epoch=min(topology.epoch, _EPOCH_MAX),
         covered=topology.covered,
     )
 
@@ -71,13 +72,15 @@ def names(nodes: list[Node], address_map: Mapping[str, str]) -> dict[str, int]:
         for told in _told(node):
             found.setdefault(str(map_address(told, address_map)), place)
     # A name that no node was announced by, but that is mapped to where one of them is dialled.
-    dialled = {node.address: place for place, node in reversed(list(enumerate(nodes)))}
+    by_address = {str(node.address): place for place, node in enumerate(nodes)}
+    by_host: dict[str, list[int]] = {}
+    for place, node in enumerate(nodes):
+        by_host.setdefault(node.address.host, []).append(place)
     for announced, reached in address_map.items():
-        for address, place in dialled.items():
-            if str(address) == reached:
-                found.setdefault(announced, place)
-            elif address.host == reached:
-                found.setdefault(str(Address(announced, address.port)), place)
+        if reached in by_address:
+            found.setdefault(announced, by_address[reached])
+        for place in by_host.get(reached, ()):
+            found.setdefault(str(Address(announced, nodes[place].address.port)), place)
     return found
 
 

@@ -5,8 +5,10 @@ without a listening socket being lost (DESIGN 2). Called by supervisor and reloa
 
 Invariants:
 - A connection goes to the worker with the fewest clients, whatever its listener; of several, in turn.
-- What cannot be served at once stays in the kernel's queue, where it costs nothing: while there is no worker, while all
-  are behind with their channels, while descriptors are short. Nothing here spins meanwhile.
+- No worker gets more clients than per_worker. max_clients is at most what all workers may have together, so that there
+  is room elsewhere, or will be when a missing worker is back.
+- What cannot be served at once stays in the kernel's queue, where it costs nothing: while workers are missing or behind
+  with their channels, while descriptors are short. Nothing here spins meanwhile.
 - At the limit a connection waits for PATIENCE_S, because another client may just be leaving; then it is refused.
 - Client ids ascend from 1; those of one take() follow each other.
 """
@@ -35,20 +37,8 @@ _LOOK_S: Final = 0.05  # how soon it is looked again for a worker: nobody tells 
 _FULL_S: Final = 0.005  # ... or for room under the limit
 _SHORT_S: Final = 0.1  # pause while descriptors are short
 # What accept(2) says of a connection that is already gone, or of its network: the next one may be well.
-_HARMLESS: Final = frozenset(
-    (
-        errno.ECONNABORTED,
-        errno.EPROTO,
-        errno.ENOPROTOOPT,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.ENONET,
-        errno.EOPNOTSUPP,
-        errno.EINTR,
-    )
-)
+_GONE: Final = {errno.ECONNABORTED, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINTR}
+_NETWORK: Final = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET}
 
 
 class Worker(Protocol):
@@ -70,7 +60,7 @@ class Acceptor:
     """See the module. Not before the loop runs.
 
     candidates: the workers that take clients. clients: connections of all workers, those included that take no more.
-    `rejected` counts what was refused for max_clients; max_clients and per_worker may be changed at any time.
+    `rejected` counts what was refused for max_clients. max_clients and per_worker may be changed at any time.
     """
 
     def __init__(
@@ -115,6 +105,7 @@ class Acceptor:
         if one in self._open:
             self._open.remove(one)
             self._loop.remove_reader(one.sock.fileno())
+            self._full_s = None
             if accept:
                 self._empty_queue(one)
         one.close()
@@ -143,15 +134,13 @@ class Acceptor:
     def _readable(self, one: Listening) -> None:
         if one not in self._open:
             return  # closed by a callback of the same turn of the loop
-        if not self._candidates():
-            self._suspend(_LOOK_S)
-            return
         workers = self._free()
         if room := self._room(workers):
             self._full_s = None
             self._hand_out(str(one.listener.address), self._accepted(one, min(_BATCH, room)), workers)
-        elif self.max_clients > self._clients() and any(one.clients < self.per_worker for one in self._candidates()):
-            self._suspend(_LOOK_S)  # there is room, but every worker that has some is behind
+        elif self._clients() < self.max_clients or not self._candidates():
+            self._full_s = None
+            self._suspend(_LOOK_S)
         elif self._full_s is None or self._loop.time() - self._full_s < PATIENCE_S:
             self._full_s = self._full_s or self._loop.time()
             self._suspend(_FULL_S)
@@ -170,7 +159,7 @@ class Acceptor:
             except BlockingIOError:
                 break
             except OSError as error:
-                if error.errno in _HARMLESS:
+                if error.errno in _GONE | _NETWORK:
                     continue
                 reason = error.strerror or str(error)
                 warn_limited(log, "accept", "cannot accept a connection", address=one.label, error=reason)
@@ -181,15 +170,19 @@ class Acceptor:
     def _empty_queue(self, one: Listening) -> None:
         # As many as may have waited when we began: somebody who connects without end must not keep us here.
         left = one.listener.backlog + 1
-        while left > 0 and (workers := self._free() or list(self._candidates())):  # rather one behind than none
-            found = self._accepted(one, min(left, _BATCH))
+        while left > 0 and (everybody := self._candidates()):
+            # Rather one that is behind than none.
+            workers = self._free() or [worker for worker in everybody if worker.clients < self.per_worker]
+            room = self._room(workers)
+            found = self._accepted(one, min(left, _BATCH, room or _BATCH))
             if not found:
                 return
             left -= len(found)
-            room = max(0, self.max_clients - self._clients())
-            for descriptor in found[room:]:
-                self._refuse(descriptor)
-            self._hand_out(str(one.listener.address), found[:room], workers)
+            if room:
+                self._hand_out(str(one.listener.address), found, workers)
+            else:
+                for descriptor in found:
+                    self._refuse(descriptor)
 
     def _suspend(self, pause_s: float) -> None:
         """Leaves connections where they are."""

@@ -105,7 +105,6 @@ class Supervisor:
         self.pool = WorkerPool(
             loop,
             self._first_message,
-            metrics=self.control.metrics,
             own_figures=lambda: {"rejected_connections": self.acceptor.rejected},
             on_change=lambda: self.acceptor.workers_changed(),
             on_report=self.control.report,

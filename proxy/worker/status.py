@@ -37,7 +37,7 @@ class WorkerStatus:
 
     def status(self, number: int) -> Status:
         """The worker as the main process merges it."""
-        waiting, output, memory = self._exchange.parking.waiting, output_bytes(self._path), self._client_memory()
+        waiting, output, memory = self._exchange.parking.waiting, output_bytes(self._path), self._path.client_memory
         dropped = logs.dropped()
         return Status(number, waiting, output, memory, self.lag_s, dropped, self._nodes())
 
@@ -53,7 +53,7 @@ class WorkerStatus:
             "rejected_connections": values["rejected"],
             "proxy_commands_in_flight": values["inflight"],
             "proxy_requests_waiting": self._exchange.parking.waiting,
-            "proxy_client_memory": self._client_memory(),
+            "proxy_client_memory": self._path.client_memory,
             "proxy_client_memory_max": self.limits.max_memory,
         }
         for name, value in self.others.items():
@@ -70,9 +70,6 @@ class WorkerStatus:
             NodeState(label, node.role, node.up, node.connections["shared", "up"], node.pending)
             for label, node in self._nodes().items()
         ]
-
-    def _client_memory(self) -> int:
-        return 0  # MERGE: self._path.client_memory
 
     def _nodes(self) -> dict[str, NodeStatus]:
         nodes = {}

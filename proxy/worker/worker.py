@@ -281,7 +281,7 @@ class Worker:
         self.exchange.parking.backoff_min_ns = ns(requests.retry_backoff_min)
         self.exchange.parking.backoff_max_ns = ns(requests.retry_backoff_max)
         self.exchange.redirect.max_redirections = requests.max_redirections
-        # MERGE: self.path.max_memory = clients.max_memory
+        self.path.max_memory = clients.max_memory
         self.status.limits = clients
         self.context.client_password = clients.password or None
         self.context.unix_endpoint = self.settings.endpoint

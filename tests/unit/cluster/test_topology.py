@@ -10,7 +10,6 @@ from proxy.cluster.topology import (
     UNKNOWN_EPOCH,
     Address,
     Node,
-    NodeNames,
     Shard,
     SlotMove,
     Topology,
@@ -83,73 +82,6 @@ class TestMapAddress:
     )
     def test_port_before_host(self, address: Address, expected: Address) -> None:
         assert map_address(address, self.MAP) == expected
-
-
-def named(number: int, *, ip: str = "", hostname: str = "", endpoint: str = "", port: int = 0, at: str = "") -> Node:
-    """Node `number`, dialled at `at`, else at its ip."""
-    address = Address.parse(at) if at else Address(ip, port)
-    return Node(str(number), address, "primary", ip=ip, hostname=hostname, endpoint=endpoint, port=port)
-
-
-def names(*nodes: Node, address_map: dict[str, str] | None = None) -> NodeNames:
-    return NodeNames(topology(*(Shard(one.id, one, (), ()) for one in nodes)), address_map or {})
-
-
-class TestNodeNames:
-    def test_by_address_ip_hostname_and_endpoint(self) -> None:
-        one = named(1, ip="10.0.0.1", hostname="one", endpoint="lb", port=7000, at="front:17000")
-        found = names(one)
-        for host, port in (("front", 17000), ("10.0.0.1", 7000), ("one", 7000), ("lb", 7000)):
-            assert found.find(host, port, ASKED) == one.address
-        for host, port in (("front", 7000), ("10.0.0.1", 17000), ("one", 17000), ("two", 7000), ("two", 17000)):
-            assert found.find(host, port, ASKED) is None
-
-    def test_without_an_announced_port_it_is_that_of_the_address(self) -> None:
-        one = named(1, hostname="one", at="front:17000")
-        assert names(one).find("one", 17000, ASKED) == one.address
-
-    def test_ports_mapped_for_another_name_than_the_redirections_use(self) -> None:
-        """The map knows the ip, which is dialled; the servers redirect to hostnames, with the port they announce."""
-        address_map = {f"127.0.0.1:700{n}": f"127.0.0.1:1700{n}" for n in (1, 2)}
-        one, two = (named(n, ip="127.0.0.1", hostname="h", port=7000 + n, at=f"127.0.0.1:1700{n}") for n in (1, 2))
-        found = names(one, two, address_map=address_map)
-        for host in ("h", "127.0.0.1", ""):
-            assert found.find(host, 7002, one.address) == two.address
-            assert found.find(host, 7001, two.address) == one.address
-
-    def test_mapped_crosswise(self) -> None:
-        """Where one is dialled is what the other one is called: a redirection says what it is called."""
-        address_map = {"h:1": "h:2", "h:2": "h:1"}
-        one, two = (named(n, ip="h", port=n, at=address_map[f"h:{n}"]) for n in (1, 2))
-        found = names(one, two, address_map=address_map)
-        assert found.find("h", 1, ASKED) == one.address == Address("h", 2)
-        assert found.find("h", 2, ASKED) == two.address == Address("h", 1)
-
-    def test_a_name_that_only_the_map_knows(self) -> None:
-        one = named(1, ip="10.0.0.1", port=7000, at="gate:7000")
-        found = names(one, address_map={"10.0.0.1": "gate", "inside": "gate"})
-        assert found.find("inside", 7000, ASKED) == found.find("10.0.0.1", 7000, ASKED) == one.address
-
-    def test_no_host_is_one_of_the_hosts_of_who_answered(self) -> None:
-        """Two of three have a hostname; the third is dialled at its ip, which is the first one's as well."""
-        one, three = (named(n, ip="10.0.0.1", hostname="h", port=n, at=f"h:{n}") for n in (1, 3))
-        two = named(2, ip="10.0.0.1", port=2)
-        other = named(4, ip="10.0.0.2", port=2)
-        found = names(one, two, three, other)
-        assert found.find("", 2, one.address) == two.address
-        assert found.find("", 3, two.address) == three.address
-
-    def test_no_host_and_a_port_that_one_node_only_has(self) -> None:
-        one, two = (named(n, ip=f"10.0.0.{n}", port=n) for n in (1, 2))
-        assert names(one, two).find("", 2, one.address) == two.address
-        assert names(one, two).find("", 3, one.address) is None
-        assert names(one, two).find("", 2, Address("gone", 9)) == two.address
-
-    def test_no_host_and_a_port_that_several_have(self) -> None:
-        """Who answered has that port, too, and is not meant: it would not redirect to itself."""
-        one, two, three = (named(n, ip=f"10.0.0.{n}", port=6379) for n in (1, 2, 3))
-        assert names(one, two, three).find("", 6379, one.address) is None
-        assert names(one, two).find("", 6379, one.address) == two.address
 
 
 class TestTopology:

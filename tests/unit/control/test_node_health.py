@@ -183,6 +183,50 @@ class TestWhatTheTopologySays:
         assert run(scene) == [(at(node), False, "loading in the topology")]
 
 
+class TestDoubt:
+    def test_until_the_next_probe(self, node: FakeNode) -> None:
+        """A worker was refused a read: the replica is not used, and the next probe has the last word."""
+
+        async def scene(health: NodeHealth, changes: list[Change]) -> None:
+            health.set_nodes([replica(node)])
+            await until(lambda: probes(node) >= 1 and health.reason(at(node)) == "ok")
+            health.doubt(at(node), "LOADING")
+            health.doubt(at(node), "MASTERDOWN")
+            assert not health.usable(at(node))
+            assert health.reason(at(node)) == "MASTERDOWN"
+            health.set_nodes([replica(node)])  # the same topology once more is no reason to trust it
+            assert not health.usable(at(node))
+            health.reconfigure(HealthSettings(health_interval_s=0.01, timeout_s=5.0))
+            await until(lambda: health.usable(at(node)))
+
+        changes = run(scene, health_interval_s=3600.0)
+        assert changes == [(at(node), False, "LOADING"), (at(node), True, "ok")]
+
+    def test_a_probe_that_agrees(self, node: FakeNode) -> None:
+        async def scene(health: NodeHealth, changes: list[Change]) -> None:
+            health.set_nodes([replica(node)])
+            await until(lambda: health.reason(at(node)) == "ok")
+            tell(node, SYNCED, b"loading:1\r\n")
+            health.doubt(at(node), "LOADING")
+            await until(lambda: health.reason(at(node)) == "is loading its data")
+            assert not health.usable(at(node))
+
+        run(scene)
+
+    def test_of_what_is_not_watched(self, start_node: Callable[[], FakeNode]) -> None:
+        """A primary, a node of yesterday: the report was under way when the topology changed."""
+        watched, other = start_node(), start_node()
+
+        async def scene(health: NodeHealth, changes: list[Change]) -> None:
+            health.set_nodes([primary(other), replica(watched)])
+            health.doubt(at(other), "LOADING")
+            health.doubt(Address("gone", 1), "LOADING")
+            assert health.usable(at(other))
+            assert health.reason(at(other)) == ""
+
+        assert run(scene) == []
+
+
 class TestNodesComeAndGo:
     def test_connections_of_gone_nodes_are_closed(self, start_node: Callable[[], FakeNode]) -> None:
         gone, stays = start_node(), start_node()

@@ -1,9 +1,8 @@
-"""Doors on real sockets and uvloop; the crew is a list of members that keep what they are given."""
+"""The acceptor on real sockets and uvloop; its workers keep what they are given."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,12 +13,12 @@ import pytest
 
 from proxy.config.models import Listener
 from proxy.ipc.channel import Channel, pair
-from proxy.ipc.messages import TO_SUPERVISOR, Take
+from proxy.ipc.messages import FROM_WORKER, Take
 from proxy.resp.errors import MAX_CLIENTS
 from proxy.supervisor import acceptor as module
 from proxy.system import log as logs
 from proxy.system.sockets import Listening
-from tests.unit.supervisor.doorstage import Stage, Worker, answer, names, open_descriptors, peers, play, until
+from tests.unit.supervisor.stage import Stage, answer, names, open_descriptors, peers, play, until
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +33,13 @@ def test_one_batch_goes_to_those_with_the_fewest_in_one_group_each() -> None:
     async def scene(stage: Stage) -> None:
         one = stage.listening()
         clients = stage.connect(one, 7)
-        stage.doors.open(one)
-        await until(lambda: stage.crew.taken == 7)
-        assert [member.clients for member in stage.crew.members] == [5, 5]
-        (long,), (short,) = (member.takes for member in stage.crew.members)
+        stage.acceptor.open(one)
+        await until(lambda: stage.workers.taken == 7)
+        assert [worker.clients for worker in stage.workers.present] == [5, 5]
+        (long,), (short,) = (worker.takes for worker in stage.workers.present)
         assert long[0] == short[0] == str(one.listener.address)
         assert (len(long[2]), len(short[2])) == (2, 5)
-        firsts = {first_id: len(group) for _, _, first_id, group in stage.crew.takes}
+        firsts = {first_id: len(group) for _, _, first_id, group in stage.workers.takes}
         assert firsts in ({1: 5, 6: 2}, {1: 2, 3: 5})
         served = [peers(long[2]), peers(short[2])]
         assert sorted(served[0] + served[1]) == sorted(names(clients))
@@ -53,13 +52,13 @@ def test_one_batch_goes_to_those_with_the_fewest_in_one_group_each() -> None:
 def test_equals_have_their_turns() -> None:
     async def scene(stage: Stage) -> None:
         one = stage.listening()
-        stage.doors.open(one)
+        stage.acceptor.open(one)
         for turn in range(6):
             stage.connect(one)
-            await until(lambda: stage.crew.taken > turn)  # noqa: B023
-            stage.crew.takes[-1][0].left()
-        assert [len(member.takes) for member in stage.crew.members] == [2, 2, 2]
-        assert [take[2] for take in stage.crew.takes] == [1, 2, 3, 4, 5, 6]
+            await until(lambda: stage.workers.taken > turn)  # noqa: B023
+            stage.workers.takes[-1][0].left()
+        assert [len(worker.takes) for worker in stage.workers.present] == [2, 2, 2]
+        assert [take[2] for take in stage.workers.takes] == [1, 2, 3, 4, 5, 6]
 
     play(scene, workers=(0, 0, 0))
 
@@ -69,14 +68,14 @@ def test_a_crowd_at_one_listener_does_not_starve_another() -> None:
         crowded, quiet = stage.listening(), stage.listening()
         stage.connect(crowded, 200)
         stage.connect(quiet)
-        stage.doors.open(crowded)
-        stage.doors.open(quiet)
-        assert stage.doors.listening == [crowded.label, quiet.label]
-        await until(lambda: stage.crew.taken == 201)
-        listeners = [take[1] for take in stage.crew.takes]
-        assert listeners.index(str(quiet.listener.address)) <= 2  # two members share the crowd's first batch
-        assert sum(len(take[3]) for take in stage.crew.takes[:2]) <= 64
-        ids = sorted(id for _, _, first, group in stage.crew.takes for id in range(first, first + len(group)))
+        stage.acceptor.open(crowded)
+        stage.acceptor.open(quiet)
+        assert stage.acceptor.listening == [crowded.label, quiet.label]
+        await until(lambda: stage.workers.taken == 201)
+        listeners = [take[1] for take in stage.workers.takes]
+        assert listeners.index(str(quiet.listener.address)) <= 2  # two workers share the crowd's first batch
+        assert sum(len(take[3]) for take in stage.workers.takes[:2]) <= 64
+        ids = sorted(id for _, _, first, group in stage.workers.takes for id in range(first, first + len(group)))
         assert ids == list(range(1, 202))
 
     play(scene)
@@ -87,11 +86,11 @@ def test_unix_clients(tmp_path: Path) -> None:
         sock = socket.socket(socket.AF_UNIX)
         sock.bind(str(tmp_path / "sock"))
         sock.setblocking(False)
-        stage.doors.open(Listening(sock, Listener.model_validate({"address": f"unix:{tmp_path}/sock"})))
+        stage.acceptor.open(Listening(sock, Listener.model_validate({"address": f"unix:{tmp_path}/sock"})))
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(tmp_path / "sock"))
-            await until(lambda: stage.crew.taken == 1)
-            assert stage.crew.takes[0][1] == f"unix:{tmp_path}/sock"
+            await until(lambda: stage.workers.taken == 1)
+            assert stage.workers.takes[0][1] == f"unix:{tmp_path}/sock"
 
     play(scene)
 
@@ -100,59 +99,60 @@ def test_unix_clients(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "not told"])
-def test_without_a_member_connections_wait_in_the_kernel(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_worker_connections_wait_in_the_kernel(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(stage: Stage) -> None:
         one, later = stage.listening(), stage.listening()
-        stage.crew.serving = False
-        stage.doors.open(one)
+        stage.workers.serving = False
+        stage.acceptor.open(one)
         stage.connect(one, 3)
         before = open_descriptors()
-        await until(lambda: stage.crew.asked)
-        asked = stage.crew.asked
+        await until(lambda: stage.wakeups)
+        woken = stage.wakeups
         await asyncio.sleep(0.3)
-        assert stage.crew.asked - asked <= 0.3 / 0.05 + 1  # it does not spin
+        assert stage.wakeups - woken <= 0.3 / 0.05 + 1  # it does not spin
         assert open_descriptors() == before
-        stage.doors.open(later)
+        stage.acceptor.open(later)
         stage.connect(later)
         if told:  # at once, not when the pause ends
             monkeypatch.setattr(module, "_LOOK_S", 60.0)
             await asyncio.sleep(0.1)  # the pause under way is a long one now
-        stage.crew.serving = True
+        stage.workers.serving = True
         if told:
-            stage.doors.members_changed()
-        await until(lambda: stage.crew.taken == 4)
-        assert stage.doors.rejected == 0
+            stage.acceptor.workers_changed()
+        await until(lambda: stage.workers.taken == 4)
+        assert stage.acceptor.rejected == 0
 
     play(scene)
 
 
-def test_a_clogged_member_gets_nobody_until_it_reads_again() -> None:
+def test_a_worker_that_is_behind_gets_nobody_until_it_reads_again() -> None:
     async def scene(stage: Stage) -> None:
         loop = asyncio.get_running_loop()
         ours, theirs = pair()
-        channel = Channel(ours, TO_SUPERVISOR, lambda message, descriptors: None, lambda reason: None)
+        channel = Channel(ours, FROM_WORKER, lambda message, descriptors: None, lambda reason: None)
         channel.start(loop)
         one = stage.listening()
-        clogged, other = stage.crew.members
+        behind, other = stage.workers.present
         try:
-            while channel.backlog <= module.CLOGGED:
-                channel.send(Take("x" * 10_000, 1))
-            clogged.backlog = channel.backlog
-            stage.doors.open(one)
+            while channel.backlog <= module.BEHIND:
+                channel.send(Take("x" * 10_000, 1, 0))
+            behind.backlog = channel.backlog
+            stage.acceptor.open(one)
             stage.connect(one, 5)
-            await until(lambda: stage.crew.taken == 5)
-            assert (clogged.clients, other.clients) == (0, 5)
-            other.backlog = module.CLOGGED + 1
+            await until(lambda: stage.workers.taken == 5)
+            assert (behind.clients, other.clients) == (0, 5)
+            other.backlog = module.BEHIND + 1
+            woken = stage.wakeups
             stage.connect(one, 2)
-            asked = stage.crew.asked
-            await until(lambda: stage.crew.asked >= asked + 3)  # it has been looked at again, twice
-            assert stage.crew.taken == 5
+            await asyncio.sleep(10 * module.PATIENCE_S)
+            assert 3 <= stage.wakeups - woken <= 6  # it has been looked at again, and not without end
+            assert (stage.workers.taken, stage.acceptor.rejected) == (5, 0)
             theirs.setblocking(False)
             while channel.backlog:
                 await loop.sock_recv(theirs, 1 << 20)
-            clogged.backlog = channel.backlog
-            await until(lambda: stage.crew.taken == 7)
-            assert (clogged.clients, other.clients) == (2, 5)
+            behind.backlog = channel.backlog
+            await until(lambda: stage.workers.taken == 7)
+            assert (behind.clients, other.clients) == (2, 5)
         finally:
             channel.close()
             theirs.close()
@@ -160,144 +160,15 @@ def test_a_clogged_member_gets_nobody_until_it_reads_again() -> None:
     play(scene)
 
 
-# -- the limit -----------------------------------------------------------------------------------------------------
-
-
-def test_over_the_limit_redis_error_and_the_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_while_connections_are_accepted_a_change_of_workers_costs_nothing() -> None:
     async def scene(stage: Stage) -> None:
-        one = stage.listening()
-        stage.doors.open(one)
-        before = open_descriptors()
-        clients = stage.connect(one, 5, says=b"PING\r\n")
-        answers = await asyncio.gather(*(answer(client) for client in clients[3:]))
-        assert answers == [MAX_CLIENTS] * 2
-        assert stage.doors.rejected == 2
-        assert stage.crew.taken == 3
-        assert open_descriptors() == before + 5 + 3
-        assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-            "client refused: max number of clients reached"
-        ]
-
-    play(scene, workers=(0, 0), max_clients=3)
-
-
-def test_who_comes_back_at_the_limit_is_let_in_when_its_leaving_becomes_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", 20.0)
-
-    async def scene(stage: Stage) -> None:
-        one, other = stage.listening(), stage.listening()
-        stage.doors.open(one)
-        stage.doors.open(other)
-        stage.connect(one, 2)
-        await until(lambda: stage.crew.taken == 2)
-        before = open_descriptors()
-        again: list[socket.socket] = []
-        for at in (one, other, one):
-            again.extend(stage.connect(at))
-            await until(lambda: open_descriptors() == before + 2 * len(again))
-        assert stage.crew.taken == 2
-        for count, client in enumerate(again, 3):
-            stage.crew.takes[-1][0].left()
-            assert stage.crew.taken == count  # at once
-            assert peers(stage.crew.takes[-1][3]) == names([client])
-        assert [take[1] for take in stage.crew.takes[-3:]] == [str(at.listener.address) for at in (one, other, one)]
-        assert stage.doors.rejected == 0
-
-    play(scene, max_clients=2)
-
-
-def test_the_waiting_room_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", 20.0)
-
-    async def scene(stage: Stage) -> None:
-        one = stage.listening()
-        stage.doors.open(one)
-        clients = stage.connect(one, module.WAITING_ROOM + 6)
-        await until(lambda: stage.doors.rejected == 6)
-        assert [await answer(client) for client in clients[-6:]] == [MAX_CLIENTS] * 6
-        stage.doors.max_clients = module.WAITING_ROOM
-        assert stage.crew.taken == module.WAITING_ROOM
-        assert stage.doors.rejected == 6
-
-    play(scene, max_clients=0)
-
-
-def test_who_hangs_up_while_waiting_leaves_nothing_behind() -> None:
-    async def scene(stage: Stage) -> None:
-        one = stage.listening()
-        stage.doors.open(one)
-        before = open_descriptors()
-        for client in stage.connect(one, 10):
-            client.close()
-        await until(lambda: stage.doors.rejected == 10)
-        assert open_descriptors() == before
-
-    play(scene, max_clients=0)
-
-
-def test_nobody_is_refused_for_want_of_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is room, but whoever made it was the only member, and it has gone."""
-    monkeypatch.setattr(module, "PATIENCE_S", 0.2)
-
-    async def scene(stage: Stage) -> None:
-        one = stage.listening()
-        (member,) = stage.crew.members
-        stage.doors.open(one)
-        stage.connect(one, 2)
-        await until(lambda: stage.crew.taken == 1)
-        stage.crew.serving = False
-        member.left()
-        await asyncio.sleep(3 * module.PATIENCE_S)
-        assert stage.doors.rejected == 0
-        stage.crew.serving = True
-        await until(lambda: stage.crew.taken == 2)  # though nobody calls members_changed()
-
-    play(scene, workers=(0,), max_clients=1)
-
-
-def test_the_limit_follows_the_settings() -> None:
-    async def scene(stage: Stage) -> None:
-        one = stage.listening()
-        stage.doors.open(one)
-        stage.connect(one, 2)
-        await until(lambda: stage.crew.taken == 2)
-        stage.doors.max_clients = 1
-        assert await answer(stage.connect(one)[0]) == MAX_CLIENTS
-        stage.doors.max_clients = 3
-        stage.connect(one)
-        await until(lambda: stage.crew.taken == 3)
-        assert stage.doors.max_clients == 3
+        stage.acceptor.open(stage.listening())
+        for _ in range(100):
+            stage.acceptor.workers_changed()
+        await asyncio.sleep(0.05)
+        assert stage.wakeups == 0
 
     play(scene)
-
-
-def test_a_member_that_dies_as_it_is_given_a_client() -> None:
-    """The channel ends inside take(), and the crew says so at once: who waits goes to another member."""
-
-    class Dying(Worker):
-        def take(self, listener: str, first_id: int, descriptors: list[int]) -> None:
-            for descriptor in descriptors:
-                os.close(descriptor)
-            self._crew.members.remove(self)
-            self._crew.doors.members_changed()
-
-    async def scene(stage: Stage) -> None:
-        one = stage.listening()
-        (steady,) = stage.crew.members
-        stage.doors.open(one)
-        stage.connect(one, 3)
-        await until(lambda: stage.doors.rejected == 3)
-        stage.crew.members.insert(0, Dying(stage.crew))
-        stage.doors.max_clients = 7
-        stage.connect(one, 3)
-        await until(lambda: stage.crew.taken)
-        stage.connect(one)
-        await until(lambda: stage.crew.taken == 2)
-        assert steady.clients == 7
-        first = [take[2] for take in stage.crew.takes]
-        assert len(set(first)) == len(first)
-
-    play(scene, workers=(5,), max_clients=5)
 
 
 # -- accept fails --------------------------------------------------------------------------------------------------
@@ -316,23 +187,23 @@ class Counting(socket.socket):
         return super()._accept()  # type: ignore[misc]
 
 
-def test_out_of_descriptors(few_descriptors: Callable[[int], None], caplog: pytest.LogCaptureFixture) -> None:
+def test_out_of_descriptors(few_descriptors: Callable[[int | None], None], caplog: pytest.LogCaptureFixture) -> None:
     async def scene(stage: Stage) -> None:
         one = stage.listening(Counting)
         assert isinstance(one.sock, Counting)
         stage.connect(one, 5)
         few_descriptors(2)
-        stage.doors.open(one)
-        await until(lambda: stage.crew.taken == 2)
+        stage.acceptor.open(one)
+        await until(lambda: stage.workers.taken == 2)
         await asyncio.sleep(0.35)
-        assert stage.crew.taken == 2
+        assert stage.workers.taken == 2
         assert 4 <= one.sock.attempts <= 3 + 4  # the pause is 100 ms
         assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
             "cannot accept a connection"
         ]
-        while stage.crew.members[0].held:
-            stage.crew.members[0].left()
-        await until(lambda: stage.crew.taken == 3)
+        while stage.workers.present[0].held:
+            stage.workers.present[0].left()
+        await until(lambda: stage.workers.taken == 3)
 
     play(scene)
 
@@ -344,9 +215,9 @@ def test_a_connection_that_is_already_gone_is_no_trouble(caplog: pytest.LogCaptu
     async def scene(stage: Stage) -> None:
         one = stage.listening(Aborting)
         stage.connect(one, 2)
-        stage.doors.open(one)
-        await until(lambda: stage.crew.taken)
-        assert stage.crew.taken == 2
+        stage.acceptor.open(one)
+        await until(lambda: stage.workers.taken)
+        assert stage.workers.taken == 2
         assert "cannot accept a connection" not in caplog.text
 
     play(scene)
@@ -358,17 +229,17 @@ def test_a_connection_that_is_already_gone_is_no_trouble(caplog: pytest.LogCaptu
 def test_a_closed_listener_has_served_its_queue() -> None:
     async def scene(stage: Stage) -> None:
         one, other = stage.listening(), stage.listening()
-        stage.doors.open(one)
-        stage.doors.open(other)
+        stage.acceptor.open(one)
+        stage.acceptor.open(other)
         where = one.sock.getsockname()
         stage.connect(one, 100)
-        stage.doors.close(one)
-        assert stage.crew.taken == 100
-        assert stage.doors.listening == [other.label]
+        stage.acceptor.close(one)
+        assert stage.workers.taken == 100
+        assert stage.acceptor.listening == [other.label]
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(where)
         stage.connect(other)
-        await until(lambda: stage.crew.taken == 101)
+        await until(lambda: stage.workers.taken == 101)
 
     play(scene)
 
@@ -378,14 +249,14 @@ def test_a_socket_another_process_holds_too_keeps_its_queue() -> None:
         one = stage.listening()
         successor = one.sock.dup()
         stage.spare.append(successor)
-        stage.doors.open(one)
+        stage.acceptor.open(one)
         stage.connect(one)
-        await until(lambda: stage.crew.taken == 1)
-        stage.doors.close(one, accept=False)
+        await until(lambda: stage.workers.taken == 1)
+        stage.acceptor.close(one, accept=False)
         client = stage.connect(replace(one, sock=successor))[0]
-        asked = stage.crew.asked
+        woken = stage.wakeups
         await asyncio.sleep(0.05)
-        assert (stage.crew.taken, stage.crew.asked) == (1, asked)  # its events are not ours any more
+        assert (stage.workers.taken, stage.wakeups) == (1, woken)  # its events are not ours any more
         accepted, where = successor.accept()
         accepted.close()
         assert where == client.getsockname()
@@ -393,22 +264,22 @@ def test_a_socket_another_process_holds_too_keeps_its_queue() -> None:
     play(scene)
 
 
-@pytest.mark.parametrize("clogged", [False, True])
-def test_drained(clogged: bool) -> None:
+@pytest.mark.parametrize("behind", [False, True])
+def test_when_all_are_closed_the_queues_are_served_first(behind: bool) -> None:
     async def scene(stage: Stage) -> None:
         listeners = [stage.listening(), stage.listening()]
-        for member in stage.crew.members:
-            member.backlog = module.CLOGGED + 1 if clogged else 0
+        for worker in stage.workers.present:
+            worker.backlog = module.BEHIND + 1 if behind else 0
         clients = []
         for one in listeners:
-            stage.doors.open(one)
+            stage.acceptor.open(one)
             clients += stage.connect(one, 150)
         addresses = [one.sock.getsockname() for one in listeners]
-        stage.doors.drain_backlog()
-        assert stage.crew.taken == 290
+        stage.acceptor.close_all(accept=True)
+        assert stage.workers.taken == 290
         assert [await answer(client) for client in clients[290:]] == [MAX_CLIENTS] * 10
-        assert stage.doors.rejected == 10
-        assert stage.doors.listening == []
+        assert stage.acceptor.rejected == 10
+        assert stage.acceptor.listening == []
         for where in addresses:
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(where)
@@ -416,7 +287,24 @@ def test_drained(clogged: bool) -> None:
     play(scene, max_clients=290)
 
 
-def test_draining_ends_though_clients_come_without_end() -> None:
+def test_closing_gives_no_worker_more_than_its_share() -> None:
+    """Those that have caught up are served first, then those that are behind; who is left is refused."""
+
+    async def scene(stage: Stage) -> None:
+        one = stage.listening()
+        ready, behind = stage.workers.present
+        behind.backlog = module.BEHIND + 1
+        stage.acceptor.open(one)
+        clients = stage.connect(one, 12)
+        stage.acceptor.close_all(accept=True)
+        assert (ready.clients, behind.clients) == (5, 5)
+        assert peers(ready.held + behind.held) == names(clients[:10])
+        assert [await answer(client) for client in clients[10:]] == [MAX_CLIENTS] * 2
+
+    play(scene, per_worker=5)
+
+
+def test_closing_ends_though_clients_come_without_end() -> None:
     class Endless(Counting):
         def _accept(self) -> Any:
             stage_of[0].connect(stage_of[1])
@@ -427,48 +315,51 @@ def test_draining_ends_though_clients_come_without_end() -> None:
     async def scene(stage: Stage) -> None:
         one = stage.listening(Endless, backlog=20)
         stage_of.extend((stage, one))
-        stage.doors.open(one)
-        stage.doors.drain_backlog()
-        assert stage.crew.taken == 21
+        stage.acceptor.open(one)
+        stage.acceptor.close_all(accept=True)
+        assert stage.workers.taken == 21
 
     play(scene)
 
 
 def test_who_waits_at_the_limit_when_all_is_closed_gets_the_last_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a clogged member if need be."""
+    """From a worker that is behind if need be."""
     monkeypatch.setattr(module, "PATIENCE_S", 20.0)
 
     async def scene(stage: Stage) -> None:
         one = stage.listening()
-        (member,) = stage.crew.members
-        stage.doors.open(one)
+        (worker,) = stage.workers.present
+        stage.acceptor.open(one)
         stage.connect(one)
-        await until(lambda: stage.crew.taken == 1)
-        before = open_descriptors()
+        await until(lambda: stage.workers.taken == 1)
+        woken = stage.wakeups
         waiting = stage.connect(one, 2)
-        await until(lambda: open_descriptors() == before + 4)
-        member.backlog = module.CLOGGED + 1
-        member.left()
-        assert stage.crew.taken == 1
-        stage.doors.close_all()
-        assert peers(stage.crew.takes[-1][3]) == names(waiting[:1])
+        await until(lambda: stage.wakeups > woken)
+        worker.backlog = module.BEHIND + 1
+        worker.left()
+        assert stage.workers.taken == 1
+        stage.acceptor.close_all(accept=True)
+        assert peers(stage.workers.takes[-1][3]) == names(waiting[:1])
         assert await answer(waiting[1]) == MAX_CLIENTS
 
     play(scene, workers=(0,), max_clients=1)
 
 
-def test_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", 20.0)
+def test_closed_at_once() -> None:
+    """As at a second SIGTERM: who waits is cut off, and no timer comes back."""
 
     async def scene(stage: Stage) -> None:
         one = stage.listening()
-        stage.doors.open(one)
+        stage.acceptor.open(one)
         before = open_descriptors()
-        waiting = stage.connect(one)
-        await until(lambda: open_descriptors() == before + 2)
-        stage.doors.close_all()
-        assert await answer(waiting[0]) == MAX_CLIENTS
-        assert stage.crew.taken == 0
+        (waiting,) = stage.connect(one)
+        await until(lambda: stage.wakeups)
+        stage.acceptor.close_all(accept=False)
+        with pytest.raises(ConnectionResetError):
+            await answer(waiting)
+        woken = stage.wakeups
+        await asyncio.sleep(0.05)
+        assert (stage.workers.taken, stage.acceptor.rejected, stage.wakeups) == (0, 0, woken)
         assert open_descriptors() == before  # a client less one listener
 
     play(scene, max_clients=0)

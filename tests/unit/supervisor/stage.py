@@ -1,4 +1,4 @@
-"""A stage for Doors: real sockets and uvloop, and members that keep what they are given. For test_doors."""
+"""An acceptor on real sockets and uvloop, and workers that keep what they are given. For test_acceptor."""
 
 from __future__ import annotations
 
@@ -11,70 +11,81 @@ from typing import Any
 import uvloop
 
 from proxy.config.models import Listener
-from proxy.supervisor.acceptor import Doors
+from proxy.supervisor.acceptor import Acceptor
 from proxy.system.sockets import Listening
 
 HOST = "127.0.0.1"
 
 
 class Worker:
-    """A member that holds its clients until they leave."""
+    """Holds its clients until they leave."""
 
-    def __init__(self, crew: Workers, clients: int = 0) -> None:
+    def __init__(self, workers: Workers, clients: int = 0) -> None:
         self.clients = clients
         self.backlog = 0
         self.takes: list[tuple[str, int, list[int]]] = []
         self.held: list[int] = []
-        self._crew = crew
+        self._workers = workers
 
     def take(self, listener: str, first_id: int, descriptors: list[int]) -> None:
-        self._crew.takes.append((self, listener, first_id, descriptors))
+        self._workers.takes.append((self, listener, first_id, descriptors))
         self.takes.append((listener, first_id, descriptors))
         self.held += descriptors
+        self.clients += len(descriptors)
 
     def left(self, count: int = 1) -> None:
-        """Clients go, as Left says."""
+        """Clients go; the counters say so, and nobody is told."""
         for _ in range(count):
             os.close(self.held.pop(0))
         self.clients -= count
-        self._crew.doors.members_changed()
 
 
 class Workers:
-    """The crew: its members, those among them that take clients, and everything that was taken, in order."""
+    """All workers, those among them that take clients, and everything that was taken, in order."""
 
     def __init__(self) -> None:
-        self.members: list[Worker] = []
+        self.present: list[Worker] = []
         self.serving = True
-        self.asked = 0
         self.takes: list[tuple[Worker, str, int, list[int]]] = []
-        self.doors: Doors
 
-    @property
     def clients(self) -> int:
-        return sum(member.clients for member in self.members)
+        return sum(worker.clients for worker in self.present)
 
     @property
     def taken(self) -> int:
         return sum(len(take[3]) for take in self.takes)
 
     def candidates(self) -> Sequence[Worker]:
-        self.asked += 1
-        return self.members if self.serving else []
+        return self.present if self.serving else []
 
 
 class Stage:
-    """Doors, their crew and their clients."""
+    """An acceptor, its workers and its clients. wakeups: how often it was told of a connection."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, workers: Sequence[int], max_clients: int) -> None:
-        self.crew = Workers()
-        self.crew.members = [Worker(self.crew, clients) for clients in workers]
-        self.doors = self.crew.doors = Doors(loop, self.crew, max_clients=max_clients)
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, workers: Sequence[int], max_clients: int, per_worker: int
+    ) -> None:
+        self.workers = Workers()
+        self.workers.present = [Worker(self.workers, clients) for clients in workers]
+        self.acceptor = Acceptor(
+            loop,
+            self.workers.candidates,
+            self.workers.clients,
+            max_clients=max_clients,
+            per_worker=per_worker,
+        )
+        self.wakeups = 0
+        readable = self.acceptor._readable
+        setattr(self.acceptor, "_readable", lambda one: self._woken(readable, one))  # noqa: B010
         self.clients: list[socket.socket] = []
         self.spare: list[socket.socket] = []
 
+    def _woken(self, readable: Callable[[Listening], None], one: Listening) -> None:
+        self.wakeups += 1
+        readable(one)
+
     def listening(self, kind: type[socket.socket] = socket.socket, backlog: int = 511) -> Listening:
-        """Bound and ready for doors.open(); clients may connect at once."""
+        """Bound and ready for acceptor.open(); clients may connect at once."""
         sock = kind()
         sock.bind((HOST, 0))
         sock.listen(511)
@@ -94,22 +105,22 @@ class Stage:
         return found
 
     def close(self) -> None:
-        self.doors.close_all()
+        self.acceptor.close_all(accept=False)
         for sock in self.clients + self.spare:
             sock.close()
-        for member in self.crew.members:
-            for descriptor in member.held:
+        for worker in self.workers.present:
+            for descriptor in worker.held:
                 os.close(descriptor)
 
 
 Scene = Callable[[Stage], Awaitable[None]]
 
 
-def play(scene: Scene, workers: Sequence[int] = (0, 0), max_clients: int = 1000) -> None:
+def play(scene: Scene, workers: Sequence[int] = (0, 0), max_clients: int = 1000, per_worker: int = 1000) -> None:
     """Runs the scene and cleans up."""
 
     async def main() -> None:
-        stage = Stage(asyncio.get_running_loop(), workers, max_clients)
+        stage = Stage(asyncio.get_running_loop(), workers, max_clients, per_worker)
         try:
             async with asyncio.timeout(30):
                 await scene(stage)
