@@ -172,7 +172,7 @@ class Acceptor:
         left = one.listener.backlog + 1
         while left > 0 and (everybody := self._candidates()):
             # Rather one that is behind than none.
-            workers = self._free() or [worker for worker in everybody if worker.clients < self.per_worker]
+            workers = self._free() or list(everybody)
             room = self._room(workers)
             found = self._accepted(one, min(left, _BATCH, room or _BATCH))
             if not found:
