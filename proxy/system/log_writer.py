@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import queue
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -125,6 +126,8 @@ class LogWriter:
     # -- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        # Signals are the main thread's: one that comes when its handlers have gone must not end the process by this one.
+        signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
         step = self._next()
         while step is not None:
             if isinstance(step, bytes):

@@ -183,7 +183,7 @@ def test_many_forged_hosts_leave_no_trace(proxy: ProxyDaemon) -> None:
     """Not in the metrics, where a client could make any label, and no flood in the log."""
     count = 60
     before = proxy.http("/metrics")[1].count("\n")
-    logged = len(proxy.system.log.splitlines())
+    logged = len(proxy.log.splitlines())
     with proxy.raw(timeout_s=PATIENCE_S) as forger:
         for host in ("forged-{}.invalid:6379", "127.9.9.{}:1"):
             lines = [f"MOVED {SLOT} {host.format(n)}" for n in range(count)]
@@ -195,7 +195,7 @@ def test_many_forged_hosts_leave_no_trace(proxy: ProxyDaemon) -> None:
     assert "forged-" not in body
     assert "127.9.9." not in body
     assert body.count("\n") - before < count
-    assert len(proxy.system.log.splitlines()) - logged < 10
+    assert len(proxy.log.splitlines()) - logged < 10
 
 
 @pytest.mark.parametrize("speaker", ["EVAL", "EVALSHA", "FCALL"])
