@@ -39,7 +39,7 @@ def _option(default: object, text: str) -> Any:
 class Section(BaseModel):
     """A mapping of known options; an empty one (YAML null) has its defaults."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     ORDER: ClassVar[tuple[tuple[str, str, str], ...]] = ()  # an option, what it must not be, and than which
 
     def conflicts(self) -> Iterator[Conflict]:

@@ -181,8 +181,7 @@ class Supervisor:
 
     async def _prepare_admin(self) -> None:
         """Everything of the admin server that can fail."""
-        service = await asyncio.to_thread(importlib.import_module, "proxy.admin.service")
-        self._admin, self._process_ended = service.admin_service(self.status)
+        self._admin, self._process_ended = _import_admin().admin_service(self.status)
         if self.settings.admin.address is not None:
             try:
                 await self._admin.prepare(str(self.settings.admin.address), self._inherited_admin)
@@ -299,3 +298,20 @@ class Supervisor:
         """Process 1 of a container inherits everybody's orphans; its own workers are waited for by the pool."""
         reap_orphans(self.pool.processes)
         self.loop.call_later(_REAP_S, self._reap)
+
+
+def _import_admin() -> Any:
+    """proxy.admin.service, which takes a while: to be called when the workers are starting and nobody is served yet.
+
+    aiohttp's client, which is not used here, reads all of the system's certificates when it is imported: a third of
+    the time, and 2 MB. For that moment there are none.
+    """
+    names = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ.update(dict.fromkeys(names, os.devnull))
+    try:
+        return importlib.import_module("proxy.admin.service")
+    finally:
+        for name in names:
+            del os.environ[name]
+        os.environ.update(before)

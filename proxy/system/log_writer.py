@@ -126,7 +126,7 @@ class LogWriter:
     # -- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        # Signals are the main thread's: one that comes when its handlers have gone must not end the process by this one.
+        # Signals are the main thread's: one that comes when its handlers have gone must not end the process here.
         signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
         step = self._next()
         while step is not None:
