@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 SLOTS: Final = 16384
 UNKNOWN_EPOCH: Final = -1
@@ -37,9 +37,11 @@ class TopologyError(Exception):
         self.not_a_cluster = not_a_cluster
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Address:
-    """Where a node listens. The host is a name, an IPv4 or a bare IPv6 address."""
+class Address(NamedTuple):
+    """Where a node listens. The host is a name, an IPv4 or a bare IPv6 address.
+
+    A tuple, for it is made and looked up by the hundred when a topology changes.
+    """
 
     host: str
     port: int

@@ -97,8 +97,8 @@ def test_a_large_topology_does_not_hold_the_loop() -> None:
                 await asyncio.gather(watching, return_exceptions=True)
                 print(f"longest turn {max(held_s) * 1000:.2f} ms, without a change {max(calm_s) * 1000:.2f} ms")
                 assert worker.counters.snapshot()["commands"]["get"]["errors"] == {}
-                # A turn of the loop may be longer by what the machine's other processes have thrown out of its caches.
-                assert sorted(held_s)[-CHANGES // 3] < LIMIT_S
+                # A few turns may be longer by what other processes of the machine have thrown out of the caches.
+                assert sorted(held_s)[-CHANGES // 10] < LIMIT_S
 
             run(configured(), scene)
             assert load.stdout is not None
