@@ -290,7 +290,8 @@ def test_connections_made_before_and_between_are_served(
                 assert local.frame() == b"+PONG\r\n"
                 assert early.command("SET", "a", "v") == b"+OK\r\n"
                 assert "not used" not in daemon.log
-                # Of four clients each worker has two, so each has one that came by the inherited TCP socket.
+                # Who found it ready has left. Each worker has two of four clients, so one by the inherited TCP socket.
+                wait_for(lambda: daemon.metric("redis_proxy_client_connections") == 2, 5, "two clients are there")
                 with daemon.raw() as late, daemon.raw() as later:
                     assert late.command("PING") == later.command("PING") == b"+PONG\r\n"
                     assert holders(daemon) == set(daemon.worker_pids())
