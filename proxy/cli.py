@@ -17,7 +17,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from proxy import __version__
@@ -67,6 +67,8 @@ def _command(words: list[str]) -> Outcome:
     top, commands = parsers()
     if words and words[0] in ("-h", "--help", "--version"):
         top.parse_args(words)
+    if words and words[0] not in commands and words[0].replace("-", "").isalpha() and words[0][0] != "-":
+        top.error(f"'{words[0]}' is neither a command nor HOST:PORT{_nearest(words[0], commands)}")
     command = words.pop(0) if words and words[0] in commands else "run"
     p = commands[command]
     options = p.parse_intermixed_args(words)  # not by the top parser: options may stand between the seeds
@@ -77,6 +79,13 @@ def _command(words: list[str]) -> Outcome:
     from proxy import remote
 
     return remote.main(command, options, p.error)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    import difflib  # only here: seldom needed
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean '{close[0]}'?" if close else ""
 
 
 def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

@@ -148,6 +148,7 @@ def test_a_faulty_configuration_runs_nothing(run, file, capfd):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["relaod"], "'relaod' is neither a command nor HOST:PORT, did you mean 'reload'?"),
         (["a:1", "-c", "x"], "give either -c FILE or the HOST:PORT of nodes, not both"),
         (["a:1", "--set", "x"], "--set takes key=value, such as --set clients.max_clients=5000"),
         (["user:s3cr3t@a:1"], "a seed with user or password is written redis://user:password@host:port"),
