@@ -68,7 +68,7 @@ def _command(words: list[str]) -> Outcome:
     if words and words[0] in ("-h", "--help", "--version"):
         top.parse_args(words)
     if words and words[0] not in commands and words[0].replace("-", "").isalpha() and words[0][0] != "-":
-        top.error(f"'{words[0]}' is neither a command nor HOST:PORT{_nearest(words[0], commands)}")
+        commands["run"].error(f"'{words[0]}' is neither a command nor HOST:PORT{_nearest(words[0], commands)}")
     command = words.pop(0) if words and words[0] in commands else "run"
     p = commands[command]
     options = p.parse_intermixed_args(words)  # not by the top parser: options may stand between the seeds
