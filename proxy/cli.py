@@ -40,8 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Until proxy.run has its handlers there is nothing to clean up, and a KeyboardInterrupt in the middle of an import
     # can be lost. For the same reason what takes long to import comes after this.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _open_standard_descriptors()
     outcome = _printing(lambda: _command(list(sys.argv[1:] if argv is None else argv)))
     return outcome if isinstance(outcome, int) else outcome()
+
+
+def _open_standard_descriptors() -> None:
+    """Gives what is closed of stdin, stdout and stderr to /dev/null, or the next socket would get its number."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(descriptor, True)
 
 
 def _printing(command: Callable[[], Outcome]) -> Outcome:

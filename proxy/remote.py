@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 HOST: Final = "127.0.0.1"
 PORT: Final = 9617
 LIMIT_S: Final = 2.0  # for one question
+STEADY_S: Final = 1.2  # see system.successor
 POLL_S: Final = 0.05
 _MOST_BYTES: Final = 64 << 20
 
@@ -147,14 +148,14 @@ def _status(where: Where, *, as_json: bool) -> int:
 
 def _reload(where: Where, timeout_s: float) -> int:
     before = state(where)
-    attempts = before.get("reload", {}).get("attempts", 0)
+    requests = before.get("reload", {}).get("requests", 0)
     pid = _signalled(before, signal.SIGHUP)
 
     def outcome(now: State) -> State | None:
         if now["proxy"].get("pid") != pid:
             raise Failed(f"another process answers at {where} meanwhile: pid {_plain(now['proxy'].get('pid'))}")
         found: State = now.get("reload", {})
-        return found if found.get("attempts", 0) > attempts else None
+        return found if found.get("covered", 0) > requests else None  # not one that somebody else has asked for
 
     reload = _poll(where, pid, outcome, timeout_s, "the reload")
     faults = [_plain(fault) for fault in reload.get("faults") or []]
@@ -182,6 +183,8 @@ def _upgrade(where: Where, timeout_s: float) -> int:
         return None
 
     # The old process may end before the new one has answered.
+    _poll(where, None, outcome, timeout_s, "the upgrade")
+    time.sleep(STEADY_S)  # for a moment both answer, and the old one goes on if the new one dies
     proxy = _poll(where, None, outcome, timeout_s, "the upgrade")["proxy"]
     print(f"upgraded: pid {_plain(proxy.get('pid'))}, version {_plain(proxy.get('version'))}")
     return 0

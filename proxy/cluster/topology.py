@@ -161,6 +161,17 @@ class Topology:
         return self.covered == SLOTS and all(owner is not None and owner.health != "fail" for owner in owners)
 
 
+def joined_ranges(slots: tuple[SlotRange, ...]) -> tuple[SlotRange, ...]:
+    """Ascending, and each slot once: a broken node may say one range a hundred thousand times."""
+    joined: list[SlotRange] = []
+    for first, last in sorted(slots):
+        if joined and first <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
+        else:
+            joined.append((first, last))
+    return tuple(joined)
+
+
 # --- which answers to believe
 
 

@@ -30,6 +30,7 @@ from proxy.cluster.topology import (
     SlotRange,
     Topology,
     TopologyError,
+    joined_ranges,
     map_address,
 )
 
@@ -378,9 +379,10 @@ def _without_doubles(shards: list[Shard]) -> list[Shard]:
 def _without_overlap(shards: list[Shard]) -> list[Shard]:
     """Slots ascending and owned once: the higher config epoch wins, at equal epochs the smaller node id, which is the
     one that would bump its epoch (cluster specification, "Hash slots configuration propagation")."""
+    shards = [replace(shard, slots=joined_ranges(shard.slots)) for shard in shards]
     claims = sorted((first, last) for shard in shards for first, last in shard.slots)
     if all(first > before[1] for before, (first, _) in pairwise(claims)):
-        return [replace(shard, slots=tuple(sorted(shard.slots))) for shard in shards]
+        return shards
     owners: list[int] = [-1] * SLOTS
     weakest_first = sorted(range(len(shards)), key=lambda n: _claim(shards[n]), reverse=True)
     for n in weakest_first:

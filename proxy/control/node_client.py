@@ -23,6 +23,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from proxy.cluster.topology import Address
+from proxy.control.bounded_parser import BoundedParser
 
 CLIENT_NAME = "redis-proxy-control"
 
@@ -88,6 +89,7 @@ async def connect(address: Address, settings: NodeClientSettings) -> NodeClient:
         username=(settings.username or None) if settings.password else None,
         password=settings.password or None,
         protocol=2,
+        parser_class=BoundedParser,
         # ask() keeps the time: redis-py would with asyncio.wait_for(), which in Python 3.11 can lose a cancellation.
         socket_timeout=None,
         socket_connect_timeout=settings.timeout_s,

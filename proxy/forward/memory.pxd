@@ -12,8 +12,11 @@ cdef class MemoryGuard(Peer):
     cdef Py_ssize_t place           # its place among them
     cdef int64_t average            # of all clients when they were last looked at
     cdef int64_t trim_ns            # when the heap may be trimmed again
+    cdef int64_t look_ns            # when the clients may be looked at again, at the limit
+    cdef object again               # the timer for that, or None
     cdef object timer               # None while nobody has been stopped lately
     cdef object _next
+    cdef object _later
     cdef void look(self, int64_t limit, int64_t stop_from) noexcept
     cdef void trim(self, int64_t limit) noexcept
     cdef void stop(self, Client client) noexcept

@@ -28,6 +28,7 @@ from proxy.forward.reactor cimport Peer
 cdef enum:
     STEPS = 64              # clients are looked at again when a 64th of the limit more is held
     TRIM_NS = 50_000_000    # between two times that the heap is trimmed
+    LOOK_NS = 20_000_000    # between two looks at all clients, unless a step more is held: a look costs their number
 
 TURN_S = 0.02               # how long one of those that are stopped is read
 
@@ -42,15 +43,23 @@ cdef class MemoryGuard(Peer):
         self.reactor = path.reactor
         self.stopped = []
         self._next = self.next_turn
+        self._later = self.look_again
 
     cdef void flush(self) noexcept:
         """Does what is to be done about what is held now, and says when to look again."""
         cdef int64_t limit = self.path.most_memory
         cdef int64_t stop_from = limit - limit * 3 // 20
         cdef int64_t step = limit // STEPS
-        cdef int64_t held
-        if limit and self.reactor.memory >= stop_from:
+        cdef int64_t held = self.reactor.memory
+        if limit and held >= stop_from:
+            if self.reactor.now < self.look_ns and held < limit + step:
+                # It was looked at a moment ago. Clients that come and go at the limit must not have it done for each.
+                self.reactor.set_guard(self, stop_from - step, limit + step - 1)
+                if self.again is None:
+                    self.again = self.reactor.loop.call_later(LOOK_NS / 1e9, self._later)
+                return
             self.look(limit, stop_from)
+            self.look_ns = self.reactor.now + LOOK_NS
         else:
             self.go_on_all()
         held = self.reactor.memory
@@ -115,6 +124,14 @@ cdef class MemoryGuard(Peer):
             go_on(client)
         self.stopped = []
         self.trying = None
+
+    def look_again(self):
+        """What was put off is done."""
+        self.again = None
+        if self.reactor.guard is self:      # (else the reactor was stopped)
+            self.reactor.tick()
+            self.look_ns = 0
+            self.flush()
 
     def next_turn(self):
         """The turn of another one of those that are stopped."""

@@ -15,7 +15,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from proxy.config.diff import diff
 from proxy.config.file import ConfigFaults
@@ -23,11 +23,15 @@ from proxy.config.models import Settings
 from proxy.system import limits
 from proxy.system import log as logs
 from proxy.system.sockets import Inherited, ListenError, Listening, open_listener, warn_somaxconn
+from proxy.system.threads import in_thread
 
 if TYPE_CHECKING:
     from proxy.supervisor.supervisor import Supervisor
 
 log = logs.get("supervisor.reload")
+
+
+READ_S: Final = 30.0  # a file may be on a disk, or a pipe, that never answers
 
 
 class Refused(Exception):
@@ -47,6 +51,7 @@ class Reload:
         self._supervisor = supervisor
         self._load = load
         self._attempts = 0
+        self._requests = self._covered = 0  # requests so far, and those that the last attempt was for
         self._error = ""
         self._faults: list[str] = []
         self._changes: list[str] = []
@@ -55,6 +60,7 @@ class Reload:
 
     def ask(self) -> None:
         """Has the configuration read again, soon."""
+        self._requests += 1
         if self._task is not None:
             self._again = True
         else:
@@ -73,9 +79,12 @@ class Reload:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def state(self) -> dict[str, Any]:
-        """For /api/state; at_s: when the configuration in force was taken."""
+        """For /api/state; at_s: when the configuration in force was taken. covered: which of the requests
+        the last attempt was for, the newer ones are still to come."""
         return {
             "attempts": self._attempts,
+            "requests": self._requests,
+            "covered": self._covered,
             "successful": self.successful,
             "at_s": self.success_s,
             "error": self._error,
@@ -97,6 +106,7 @@ class Reload:
         supervisor = self._supervisor
         supervisor.notifier.reloading()
         error, self._faults, self._changes = "", [], []
+        requests = self._requests
         outcome = "not reloaded, the old configuration stays in force"
         try:
             self._changes = await self._reload()
@@ -118,6 +128,7 @@ class Reload:
         finally:
             self._error, self.successful = error, not error
             self._attempts += 1
+            self._covered = requests
             if error:
                 log.error(outcome, reason=error)
             else:
@@ -131,7 +142,11 @@ class Reload:
             raise Refused("there is no file: the proxy was started with seeds on the command line")
         if supervisor.upgrade.running:
             raise Refused("an upgrade is under way")
-        new = await asyncio.to_thread(self._load)
+        try:
+            async with asyncio.timeout(READ_S):
+                new = await in_thread(self._load, "reload")
+        except TimeoutError:
+            raise Refused(f"the configuration cannot be read within {READ_S:.0f} s") from None
         old = supervisor.settings
         opened = await self._open(new)
         await self._put_in_force(new, opened)
@@ -145,14 +160,9 @@ class Reload:
         supervisor = self._supervisor
         old = supervisor.settings
         undo: list[Callable[[], object]] = []
-        work = asyncio.create_task(asyncio.to_thread(_open_missing, new, list(supervisor.listening)))
+        present = list(supervisor.listening)
         try:
-            opened = await asyncio.shield(work)
-        except asyncio.CancelledError:
-            with contextlib.suppress(ListenError, OSError):
-                for one in await work:  # a thread cannot be cancelled
-                    one.close()
-            raise
+            opened = await in_thread(lambda: _open_missing(new, present), "listeners", _close)
         except (ListenError, OSError) as error:
             raise Refused(_sentence(error)) from error
         undo += [one.close for one in opened]
@@ -226,6 +236,11 @@ def _open_missing(new: Settings, present: list[Listening]) -> list[Listening]:
         for left in given:
             left.sock.close()
     return opened
+
+
+def _close(opened: list[Listening]) -> None:
+    for one in opened:
+        one.close()
 
 
 def _sentence(error: Exception) -> str:

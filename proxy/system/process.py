@@ -51,13 +51,21 @@ def die_with_parent(parent: int) -> None:
         raise ProcessLookupError(f"the process that started this one, {parent}, has ended")
 
 
-def start_ticks(pid: int) -> int:
+def is_predecessor(written: str | None) -> bool:
+    """Whether the pid in PREDECESSOR is that of the process that started this one, which may have ended meanwhile."""
+    if not written or not written.isdecimal():
+        return False
+    return int(written) == os.getppid() or not os.path.exists(f"/proc/{written}")
+
+
+def start_ticks(pid: int | None = None) -> int:
     """When the process started, in clock ticks since the machine did: together with its pid this names it for good.
 
-    ProcessLookupError when there is no such process (any more).
+    pid: None = this process, as /proc has it, where it may have another number (a pid namespace without a /proc of its
+    own). ProcessLookupError when there is no such process (any more).
     """
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        with open(f"/proc/{pid or 'self'}/stat", encoding="utf-8", errors="replace") as file:
             stat = file.read()
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(f"there is no process {pid}") from None

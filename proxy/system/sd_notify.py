@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, MutableMapping
 
-from proxy.system.process import MANAGER, PREDECESSOR
+from proxy.system.process import MANAGER, PREDECESSOR, is_predecessor
 
 _STATUS_S = 5.0  # between two looks at the status, when no watchdog asks for more
 _AGAIN_S = 60.0  # after which a status that has not changed is said again
@@ -42,7 +42,7 @@ class Notifier:
         # sockets.inherited() takes PREDECESSOR away, before or after this.
         manager, parent = environ.pop(MANAGER, None), environ.get(PREDECESSOR)
         self._predecessor = b""  # where it listens, until READY=1 has been said there
-        if parent == str(os.getppid()) or (parent is None and manager is not None):
+        if is_predecessor(parent) or (parent is None and manager is not None):
             self._predecessor = _name(where)
             where = manager or ""
         self._manager = _name(where)

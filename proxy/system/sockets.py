@@ -28,7 +28,7 @@ from typing import Final, Protocol
 
 from proxy.system import log as logs
 from proxy.system.address import Address, format_address
-from proxy.system.process import PREDECESSOR
+from proxy.system.process import PREDECESSOR, is_predecessor
 
 log = logs.get(__name__)
 
@@ -148,8 +148,8 @@ class Listening:
 def inherited() -> list[Inherited]:
     """The listening sockets this process was started with, in their order (sd_listen_fds(3)).
 
-    They are meant for this process when LISTEN_PID says so, as a service manager does, or when its parent is the
-    predecessor that started it (system.successor), which cannot know the pid beforehand. Every socket of a service
+    They are meant for this process when LISTEN_PID says so, as a service manager does, or when a
+    predecessor has started it (system.successor), which cannot know the pid beforehand. Every socket of a service
     manager is called SYSTEMD here, whatever the unit calls it, and so is one of a name this version does not know: it
     may be used, and its file is not ours.
 
@@ -158,7 +158,7 @@ def inherited() -> list[Inherited]:
     """
     count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
-    succeeds = os.environ.pop(PREDECESSOR, "") == str(os.getppid())
+    succeeds = is_predecessor(os.environ.pop(PREDECESSOR, "")) and not pid
     if not (succeeds or pid == str(os.getpid())) or not (count.isascii() and count.isdigit()):
         return []
     found = []

@@ -30,6 +30,7 @@ from typing import Final
 from proxy.system.process import MANAGER, PREDECESSOR
 from proxy.system.sockets import FIRST_INHERITED, joined_names
 
+STEADY_S: Final = 1.0  # so long a successor has to serve before its predecessor goes
 _END_S: Final = 5.0  # for a successor that is late to end by itself
 _DATAGRAM: Final = 4096  # bytes
 _MOST: Final = 64  # datagrams in one go: whoever floods the socket must not hold the loop
@@ -154,9 +155,14 @@ async def start(
     ended = asyncio.Event()
     loop.add_reader(pidfd, ended.set)
     waits = {asyncio.create_task(ready.wait(pid)), asyncio.create_task(ended.wait())}
-    said_ready = False
+    said_ready, patient = False, True
     try:
         done, _ = await asyncio.wait(waits, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+        if done and not ended.is_set():
+            # Both serve meanwhile. One that dies of its first clients has changed nothing.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STEADY_S):
+                    await ended.wait()
         said_ready = bool(done) and not ended.is_set()
         if said_ready:
             return pid
@@ -164,20 +170,23 @@ async def start(
         if ended.is_set() and (found := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)) is not None:
             what = f"has ended with {'code' if found.si_code == os.CLD_EXITED else 'signal'} {found.si_status}"
         raise SuccessorError(f"the successor {what}: {ready.status or 'see its log'}")
+    except asyncio.CancelledError:
+        patient = False
+        raise
     finally:
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
         if not said_ready:
-            await _end(pid, pidfd, ended)
+            await _end(pid, pidfd, ended, patient)
         loop.remove_reader(pidfd)
         os.close(pidfd)
         ready.close()
 
 
-async def _end(pid: int, pidfd: int, ended: asyncio.Event) -> None:
-    """Ends a successor that is not ready: SIGTERM, after a while SIGKILL."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+async def _end(pid: int, pidfd: int, ended: asyncio.Event, patient: bool) -> None:
+    """Ends a successor that is not ready: SIGTERM, and after a while, or without patience at once, SIGKILL."""
+    for number in (signal.SIGTERM, signal.SIGKILL) if patient else (signal.SIGKILL,):
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, number)
         with contextlib.suppress(TimeoutError):

@@ -67,6 +67,8 @@ while True:
         server.socket.close()
         server.socket = socket.create_server(("127.0.0.1", how["moves_to"]))
     state[what]["attempts"] += 1
+    if what == "reload":
+        state[what]["covered"] = state[what]["requests"] = state[what]["requests"] + 1
     state[what].update(how.get(what, {}))
     if what == "upgrade" and state["upgrade"]["state"] == "done":
         child = os.fork()
@@ -87,7 +89,16 @@ STATE: dict[str, Any] = {
         "listening": ["127.0.0.1:7617"],
         "admin": "127.0.0.1:9617",
     },
-    "reload": {"attempts": 3, "successful": 3, "at_s": 0, "error": "", "faults": [], "changes": []},
+    "reload": {
+        "attempts": 3,
+        "requests": 3,
+        "covered": 3,
+        "successful": 3,
+        "at_s": 0,
+        "error": "",
+        "faults": [],
+        "changes": [],
+    },
     "upgrade": {"attempts": 1, "state": "failed", "error": "an older one", "pid": 0},
 }
 
