@@ -21,6 +21,7 @@ descriptors and frames that have some pair up in order.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from array import array
@@ -33,6 +34,8 @@ import msgspec
 MAX_DESCRIPTORS = 253  # SCM_MAX_FD: more in one message is EINVAL
 _HEAD = 5
 _READ = 1 << 18
+_WEIGHT = 1024
+_RETRY_S = 0.02
 _ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array("i").itemsize)
 
 OnMessage = Callable[[Any, list[int]], None]
@@ -67,7 +70,8 @@ class Channel:
         self._in = bytearray()
         self._groups: deque[list[int]] = deque()  # the descriptors of one frame each
         self._out: deque[tuple[memoryview, list[int]]] = deque()
-        self.backlog = 0  # bytes the kernel has not taken yet
+        self.backlog = 0  # bytes the kernel has not taken yet, a descriptor counted as _WEIGHT of them
+        self._retry: asyncio.TimerHandle | None = None
         self.closed = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -87,7 +91,7 @@ class Channel:
             _close(descriptors)
             return
         frame = memoryview(len(body).to_bytes(4, "little") + bytes((len(descriptors),)) + body)
-        self.backlog += len(frame)
+        self.backlog += len(frame) + _WEIGHT * len(descriptors)
         self._out.append((frame, list(descriptors)))
         if len(self._out) == 1:
             self._flush()
@@ -97,6 +101,8 @@ class Channel:
         if self.closed:
             return
         self.closed = True
+        if self._retry is not None:
+            self._retry.cancel()
         if self._loop is not None:
             self._loop.remove_reader(self._sock.fileno())
             self._loop.remove_writer(self._sock.fileno())
@@ -112,6 +118,9 @@ class Channel:
     # -- out -----------------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
         while self._out:
             frame, descriptors = self._out[0]
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
@@ -122,9 +131,15 @@ class Channel:
                     self._loop.add_writer(self._sock.fileno(), self._flush)
                 return
             except OSError as error:
+                if error.errno == errno.ETOOMANYREFS and self._loop is not None:
+                    # As many of the user's descriptors are on their way as it may have open; nobody tells when not.
+                    self._loop.remove_writer(self._sock.fileno())
+                    if self._retry is None:
+                        self._retry = self._loop.call_later(_RETRY_S, self._flush)
+                    return
                 self._fail(error.strerror or str(error))
                 return
-            self.backlog -= sent
+            self.backlog -= sent + _WEIGHT * len(descriptors)
             _close(descriptors)
             if sent < len(frame):
                 self._out[0] = (frame[sent:], [])

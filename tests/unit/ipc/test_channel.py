@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,6 +18,8 @@ import uvloop
 
 from proxy.ipc.channel import MAX_DESCRIPTORS, Channel, encode, pair
 from proxy.ipc.messages import FROM_WORKER, TO_WORKER, Applied, Ask, Others, Reopen, Stop, Take
+
+ROOT = Path(__file__).parents[3]
 
 
 class End:
@@ -328,3 +331,51 @@ def test_a_frame_cut_at_any_byte() -> None:
         return asyncio.sleep(0.001)  # the first part is read alone; if not, the cut is merely somewhere else
 
     uvloop.run(test())
+
+
+# A program, for it gives its privileges away: root may have any number of descriptors on their way.
+IN_FLIGHT = """
+import asyncio, os, resource, socket
+from proxy.ipc.channel import Channel, pair
+from proxy.ipc.messages import FROM_WORKER, TO_WORKER, Take
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+if os.geteuid() == 0:
+    os.setuid(65534)
+
+async def play():
+    loop = asyncio.get_running_loop()
+    here, there = pair()
+    ended, taken = [], []
+    sender = Channel(here, FROM_WORKER, lambda message, descriptors: None, ended.append)
+    sender.start(loop)
+    for number in range(150):
+        sender.send(Take("x", number, 1), [os.open("/dev/null", os.O_RDONLY)])
+        if sender.backlog:
+            break
+    print("waits after", number, "ended", ended)
+    def take(message, descriptors):
+        taken.append(message.first_id)
+        for descriptor in descriptors:
+            os.close(descriptor)
+    receiver = Channel(there, TO_WORKER, take, ended.append)
+    receiver.start(loop)
+    while len(taken) <= number:
+        await asyncio.sleep(0.01)
+    assert taken == list(range(number + 1)) and sender.backlog == 0
+    sender.close()
+    receiver.close()
+    print("taken", ended)
+
+asyncio.run(play())
+"""
+
+
+def test_as_many_descriptors_are_on_their_way_as_the_kernel_allows() -> None:
+    """It is no end of the channel: they go when the other side has taken some."""
+    done = subprocess.run([sys.executable, "-c", IN_FLIGHT], capture_output=True, text=True, timeout=30, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    first, last = done.stdout.splitlines()
+    assert int(first.split()[2]) < 149
+    assert first.endswith("ended []")
+    assert last == "taken []"
