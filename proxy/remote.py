@@ -28,7 +28,7 @@ PORT: Final = 9617
 LIMIT_S: Final = 2.0  # for one question
 STEADY_S: Final = 1.2  # see system.successor
 POLL_S: Final = 0.05
-_MOST_BYTES: Final = 64 << 20
+_MOST_BYTES: Final = 16 << 20
 
 State = dict[str, Any]
 
@@ -85,7 +85,7 @@ def main(command: str, options: argparse.Namespace, usage: Callable[[str], NoRet
 def healthcheck(where: Where) -> int:
     """0 when /livez answers 200 within LIMIT_S, else 1; one line on stderr says which."""
     try:
-        status, body = get(where, "/livez")
+        status, body = get(where, "/livez", most=1 << 16)
     except Unanswered as error:
         status, reason = 0, str(error)
     else:
@@ -96,7 +96,7 @@ def healthcheck(where: Where) -> int:
     return 0 if status == 200 else 1
 
 
-def get(where: Where, path: str, limit_s: float = LIMIT_S) -> tuple[int, bytes]:
+def get(where: Where, path: str, limit_s: float = LIMIT_S, most: int = _MOST_BYTES) -> tuple[int, bytes]:
     """Status and body of an HTTP answer; Unanswered when there is none within limit_s."""
     deadline = time.monotonic() + limit_s
     try:
@@ -107,7 +107,7 @@ def get(where: Where, path: str, limit_s: float = LIMIT_S) -> tuple[int, bytes]:
             while not _whole(answer):
                 sock.settimeout(max(deadline - time.monotonic(), 0.001))
                 received = sock.recv(65536)
-                if not received or len(answer) > _MOST_BYTES:
+                if not received or len(answer) > most or time.monotonic() > deadline:
                     break
                 answer += received
     except TimeoutError:
@@ -130,9 +130,12 @@ def state(where: Where) -> State:
         found = json.loads(body) if status == 200 else None
     except ValueError:
         found = None
-    if not isinstance(found, dict) or not isinstance(found.get("proxy"), dict):
+    sections = ("proxy", "workers", "clients", "topology", "reload", "upgrade", "log")
+    whole = isinstance(found, dict) and "proxy" in found
+    if not whole or not all(isinstance(found.get(name, {}), dict) for name in sections):
         raise Unanswered(f"what answers at {where} tells no state (HTTP status {status})")
-    return found
+    known: State = found
+    return known
 
 
 def _status(where: Where, *, as_json: bool) -> int:

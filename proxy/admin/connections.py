@@ -6,7 +6,8 @@ or with answers that are never read. Called by proxy.admin.listener.
 Invariants:
 - No connection lives for ever: its whole request head comes within HEAD_S of its beginning or of the last answer, and
   an answer is taken within TAKE_S; otherwise the connection is closed.
-- No more than MAX_CONNECTIONS are open at a time, over all listeners that share a set of connections.
+- No more than MAX_CONNECTIONS are open at a time, over all listeners that share a set of connections; for another one
+  the one that has asked nothing for longest is closed.
 - A body is read and thrown away for a moment at most, and never decompressed.
 """
 
@@ -26,6 +27,7 @@ Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 MAX_CONNECTIONS: Final = 128
 HEAD_S = 5.0
 TAKE_S = 10.0  # Prometheus gives up a scrape after as long
+_NEW_S: Final = 0.2  # whose request may still be on its way
 _LINGER_S: Final = 1.0  # how long the rest of an unwanted body is read, so that its sender sees the answer
 _MAX_LINE: Final = 8190  # bytes of the request line, and of one header
 _MAX_HEADERS: Final = 64
@@ -48,18 +50,33 @@ class Connection(web.RequestHandler):
         self._everybody = everybody
         self._stream: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self.idle_since_s: float | None = None  # loop.time(); None = a request is being answered
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins to wait for a request; one connection too many is closed at once."""
         stream = cast(asyncio.Transport, transport)
-        if len(self._everybody) >= MAX_CONNECTIONS:
+        if len(self._everybody) >= MAX_CONNECTIONS and not self._make_room():
             logs.warn_limited(log, "full", "admin connection refused: too many are open", most=MAX_CONNECTIONS)
             stream.abort()
             return
         self._stream = stream
         self._everybody.add(self)
+        self.idle_since_s = asyncio.get_running_loop().time()
         self._within(HEAD_S)
         super().connection_made(transport)
+
+    def _make_room(self) -> bool:
+        """Closes who has asked nothing for longest, and not only come just now: it must not keep probes out."""
+        since_s, oldest = asyncio.get_running_loop().time() - _NEW_S, None
+        for one in self._everybody:
+            if one.idle_since_s is not None and one.idle_since_s < since_s:
+                since_s, oldest = one.idle_since_s, one
+        if oldest is None:
+            return False
+        logs.warn_limited(log, "room", "idle admin connection closed: too many are open", most=MAX_CONNECTIONS)
+        self._everybody.discard(oldest)
+        oldest.abort()
+        return True
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The other side left, or we closed it."""
@@ -71,6 +88,7 @@ class Connection(web.RequestHandler):
 
     def answering(self, within_s: float) -> None:
         """A request has come; its answer will be there within within_s."""
+        self.idle_since_s = None
         self._within(within_s + TAKE_S)
 
     async def finish_response(
@@ -84,6 +102,7 @@ class Connection(web.RequestHandler):
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
+            self.idle_since_s = asyncio.get_running_loop().time()
             self._within(HEAD_S)
 
     def abort(self) -> None:

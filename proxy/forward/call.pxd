@@ -21,6 +21,7 @@ cdef enum Slots:
 cdef enum CallResult:
     CALL_DONE = 0           # carried out, refused, or the client is closed
     CALL_NOT_NOW = 1        # it must wait until everything its client has under way is answered; nothing was done
+    CALL_LATER = 2          # it must wait for its client's turn at Python (Reactor.late); nothing was done
 
 cdef class Dispatcher:
     cdef int dispatch(self, Outlet client, Call* call) noexcept

@@ -16,7 +16,7 @@ from libc.stdint cimport SIZE_MAX, int64_t
 from proxy.forward.buffer cimport (
     BLOCK, buffer_append, buffer_len, buffer_release, buffer_reserve, buffer_reserve_within, buffer_shrink, grown,
 )
-from proxy.forward.call cimport CALL_NOT_NOW, SLOT_NONE
+from proxy.forward.call cimport CALL_DONE, CALL_LATER, CALL_NOT_NOW, SLOT_NONE
 from proxy.forward.counters cimport (
     CLOSE_CLIENT, CLOSE_ERROR, CLOSE_KILLED, CLOSE_PROTOCOL, CLOSE_QUERY_LIMIT, CLOSE_QUIT, CLOSE_SHUTDOWN,
 )
@@ -274,6 +274,9 @@ cdef class Client(ClientInfo):
                     rc = <int> self.scan.line
                     command_scan_reset(&self.scan)
                     result = self.parse_inline(buf + done, rc)
+                if result == CALL_LATER:
+                    self.reactor.more_late(self)
+                    break
                 if result == CALL_NOT_NOW:
                     self.replies.unsettled = not self.waits_for_room or self.replies.unsettled
                     self.pause()
@@ -316,7 +319,7 @@ cdef class Client(ClientInfo):
         call.slot = SLOT_NONE
         call.row = self.path.table.find(frame, call.args, call.argc)
         result = self.path.dispatcher.dispatch(self, &call)
-        if result != CALL_NOT_NOW:
+        if result == CALL_DONE:
             self.total_commands += 1
             self.last_metric = call.row.metric
         return result

@@ -31,6 +31,8 @@ class Counters:
 
         Clients that were handed over, less these, are the clients of a worker.
         """
+    def totals(self) -> dict[str, int]:
+        """Sums for INFO, under its names: cheap enough to be asked for with every INFO."""
     def snapshot(self) -> Any:
         """All counters as plain values: proxy.admin.snapshot.CounterValues. Only reads.
 

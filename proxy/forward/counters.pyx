@@ -97,6 +97,23 @@ cdef class Counters:
             gone += self.block.closed[i]
         return gone
 
+    def totals(self):
+        """Sums for INFO, under its names: cheap enough to be asked for with every INFO."""
+        cdef CounterBlock* block = self.block
+        cdef uint64_t calls = 0
+        cdef int c, i
+        for c in range(COMMANDS):
+            for i in range(BUCKETS):
+                calls += block.command[c].bucket[i]
+        return {
+            "total_connections_received": block.accepted,
+            "total_commands_processed": calls,
+            "total_net_input_bytes": block.client_in,
+            "total_net_output_bytes": block.client_out,
+            "rejected_connections": block.rejected,
+            "proxy_commands_in_flight": block.inflight,
+        }
+
     def snapshot(self):
         """All counters as plain values: proxy.admin.snapshot.CounterValues.
 

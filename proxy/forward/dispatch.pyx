@@ -3,10 +3,11 @@
 
 A function carries the call out, or says that it must wait (CALL_NOT_NOW: a barrier) before it has done anything. What
 is more than a forward is asked of `DataPath.responder` (proxy.serve), which answers with ready bytes, with None (not
-now), or with an Ask: commands for the servers and how to make one reply of theirs.
+now), or with an Ask: commands for the servers and how to make one reply of theirs. Such answers have a few milliseconds
+of each batch; who comes later waits for the next one (CALL_LATER).
 """
 cimport cython
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy
 
 from proxy.commands.keys cimport KEYS_OK, asks_to_block, find_keys
@@ -16,7 +17,7 @@ from proxy.commands.lookup cimport (
 )
 from proxy.forward.ask cimport Ask, send_ask
 from proxy.forward.call cimport (
-    CALL_DONE, CALL_NOT_NOW, SLOT_CROSS, SLOT_NO_MEMORY, SLOT_NONE, Call, find_slot,
+    CALL_DONE, CALL_LATER, CALL_NOT_NOW, SLOT_CROSS, SLOT_NO_MEMORY, SLOT_NONE, Call, find_slot,
 )
 from proxy.forward.client cimport Client
 from proxy.forward.counters cimport CLOSE_CROSS_PROTOCOL, CLOSE_ERROR
@@ -25,6 +26,7 @@ from proxy.forward.gather cimport (
 )
 from proxy.forward.ports cimport Outlet
 from proxy.forward.prepare cimport must_wait, new_request
+from proxy.forward.reactor cimport Reactor, monotonic_ns
 from proxy.forward.request cimport TARGET_ANY, TARGET_SLOT, Request
 from proxy.forward.split cimport Plan, plan_trim, split_plan
 
@@ -33,7 +35,9 @@ cdef extern from "strings.h" nogil:
 
 cdef enum:
     CLASSES = 16
-    COST_PYTHON = 16        # units of a turn that an answer of proxy.serve takes: some 5 us
+    COST_PYTHON = 16        # units of a turn that an answer of proxy.serve takes at least: some 5 us
+    TURN_MOST = 1 << 20
+    UNIT_NS = 300           # ... and a unit more for each so many nanoseconds it took
 
 cdef const char* PONG = b"+PONG\r\n"
 cdef const char* CROSSSLOT = b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
@@ -182,23 +186,30 @@ cdef int local(Client client, Call* call) noexcept:
     cdef size_t i
     cdef list words = []
     cdef int metric = call.row.metric
-    client.budget -= COST_PYTHON
+    cdef Reactor reactor = client.reactor
+    cdef int64_t began_ns, took_ns
+    if reactor.python_ns <= 0 or (reactor.late and not reactor.in_turns):
+        return CALL_LATER
+    began_ns = monotonic_ns()
     for i in range(call.argc):
         words.append(call.frame[call.args[i].off:call.args[i].off + call.args[i].len])
     try:
         answer = client.path.responder.answer(client, words)
         if client.fd < 0:
-            return CALL_DONE                # closed by its own command
-        if answer is None:
+            pass                            # closed by its own command
+        elif answer is None:
             if client.replies.inflight == 0:
                 raise RuntimeError("there is nothing to wait for")
             return CALL_NOT_NOW
-        if isinstance(answer, Ask):
+        elif isinstance(answer, Ask):
             send_ask(client, call, <Ask> answer)
         else:
             client.say(metric, answer)
     except Exception as error:
         client.failed(metric, words[0].decode("ascii", "replace"), error)
+    took_ns = monotonic_ns() - began_ns
+    reactor.python_ns -= took_ns
+    client.budget -= COST_PYTHON + <int> min(took_ns // UNIT_NS, <int64_t> TURN_MOST)
     return CALL_DONE
 
 

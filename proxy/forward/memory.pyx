@@ -98,7 +98,7 @@ cdef class MemoryGuard(Peer):
                 if held > self.average:
                     self.stop(client)
         for client in before:
-            if client.held() <= self.average:
+            if self.reactor.memory < stop_from or client.held() <= self.average:
                 go_on(client)
         if self.stopped and self.timer is None:
             self.timer = self.reactor.loop.call_later(TURN_S, self._next)

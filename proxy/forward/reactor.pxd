@@ -54,6 +54,9 @@ cdef class Reactor:
     cdef Peer first
     cdef Peer last
     cdef list waiting                       # peers with more to do, each of which gets one turn per batch
+    cdef list late                          # those of them for which there was no time for Python any more
+    cdef bint in_turns                      # the turns are being taken
+    cdef int64_t python_ns                  # time left for Python in this batch
     cdef list put_off                       # peers whose flush was postponed in the batch before
     cdef bint busy                          # inside a batch
     cdef bint armed                         # a call_soon for the end of a batch of one is under way
@@ -78,6 +81,7 @@ cdef class Reactor:
     cdef Peer guard                         # proxy.forward.memory; None while neither can be
     cdef void touch(self, Peer peer) noexcept
     cdef void more(self, Peer peer) noexcept
+    cdef void more_late(self, Peer peer) noexcept
     cdef void postpone(self, Peer peer) noexcept
     cdef void tick(self) noexcept
     cdef void begin(self) noexcept
@@ -90,6 +94,9 @@ cdef class Reactor:
     cdef void arm_more(self) noexcept
     cdef void set_alarm(self) noexcept
     cdef void close_later(self, Peer peer, int fd) noexcept
+
+
+cdef int64_t monotonic_ns() noexcept nogil
 
 
 cdef inline void count_active(Reactor reactor, Peer peer) noexcept:

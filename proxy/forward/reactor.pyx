@@ -64,6 +64,7 @@ cdef extern from "sys/prctl.h" nogil:
 cdef enum:
     EVENTS = 256                # taken with one epoll_wait
     ROUNDS = 4                  # full batches before uvloop gets its turn
+    PYTHON_NS = 5_000_000       # what answers of proxy.serve may take of a batch, which everybody waits for
     PAUSE_FROM = 24             # active clients from which a pause before a batch gains more than it costs ...
     PAUSE_FOR = 4               # ... if at least so many events are to be expected meanwhile
     PERIOD_NS = 5000000         # clients heard within this are active
@@ -73,7 +74,7 @@ cdef enum:
 cdef double DECAY = 0.9         # weight of the past, per batch, in the rate of events
 
 
-cdef inline int64_t monotonic_ns() noexcept nogil:
+cdef int64_t monotonic_ns() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
     return <int64_t> t.tv_sec * 1000000000 + t.tv_nsec
@@ -193,6 +194,8 @@ cdef class Reactor:
         self.peers = set()
         self.closed_peers = []
         self.waiting = []
+        self.late = []
+        self.python_ns = PYTHON_NS
         self.put_off = []
         self._end = self._end_soon
         self._more = self._ready_again
@@ -251,7 +254,7 @@ cdef class Reactor:
         self.begin()
         for _ in range(ROUNDS):
             n = epoll_wait(self.epfd, ev, EVENTS, 0)
-            if n <= 0 and not self.waiting:
+            if n <= 0 and not self.waiting and not self.late:
                 break
             self.busy = True
             self.batches += 1
@@ -270,7 +273,7 @@ cdef class Reactor:
                     continue
                 self.now = monotonic_ns()
                 peer.ready(event_bits(ev[i].events))
-            if self.waiting:
+            if self.waiting or self.late:
                 self.turns()
             self.end_batch()
             if n < EVENTS:
@@ -281,28 +284,32 @@ cdef class Reactor:
         """Counts active clients, and waits for more of them when there are many."""
         cdef timespec pause
         self.now = monotonic_ns()
+        self.python_ns = PYTHON_NS
         if self.now >= self.period_ends:
             # A silent period leaves nobody active: many of them may have passed.
             self.active = self.heard if self.now < self.period_ends + PERIOD_NS else 0
             self.heard = 0
             self.period += 1
             self.period_ends = self.now + PERIOD_NS
-        if self.active < PAUSE_FROM or self.waiting or self.seen * self.pause_ns < PAUSE_FOR * self.took:
+        if self.active < PAUSE_FROM or self.waiting or self.late or self.seen * self.pause_ns < PAUSE_FOR * self.took:
             return
         pause.tv_sec = 0
         pause.tv_nsec = self.pause_ns
         nanosleep(&pause, NULL)
 
     cdef void turns(self) noexcept:
-        """One turn for everybody who asked for one before this batch."""
+        """One turn for everybody who asked for one before this batch, first for whom Python had no time left then."""
         cdef Peer peer
-        cdef list waiting = self.waiting
+        cdef list waiting = self.late + self.waiting
         self.waiting = []
+        self.late = []
+        self.in_turns = True
         for peer in waiting:
             peer.queued = False
             if peer.fd >= 0:
                 self.now = monotonic_ns()
                 peer.go_on()
+        self.in_turns = False
 
     cdef void more(self, Peer peer) noexcept:
         """Gives the peer another turn in the next batch."""
@@ -312,6 +319,13 @@ cdef class Reactor:
         if not self.busy:
             self.arm_more()
         self.waiting.append(peer)
+
+    cdef void more_late(self, Peer peer) noexcept:
+        """The same for one that wants an answer of Python's; in the order in which they came to wait."""
+        if not peer.queued:
+            self.more(peer)
+            self.waiting.pop()
+            self.late.append(peer)
 
     cdef void touch(self, Peer peer) noexcept:
         """Has the peer flushed when the present batch ends, or soon when there is none."""
@@ -361,7 +375,7 @@ cdef class Reactor:
 
     cdef void go_on(self) noexcept:
         """Sees to it that there is a next batch when somebody waits for one."""
-        if self.waiting:
+        if self.waiting or self.late:
             self.arm_more()
         elif self.put_off and not self.alarmed:
             self.set_alarm()

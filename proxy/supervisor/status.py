@@ -107,7 +107,7 @@ class StatusReport:
         this = self._supervisor
         proxy = {
             "pid": os.getpid(),
-            "start_ticks": start_ticks(),
+            "start_ticks": start_ticks() if os.path.exists("/proc/self") else 0,
             "started_s": this.started_s,
             "run_id": this.run_id,
             "source": this.source,

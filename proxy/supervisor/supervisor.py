@@ -128,6 +128,7 @@ class Supervisor:
             if self.serving and self.notifier.active:
                 telling = asyncio.create_task(tell(self.notifier, self.status.alive, self.status.line), name="notify")
             await self._wake.wait()
+            self.draining = self.serving
             # Before the drain: neither may open a listener or start a worker in it.
             await self.reload.stop()
             await self.upgrade.stop()

@@ -43,6 +43,7 @@ STEADY_S: Final = 10.0  # a worker that lived so long owes its death to nothing 
 STILLBORN: Final = 3  # failures in a row before the first start that make the start of the proxy fail
 _TICK_S: Final = 1.0
 _CHANNEL: Final = 3  # the descriptor of a worker's end
+_SECRETS: Final = ("REDIS_PROXY_PASSWORD", "REDIS_PROXY_CLIENT_PASSWORD")  # a worker is told what it needs
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 log = get("supervisor.worker_pool")
@@ -79,6 +80,7 @@ class Worker:
         self.leaving = False  # told to end: its end is no loss
         self.present = True  # its channel has not ended
         self.aborted = False
+        self.cut = ""  # why its channel has ended
         self.answers: dict[int, asyncio.Future[Any]] = {}
 
     @property
@@ -379,6 +381,7 @@ class WorkerPool:
     def _cut(self, worker: Worker, reason: str) -> None:
         """Its channel has ended: so has its process, or it will in a moment."""
         worker.present = worker.started = False
+        worker.cut = reason
         worker.heard_s = time.monotonic()
         for number in list(worker.answers):
             self._answered(worker, number, None)
@@ -397,6 +400,8 @@ class WorkerPool:
         if not self.processes:
             self._nobody.set()
         if not worker.leaving:
+            if worker.cut:
+                reason += f", the channel had ended before: {worker.cut}"
             self.restarts += 1
             if time.monotonic() - worker.since_s >= STEADY_S:
                 worker.place.failures = 0
@@ -412,13 +417,15 @@ class WorkerPool:
         if code == EXIT_VERSION:
             log.error("the program on disk is of another version, no worker can be started", running=__version__)
             self._on_other_version()
+        del worker.counters  # and with them the memory and its descriptor
         self._on_change()
 
 
 def _exec(number: int, channel: socket.socket) -> int:
     """Starts a worker's process with its end of the channel; its process id. OSError."""
     # It finds modules where this process has found them, and no signal ends it before it ignores those of the group.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    environment |= {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_DUP2, channel.fileno(), _CHANNEL),
@@ -432,16 +439,9 @@ def _command(number: int) -> list[str]:
 
 def figures_of(worker: Worker) -> Mapping[str, int]:
     """What one worker has counted, under INFO's names."""
-    totals = worker.counters.snapshot()
     status = worker.status
-    return {
+    return worker.counters.totals() | {
         "connected_clients": worker.clients,
-        "total_connections_received": totals["accepted"],
-        "total_commands_processed": sum(command["calls"] for command in totals["commands"].values()),
-        "total_net_input_bytes": totals["client_in"],
-        "total_net_output_bytes": totals["client_out"],
-        "rejected_connections": totals["rejected"],
-        "proxy_commands_in_flight": totals["inflight"],
         "proxy_requests_waiting": status.waiting if status is not None else 0,
         "proxy_client_memory": status.client_memory if status is not None else 0,
     }

@@ -104,8 +104,13 @@ class Listening:
         return SYSTEMD if self.origin == SYSTEMD else LISTENER
 
     def listen(self) -> None:
-        """Begins to take connections, or goes on with the listener's present backlog; ListenError."""
+        """Begins to take connections, or goes on with the listener's present backlog; ListenError.
+
+        The file of a predecessor's Unix socket gets its mode and owner now.
+        """
         with _sentence(self.listener.address):
+            if self.file is not None and self.origin == LISTENER:
+                _set_file_options(self.listener, self.file)
             self.sock.listen(self.listener.backlog)
 
     def update(self, listener: ListenerOptions) -> None:
@@ -386,12 +391,7 @@ def _unix(listener: ListenerOptions, given: list[Inherited]) -> Listening:
     if taken.name == SYSTEMD:
         return Listening(taken.sock, listener, None, SYSTEMD)
     if file := _socket_file(path):
-        try:
-            _set_file_options(listener, file)
-        except OSError:
-            taken.sock.close()
-            raise
-        return Listening(taken.sock, listener, file, LISTENER)
+        return Listening(taken.sock, listener, file, LISTENER)  # changed by listen(): the predecessor may have to go on
     taken.sock.close()  # its file is gone: nobody can reach it
     return _new_unix(listener)
 
@@ -408,6 +408,7 @@ def _new_unix(listener: ListenerOptions) -> Listening:
         if file is None:
             raise OSError(errno.ENOENT, "its file has vanished")
         _set_file_options(listener, file)
+        sock.listen(listener.backlog)  # at once, or another instance takes the file for one that was left behind
         return Listening(sock, listener, file)
     except OSError:
         if file is not None:

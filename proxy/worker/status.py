@@ -43,15 +43,9 @@ class WorkerStatus:
 
     def stats(self) -> Mapping[str, int | float]:
         """Figures for INFO, under Redis's names."""
-        values = self._counters.snapshot()
         stats: dict[str, int | float] = {
+            **self._counters.totals(),
             "connected_clients": len(self._path.clients),
-            "total_connections_received": values["accepted"],
-            "total_commands_processed": sum(command["calls"] for command in values["commands"].values()),
-            "total_net_input_bytes": values["client_in"],
-            "total_net_output_bytes": values["client_out"],
-            "rejected_connections": values["rejected"],
-            "proxy_commands_in_flight": values["inflight"],
             "proxy_requests_waiting": self._exchange.parking.waiting,
             "proxy_client_memory": self._path.client_memory,
             "proxy_client_memory_max": self.limits.max_memory,

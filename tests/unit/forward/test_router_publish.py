@@ -68,7 +68,7 @@ def test_what_is_no_topology_at_all_changes_nothing(play: Play, shards: Any) -> 
     with pytest.raises((TypeError, ValueError)):
         stage.router.publish([(A, False), (B, False)], shards, FIRST)
     with pytest.raises((TypeError, ValueError)):
-        stage.router.publish([(A, False), B], [(0, ())], FIRST)  # type: ignore[list-item]
+        stage.router.publish([(A, False), None], [(0, ())], FIRST)  # type: ignore[list-item]
     with pytest.raises(TypeError):
         stage.router.publish([(A, False)], [(0, ())], None)  # type: ignore[arg-type]
     assert state(stage.router) == before
