@@ -131,11 +131,9 @@ def state(where: Where) -> State:
     except ValueError:
         found = None
     sections = ("proxy", "workers", "clients", "topology", "reload", "upgrade", "log")
-    whole = isinstance(found, dict) and "proxy" in found
-    if not whole or not all(isinstance(found.get(name, {}), dict) for name in sections):
-        raise Unanswered(f"what answers at {where} tells no state (HTTP status {status})")
-    known: State = found
-    return known
+    if isinstance(found, dict) and "proxy" in found and all(isinstance(found.get(name, {}), dict) for name in sections):
+        return found
+    raise Unanswered(f"what answers at {where} tells no state (HTTP status {status})")
 
 
 def _status(where: Where, *, as_json: bool) -> int:

@@ -15,6 +15,8 @@ from proxy.cluster.topology import Address
 from proxy.commands.rows import Row, rows_from_command_reply
 from proxy.control.node_client import ErrorReply, NodeClientError, NodeClientSettings, node_client
 
+MOST_ROWS = 2048  # Redis with all of its modules has a quarter of them; each worker makes a table of them on its loop
+
 
 @dataclass(frozen=True, slots=True)
 class ServerCommands:
@@ -37,6 +39,8 @@ async def load_rows(address: Address, settings: NodeClientSettings) -> ServerCom
     if isinstance(command, ErrorReply):
         raise NodeClientError(f"{address} does not tell its commands: {command}")
     rows = tuple(rows_from_command_reply(command))
+    if len(rows) > MOST_ROWS:
+        raise NodeClientError(f"{address} tells {len(rows)} commands, more than {MOST_ROWS}")
     if not rows:
         raise NodeClientError(f"{address} does not tell its commands")
     text = info.decode("utf-8", "replace") if isinstance(info, bytes) else ""

@@ -353,7 +353,10 @@ class TopologyRefresher:
         except TimeoutError as error:
             raise NodeClientError(f"{candidate.dial} does not answer in time") from error
         rules = AddressRules(settings.endpoint, settings.address_map)
-        return build(candidate.asked, rules, shards=shards, slots=slots, nodes=nodes, info=info)
+        # In a thread: a large cluster takes tens of milliseconds, and the loop has clients to accept meanwhile.
+        return await asyncio.to_thread(
+            build, candidate.asked, rules, shards=shards, slots=slots, nodes=nodes, info=info
+        )
 
     def _accepted(self, new: Topology) -> str:
         old, self.topology = self.topology, new

@@ -21,9 +21,10 @@ from typing import Final
 from proxy.cluster import node_limits
 from proxy.forward.backend import Backend, BackendState
 from proxy.ipc.settings import Backends
-from proxy.resp.decode import Decoder, ReplyError
+from proxy.resp.decode import ReplyError, decode
 from proxy.resp.encode import encode_command
 from proxy.resp.errors import ProtocolFault
+from proxy.resp.readers import ReplyReader
 from proxy.system.log import get, warn_limited
 from proxy.system.tcp import keepalive
 
@@ -33,6 +34,7 @@ log = get("worker.connector")
 _SHORT_LIFE_S: Final = 1.0
 # Between two first attempts: those of a topology of hundreds of nodes must not all be made in one turn of the loop.
 _SPACING_S: Final = 0.0002
+_MOST_BYTES: Final = 1 << 16  # of the answers to a handshake, which have some hundreds: they are read on the loop
 
 
 class HandshakeError(Exception):
@@ -205,12 +207,14 @@ class Connector:
         needed = self.commands(backend)
         commands = [*needed, *node_limits.COMMANDS]
         await loop.sock_sendall(sock, b"".join(encode_command(*command) for command in commands))
-        decoder = Decoder()
+        reader, size = ReplyReader(), 0
         replies: list[object] = []
         while len(replies) < len(commands):
             if not (data := await loop.sock_recv(sock, 65536)):
                 raise OSError("closed by the node during the handshake")
-            replies += decoder.feed(data)
+            if (size := size + len(data)) > _MOST_BYTES:
+                raise OSError("its answers to the handshake are too long")
+            replies += [decode(frame) for frame, _, _ in reader.feed(data)]
             for command, reply in zip(needed, replies, strict=False):
                 if isinstance(reply, ReplyError):
                     raise HandshakeError(f"{command[0]}: {reply}")

@@ -213,3 +213,51 @@ def test_sigusr1_reopens_the_log(small_cluster: EmbeddedCluster, start_proxy: St
     wait_for(path.exists, 5, "the log is opened anew")
     assert daemon.terminate() == 0
     assert "stop" in path.read_text()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_started_without_standard_descriptors(closed: str, small_cluster: EmbeddedCluster) -> None:
+    """They went to sockets, and the first to be closed ended the process."""
+    daemon = ProxyDaemon(small_cluster.seeds, prefix=["sh", "-c", f'exec "$@" {closed}', "sh"]).start()
+    try:
+        for number in "012":
+            assert os.readlink(f"/proc/{daemon.pid}/fd/{number}").startswith(("/dev/null", str(daemon.folder)))
+        daemon.reload({"listeners": [{"address": f"{HOST}:{free_port()}"}]})
+        for _ in range(5):
+            assert daemon.http("/livez")[0] == 200
+        assert daemon.terminate() == 0
+    finally:
+        daemon.remove()
+
+
+def test_two_instances_and_one_unix_socket(small_cluster: EmbeddedCluster, tmp_path: Path) -> None:
+    """The second finds the socket in use from the very beginning, and leaves the file where it is."""
+    nobody = f"{HOST}:{free_port()}"  # the start waits for the cluster for a while
+    path = str(tmp_path / "proxy.sock")
+    processes = []
+    for number in range(2):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(
+            f"listeners: [{{address: 'unix:{path}'}}]\ncluster: {{seeds: ['{nobody}']}}\n"
+            f"admin: {{address: '{HOST}:{free_port()}'}}\nworkers: 1\n"
+        )
+        processes.append(
+            subprocess.Popen(
+                [*COMMAND, "-c", str(file)], stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=die_with_parent()
+            )
+        )
+        wait_for(lambda: os.path.exists(path), 10, "the first has made its file")
+    first, second = processes
+    try:
+        _, told = second.communicate(timeout=20)
+        assert second.returncode == 1
+        assert "in use" in told
+        with RawClient(path) as raw:
+            assert raw.command("PING") == b"+PONG\r\n"
+        first.terminate()
+        first.communicate(timeout=20)
+        assert first.returncode == 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()

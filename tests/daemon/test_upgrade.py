@@ -182,7 +182,9 @@ def test_a_successor_that_hangs(
     assert first.log_contains("an upgrade is under way")
     first.signal(signal.SIGUSR2)  # one at a time
     assert knock(first.address) == ""
+    began_s = time.monotonic()
     first.stop()
+    assert time.monotonic() - began_s < 5
 
 
 def test_a_successor_that_is_killed(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
@@ -203,6 +205,50 @@ def test_a_successor_that_is_killed(small_cluster: EmbeddedCluster, start_proxy:
             assert first.http("/readyz")[0] == 200
     load.check()
     assert knocks.trouble() == []
+
+
+def test_a_successor_that_dies_once_it_is_ready(
+    small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its first clients, say: for a moment both serve, so the old one has lost nothing."""
+    hook = tmp_path / "sitecustomize.py"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    first = start_proxy(small_cluster.seeds, unix=True)
+    hook.write_text(
+        "import os, sys\n"
+        "if os.environ.get('REDIS_PROXY_PREDECESSOR') and 'proxy.worker.main' not in sys.orig_argv:\n"
+        "    import threading, time\n"
+        "    def watch():\n"
+        "        while 'proxy.run' not in sys.modules: time.sleep(0.01)\n"
+        "        from proxy.system.sd_notify import Notifier\n"
+        "        ready = Notifier.ready\n"
+        "        def then_dies(self):\n"
+        "            ready(self)\n"
+        "            threading.Timer(0.03, lambda: os.kill(os.getpid(), 9)).start()\n"
+        "        Notifier.ready = then_dies\n"
+        "    threading.Thread(target=watch, daemon=True).start()\n"
+    )
+    with Knocks([first.address, first.unix_path]) as knocks:
+        assert "has ended with signal 9" in fails(first, 1)
+        knocks.advance()
+    hook.write_text("")
+    assert knocks.refused == []
+    assert first.http("/readyz")[0] == 200
+
+
+def test_the_predecessor_dies_first(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """Killed while the successor starts: that one has the sockets, and serves."""
+    first = ProxyDaemon(small_cluster.seeds, unix=True).start()
+    try:
+        workers = first.worker_pids()
+        first.signal(signal.SIGUSR2)
+        (pid,) = wait_for(lambda: set(children(first.pid)).difference(workers), 10, "a successor")
+        first.kill_main()
+        wait_for(lambda: knock(first.unix_path) == "" and knock(first.address) == "", 20, "the successor serves")
+        os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: not alive(pid), 20, "the successor has ended")
+    finally:
+        first.remove()
 
 
 def test_another_version_on_disk(

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -31,6 +31,7 @@ FLOODS = {
     "pipelined CLIENT INFO": encode("CLIENT", "INFO"),
     "pipelined PING": encode("PING"),
     "pipelined HELLO": encode("HELLO", 2),
+    "pipelined INFO": encode("INFO"),
     "pipelined COMMAND COUNT": encode("COMMAND", "COUNT"),
     "pipelined GET": encode("GET", "beside"),
     "pipelined MGET": encode("MGET", *(f"k{n}" for n in range(100))),
@@ -146,3 +147,16 @@ def test_beside_a_flood_that_never_reads(one_worker: ProxyDaemon) -> None:
                 deaf.send(b"TIME\r\n" * 2000)
         check(latencies(one_worker))
     wait_for(lambda: one_worker.metric("redis_proxy_client_connections") == 0, 10, "the deaf one is gone")
+
+
+def test_beside_many_that_ask_for_what_takes_long(one_worker: ProxyDaemon) -> None:
+    """200 clients that pipeline INFO had a turn of 40 ms each in every batch: the worker was silent and replaced."""
+    workers = one_worker.worker_pids()
+    with ExitStack() as stack:
+        asking = [stack.enter_context(one_worker.raw(timeout_s=60)) for _ in range(200)]
+        for client in asking:
+            client.send(encode("INFO") * 20)
+        check(latencies(one_worker))
+        for client in asking:
+            client.frames(20)
+    assert one_worker.worker_pids() == workers

@@ -194,6 +194,12 @@ class ProxyDaemon:
                 self.process.wait()
             kill_session(self.session)
 
+    def kill_main(self) -> None:
+        """SIGKILL to the main process alone."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
     def remove(self) -> None:
         """Ends what still runs and removes the folder."""
         self.kill()
