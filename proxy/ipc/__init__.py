@@ -1,4 +1,11 @@
-"""Main process and workers: messages (what they say), settings (what a worker is told), channel (how it travels)."""
+"""Between the main process and its workers: one socketpair each, and memory for counters that both sides map.
+
+```
+supervisor, control  --settings, messages--> channel (msgpack frames, SCM_RIGHTS) --> worker.conversation
+                     <------ Started, Report, Status, Applied, Bye ------------------
+```
+Nothing here knows what either side does with a message. Both sides are of the same version (EXIT_VERSION).
+"""
 
 from typing import Final
 
