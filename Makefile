@@ -23,9 +23,11 @@ demo:
 	$(LOCKED) $(VENV)/.with-demo
 	@$(BIN)/redis-proxy demo $(ARGS)
 
+# Compiled first, for the tests start hundreds of processes, and some environments let none of them keep its bytecode.
 # In parallel, and then, one after another, what measures time (marked alone). 5: ARGS chose none of those.
 test:
 	$(LOCKED) $(VENV)/.with-test
+	@$(BIN)/python -m compileall -q proxy tests
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not long and not alone" $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -q $(ARGS) -m "alone and not long" || [ $$? = 5 ]
 

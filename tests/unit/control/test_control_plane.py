@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from proxy.cluster.topology import SLOTS
+from proxy.cluster.topology import SLOTS, Address
 from proxy.commands.table import ROWS
 from proxy.config.models import Settings, from_seeds
 from proxy.control import control_plane as module
@@ -241,7 +241,7 @@ def test_a_replica_that_refused_a_read_is_unfit_until_the_next_probe(nodes: tupl
 
     async def scene(plane: Plane) -> None:
         assert await plane.control.ready(10.0)
-        await until(lambda: probes(replica) == 1)
+        await until(lambda: plane.control.health.reason(Address.parse(replica.address)) == "ok")  # probed
         plane.sent.clear()
         told = Report([], unfit={replica.address: "LOADING", primary.address: "LOADING", "gone:1": "LOADING"})
         plane.control.report(told)
