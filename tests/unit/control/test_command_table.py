@@ -33,6 +33,15 @@ def test_a_node_that_does_not_tell(reply: bytes) -> None:
             asyncio.run(load_rows(Address(HOST, node.port), SETTINGS))
 
 
+def test_more_commands_than_there_can_be() -> None:
+    """Each worker makes a table of them on the loop that its clients wait for."""
+    rows = b"".join(b"*6\r\n$5\r\nx%04d\r\n:2\r\n*1\r\n+readonly\r\n:1\r\n:1\r\n:1\r\n" % n for n in range(3000))
+    with FakeNode() as node:
+        node.on("COMMAND", b"*3000\r\n" + rows)
+        with pytest.raises(NodeClientError, match="tells 3000 commands, more than 2048"):
+            asyncio.run(load_rows(Address(HOST, node.port), SETTINGS))
+
+
 def test_rows_without_a_version() -> None:
     with FakeNode() as node:
         node.on("COMMAND", b"*1\r\n*6\r\n$3\r\nget\r\n:2\r\n*1\r\n+readonly\r\n:1\r\n:1\r\n:1\r\n")

@@ -167,6 +167,22 @@ def test_a_refused_handshake_is_tried_again(node: FakeNode, caplog: pytest.LogCa
     assert "s3cret" not in caplog.text
 
 
+@pytest.mark.parametrize("answer", [b"$1000000\r\n" + b"x" * 100_000, b"*1000000000\r\n:1\r\n" + b"$-1\r\n" * 20_000])
+def test_a_handshake_has_a_bound(answer: bytes, node: FakeNode, caplog: pytest.LogCaptureFixture) -> None:
+    """It is read on the data path's loop: a broken node must not hold up the clients of all the others."""
+    node.on("CLIENT SETNAME", answer)
+
+    async def scene(nodes: Nodes) -> None:
+        backend = nodes.want(Address(HOST, node.port))
+        await until(lambda: "connect" in nodes.troubles)
+        node.on("CLIENT SETNAME", b"+OK\r\n")
+        await until(lambda: backend in nodes.up)
+
+    run(configured(backends={"client_name": "me"}).backends, scene)
+    failures = [vars(record)["fields"] for record in caplog.records if "cannot connect" in record.message]
+    assert [one["reason"] for one in failures] == ["its answers to the handshake are too long"]
+
+
 def test_a_lost_connection_is_made_again(node: FakeNode) -> None:
     async def scene(nodes: Nodes) -> None:
         backend = nodes.want(Address(HOST, node.port))
