@@ -68,6 +68,7 @@ def run(
             logs.setup(settings.log.level, settings.log.format, settings.log.file)
         except OSError as error:
             raise StartError(f"cannot write the log {settings.log.file}: {error.strerror}") from error
+        logs.log_uncaught()
         set_title(f"redis-proxy: main process ({source})")
         limits.forbid_core_dumps()
         for warning in warnings:

@@ -77,10 +77,6 @@ class Notifier:
         """The end has begun."""
         self._change("STOPPING=1")
 
-    def main_pid(self, pid: int) -> None:
-        """That process is the main one from now on; systemd takes the word of the present one (NotifyAccess=main)."""
-        self._change(f"MAINPID={pid}")
-
     def hand_over(self, pid: int) -> None:
         """The successor, that process, serves; the last thing this process says: its end is not the service's.
 

@@ -148,7 +148,7 @@ async def start(
     ready = ReadySocket()
     try:
         pid = spawn(command, sockets, ready.name, manager)
-        pidfd = os.pidfd_open(pid)
+        pidfd = _opened(pid)
     except OSError as error:
         ready.close()
         raise SuccessorError(f"the successor cannot be started: {error.strerror}") from error
@@ -182,6 +182,16 @@ async def start(
         loop.remove_reader(pidfd)
         os.close(pidfd)
         ready.close()
+
+
+def _opened(pid: int) -> int:
+    """A descriptor of this child. OSError: none is left, and the child, whose end nobody would notice, is ended."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)  # ours and not waited for yet: the number is still its own
+        os.waitpid(pid, 0)
+        raise
 
 
 async def _end(pid: int, pidfd: int, ended: asyncio.Event, patient: bool) -> None:

@@ -34,6 +34,7 @@ log = logs.get("worker")
 def converse(sock: socket.socket, number: int) -> int:
     """Works for whoever holds the other end of the socket, a channel; the exit code when that is over."""
     logs.setup("info", "logfmt", worker=number)  # until the settings are here
+    logs.log_uncaught()
     try:
         return uvloop.run(Conversation(sock).run())
     except Exception:

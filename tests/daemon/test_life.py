@@ -215,6 +215,31 @@ def test_sigusr1_reopens_the_log(small_cluster: EmbeddedCluster, start_proxy: St
     assert "stop" in path.read_text()
 
 
+def test_what_nobody_caught_is_a_line_of_the_log(
+    small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the main process and in its workers; Python writes it to stderr, which nobody reads where there is a file."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, threading, time\n"
+        "def fail():\n"
+        "    while threading.excepthook is threading.__excepthook__: time.sleep(0.01)\n"
+        "    raise ValueError('of a test')\n"
+        "threading.Thread(target=fail, daemon=True).start()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    path = tmp_path / "proxy.log"
+    daemon = start_proxy(small_cluster.seeds, {"log": {"file": str(path)}})
+
+    def lines() -> list[str]:
+        # A worker's may be on stderr: it has its settings only a moment later.
+        both = path.read_text() + daemon.log
+        return [line for line in both.splitlines() if line.startswith("ts=") and "nobody caught" in line]
+
+    wait_for(lambda: len(lines()) == 1 + len(daemon.worker_pids()), 10, "all have said so")
+    assert all("ValueError: of a test" in line for line in lines())
+    assert "Exception in thread" not in daemon.log
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_started_without_standard_descriptors(closed: str, small_cluster: EmbeddedCluster) -> None:
     """They went to sockets, and the first to be closed ended the process."""

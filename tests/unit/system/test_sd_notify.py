@@ -252,13 +252,12 @@ def test_somebody_elses_successor(manager: ServiceManager, predecessor: ServiceM
 
 
 def test_a_predecessor_passes_the_word_on_and_is_silent(manager: ServiceManager, notifier: Notifier) -> None:
-    notifier.main_pid(4321)
     notifier.hand_over(1234)
     notifier.status("draining")
     notifier.watchdog()
     notifier.stopping()
     notifier.close()
-    assert manager.received() == [b"MAINPID=4321", b"MAINPID=1234\nREADY=1\nWATCHDOG=1"]
+    assert manager.received() == [b"MAINPID=1234\nREADY=1\nWATCHDOG=1"]
 
 
 @pytest.mark.parametrize("last", [Notifier.watchdog, Notifier.stopping, Notifier.close])

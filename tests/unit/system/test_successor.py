@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -18,8 +19,9 @@ from typing import Any
 import pytest
 
 from proxy.embedded import wait_for
+from proxy.system import successor
 from proxy.system.process import MANAGER, PREDECESSOR
-from proxy.system.successor import ReadySocket, spawn
+from proxy.system.successor import ReadySocket, SuccessorError, spawn
 
 HOST = "127.0.0.1"
 PATIENCE_S = 20.0
@@ -157,6 +159,22 @@ def say(ready: ReadySocket, *texts: str) -> int:
     with subprocess.Popen([sys.executable, "-c", SAYS, ready.name, *texts]) as process:
         assert process.wait(PATIENCE_S) == 0
     return process.pid
+
+
+def test_one_that_cannot_be_watched_is_ended(listening: list[socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would serve beside us for ever: there is a descriptor for the start, and none for its pidfd."""
+    started: list[int] = []
+
+    def none_left(pid: int) -> int:
+        started.append(pid)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", none_left)
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with pytest.raises(SuccessorError, match="cannot be started: Too many open files"):
+        asyncio.run(successor.start(command, [("a", listening[0].fileno())], {}, PATIENCE_S))
+    with pytest.raises(ChildProcessError):  # ended, and waited for
+        os.waitpid(started[0], os.WNOHANG)
 
 
 def test_only_the_successors_own_word_counts(ready: ReadySocket) -> None:
