@@ -359,6 +359,7 @@ class TestLog:
             assert worker.status.limits.max_clients == 5
 
         run(configured(), scene, node.address)
+        logs.flush()
         assert "cannot write the log, it goes where it went before" in file.read_text()
 
 
