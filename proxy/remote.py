@@ -107,8 +107,10 @@ def get(where: Where, path: str, limit_s: float = LIMIT_S, most: int = _MOST_BYT
             while not _whole(answer):
                 sock.settimeout(max(deadline - time.monotonic(), 0.001))
                 received = sock.recv(65536)
-                if not received or len(answer) > most or time.monotonic() > deadline:
+                if not received or len(answer) > most:
                     break
+                if time.monotonic() > deadline:
+                    raise TimeoutError
                 answer += received
     except TimeoutError:
         raise Unanswered(f"nobody answers at {where} within {limit_s:g} s") from None
