@@ -9,12 +9,22 @@ Where = int | Node | Backend | Literal["any", "primaries", "nodes"]
 class Ask:
     """Commands for the servers, and how one reply is made of theirs; see ask.pyx.
 
-    parts: (where, frame, replies to swallow). finish: the parts' replies -> the reply. read: safe to send again.
+    parts: (where, frame, replies to swallow). finish: the parts' replies -> the reply, or the next Ask. read: safe to
+    send again. errors: finish is called with error replies too.
     """
+
+    parts: list[tuple[Where, bytes, int]]
+    labels: list[str]
 
     def __init__(
         self,
         parts: list[tuple[Where, bytes, int]],
-        finish: Callable[[list[bytes]], bytes] | None = None,
+        finish: Callable[[list[bytes]], bytes | Ask] | None = None,
         read: bool = False,
+        errors: bool = False,
     ) -> None: ...
+
+class Later:
+    """A reply that comes from elsewhere than the servers, within a time that whoever makes it bounds."""
+
+    def answer(self, made: bytes | Ask, /) -> None: ...

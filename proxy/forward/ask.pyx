@@ -2,20 +2,26 @@
 """What proxy.serve asks of the servers for one command of a client: frames, where each goes, and how one reply is made.
 
 For commands that are more than a forward and less than frequent: they cost Python objects. The responder answers with
-one, dispatch carries it out.
+an Ask, or with a Later when the reply does not come from servers; dispatch carries it out. Either may lead to a further
+Ask, for the same place among the client's replies.
 """
 cimport cython
 from libc.stdint cimport uint32_t
 
 from proxy.cluster.slot cimport SLOTS
 from proxy.forward.backend cimport Backend
-from proxy.forward.gather cimport Gather, combine_first, combine_python, gather_begin, gather_new
+from proxy.forward.counters cimport CLOSE_ERROR
+from proxy.forward.gather cimport (
+    Gather, Rounds, combine_first, combine_python, gather_again, gather_begin, gather_new,
+)
 from proxy.forward.node cimport Node
 from proxy.forward.prepare cimport new_request
 from proxy.forward.request cimport (
     REQ_READ, TARGET_ANY, TARGET_LEASE, TARGET_NODE, TARGET_SLOT, Request,
 )
 from proxy.forward.router cimport Router
+
+cdef bytes NOBODY = b"-CLUSTERDOWN The cluster is down\r\n"
 
 
 @cython.final
@@ -25,13 +31,59 @@ cdef class Ask:
     where: a slot's number; a Node; a Backend that the client leases; "any" (a primary), "primaries", "nodes" (a part
     for each). frame: whole commands; swallow: how many of their replies are dropped before the one that counts, the
     first error among them deciding what becomes of a redirected or refused one (MULTI ... EXEC). read: may be sent
-    again after a lost connection. Without finish the first part's reply is the answer; a failed part always is.
+    again after a lost connection. Without finish the first part's reply is the answer.
+
+    finish may also return another Ask: the next round for the same command, within the same deadline. A failed part is
+    the answer, and finish not called; with `errors`, finish is given error lines like other replies. Then redirections
+    of parts for a slot or "any" have been followed; those for a Node or a Backend are replies.
+
+    labels: set when it is sent, of each part: its node as "host:port", "" when it is not for a certain one.
     """
 
-    def __cinit__(self, list parts not None, finish=None, bint read=False):
+    def __cinit__(self, list parts not None, finish=None, bint read=False, bint errors=False):
         self.parts = parts
         self.finish = finish
         self.read = read
+        self.errors = errors
+        self.labels = []
+
+
+@cython.final
+cdef class Later:
+    """A reply that comes from elsewhere than the servers: whoever made it calls answer(), once, and sees to it that he
+    does within a bounded time."""
+
+    def answer(self, made):
+        """bytes, the whole reply; or an Ask. Without effect the second time, or when the client has left."""
+        cdef Gather g = self.gather
+        if g is None:
+            self.made = made if self.made is None else self.made    # before it is in its client's order
+            return
+        self.gather = None
+        if isinstance(made, bytes):
+            g.finish = None
+        else:
+            g.finish = lambda replies: made
+            g.combine = combine_python
+        g.deliver(&g.parts[0], <const char*> (made if isinstance(made, bytes) else b""),
+                  len(made) if isinstance(made, bytes) else 0, True, isinstance(made, bytes) and made[:1] == b"-")
+
+
+cdef class AskRounds(Rounds):
+    """Sends what finish() asks for after the first round."""
+
+    def __cinit__(self, Client client):
+        self.client = client
+
+    cdef bint again(self, Gather g, object made) noexcept:
+        try:
+            if not isinstance(made, Ask):
+                raise TypeError(f"neither a reply nor an Ask: {type(made).__name__}")
+            return send_parts(self.client, <Ask> made, g, NULL)
+        except Exception as error:
+            self.client.path.counts.internal_errors += 1
+            self.client.path.responder.raised("finish", error)
+            return False
 
 
 cdef list expanded(Router router, list parts):
@@ -70,6 +122,11 @@ cdef void aim(Request* r, object where, uint32_t swallow) except *:
 
 cdef void send_ask(Client client, Call* call, Ask ask):
     """Sends the parts; an Ask that makes no sense raises before anything is sent."""
+    send_parts(client, ask, None, call)
+
+
+cdef bint send_parts(Client client, Ask ask, Gather before, Call* call) except? False:
+    """Of a new command (call), or the next round of one; false: there was nothing to send it to, or no memory."""
     cdef list parts = expanded(client.path.exchange.router, ask.parts)
     cdef uint32_t i, n = <uint32_t> len(parts)
     cdef Gather g = gather_new(client.replies, n, 0, combine_first if ask.finish is None else combine_python) if (
@@ -77,8 +134,11 @@ cdef void send_ask(Client client, Call* call, Ask ask):
     cdef Request* parent
     cdef bytes frame
     if g is None:
-        client.say(call.row.metric, b"-CLUSTERDOWN The cluster is down\r\n")
-        return
+        if before is None:
+            client.say(call.row.metric, NOBODY)
+        else:
+            before.made = NOBODY
+        return False
     try:
         for i in range(n):
             where, one, swallow = parts[i]
@@ -88,16 +148,52 @@ cdef void send_ask(Client client, Call* call, Ask ask):
     except Exception:
         g.discard()
         raise
+    ask.labels = [where.label if isinstance(where, Node) else "" for where, _, _ in parts]
     g.finish = ask.finish
+    g.errors = ask.errors
+    g.most = client.settings.hard_output // 4       # they are copied when they are combined, and once more
     g.raised = client.path.responder.raised
+    g.rounds = AskRounds(client) if before is None else before.rounds
     g.kept = [where for where, _, _ in parts if isinstance(where, Backend)]
-    parent = new_request(client, call)
-    if parent == NULL:
-        g.discard()
-        return
+    if before is None:
+        parent = new_request(client, call)
+        if parent == NULL:
+            g.discard()
+            return False
+    else:
+        parent = before.parent
     parent.flags = (parent.flags & ~REQ_READ) | (REQ_READ if ask.read else 0)
-    gather_begin(g, parent)
+    if before is None:
+        gather_begin(g, parent)
+    else:
+        gather_again(g, before)
     client.budget -= <int> n
     for i in range(n):                      # the last part may complete, and end, the gather
         frame = parts[i][1]
         client.path.exchange.submit(&g.parts[i], frame, len(frame))
+    return True
+
+
+cdef void send_later(Client client, Call* call, Later later):
+    """Gives it its place in the client's order."""
+    cdef Gather g
+    cdef Request* parent
+    made = later.made
+    if isinstance(made, bytes):
+        client.say(call.row.metric, made)
+        return
+    if made is not None:
+        send_ask(client, call, made)
+        return
+    g = gather_new(client.replies, 1, 0, combine_first)
+    if g is None:
+        client.close(CLOSE_ERROR)
+        return
+    g.raised = client.path.responder.raised
+    g.rounds = AskRounds(client)
+    parent = new_request(client, call)
+    if parent == NULL:
+        g.discard()
+        return
+    gather_begin(g, parent)
+    later.gather = g

@@ -15,7 +15,7 @@ from proxy.commands.lookup cimport (
     CLASS_ANY, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_REFUSED, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET,
     CLASS_SPLIT_SUM, CLASS_UNSERVED, CMD_BLOCKING, CMD_KNOWN, CMD_NO_AUTH,
 )
-from proxy.forward.ask cimport Ask, send_ask
+from proxy.forward.ask cimport Ask, Later, send_ask, send_later
 from proxy.forward.call cimport (
     CALL_DONE, CALL_LATER, CALL_NOT_NOW, SLOT_CROSS, SLOT_NO_MEMORY, SLOT_NONE, Call, find_slot,
 )
@@ -203,6 +203,8 @@ cdef int local(Client client, Call* call) noexcept:
             return CALL_NOT_NOW
         elif isinstance(answer, Ask):
             send_ask(client, call, <Ask> answer)
+        elif isinstance(answer, Later):
+            send_later(client, call, <Later> answer)
         else:
             client.say(metric, answer)
     except Exception as error:

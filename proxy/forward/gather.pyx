@@ -5,7 +5,8 @@ A command with parts has a place in its client's order (the parent) and a Gather
 replies until the last has come, has them combined into one, and delivers that for the parent. With one part it is a
 transform of that part's reply. Made by dispatch, for split commands and for what proxy.serve asks of several nodes.
 
-A failed part fails the whole answer with that part's own error: never a silent nil or 0 (FIELD: Predixy).
+A failed part fails the whole answer with that part's own error: never a silent nil or 0 (FIELD: Predixy). What
+proxy.serve makes of the replies may also be a further round of parts for the same parent (Rounds).
 
 Lifetime: the parts lie in one block; they and the gather live until the last part is answered, whether anybody waits
 for the reply or not. What is held for a client that has left is freed at once, what comes later is dropped.
@@ -13,7 +14,7 @@ for the reply or not. What is held for a client that has left is freed at once, 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport SIZE_MAX, int64_t, uint32_t
 from libc.string cimport memcpy
 
 from proxy.forward.account cimport charge
@@ -28,14 +29,23 @@ from proxy.resp.scanner cimport SCAN_DONE, ReplyScan, reply_scan_reset, scan_rep
 
 cdef const char* BAD_PART = b"-ERR a node answered part of this command in an unexpected form\r\n"
 cdef const char* NO_MEMORY = b"-OOM the proxy is out of memory\r\n"
+cdef const char* TOO_MUCH = b"-ERR the nodes' replies to this command are together too long\r\n"
 cdef const char* RAISED = b"-ERR internal error\r\n"
 cdef enum:
     BAD_PART_LEN = 65
     NO_MEMORY_LEN = 33
     RAISED_LEN = 21
+    TOO_MUCH_LEN = 63
     SCRATCH_KEEP = 65536
 
 cdef Buffer scratch             # replies whose turn has not come are made here, one at a time
+
+
+cdef class Rounds:
+    """Who sends a further round; proxy.forward.ask has the one there is."""
+
+    cdef bint again(self, Gather g, object made) noexcept:
+        return False
 
 
 @cython.final
@@ -44,7 +54,9 @@ cdef class Gather(Sink):
     """See the module. States: begun (parent set) -> complete, or forsaken (parent NULL) -> let go."""
 
     cdef void deliver(self, Request* r, const char* p, size_t n, bint final, bint error) noexcept:
-        if self.parent != NULL and n:
+        if self.parent != NULL and n and self.held + n > self.most:
+            self.too_much()
+        elif self.parent != NULL and n:
             r.size += n
             if request_hold(r, p, n):
                 self.held += n
@@ -55,6 +67,15 @@ cdef class Gather(Sink):
             if error:
                 r.flags |= REQ_ERROR
             self.part_answered(r)
+
+    cdef void too_much(self) noexcept:
+        """More than is held for one command: nothing of it counts any more."""
+        cdef uint32_t i
+        self.most = 0
+        self.replies.weigh(-<ssize_t> self.held)
+        self.held = 0
+        for i in range(self.nparts):
+            request_unhold(&self.parts[i])
 
     cdef void part_answered(self, Request* part) noexcept:
         request_move(part, STATE_ANSWERED)
@@ -92,8 +113,9 @@ cdef class Gather(Sink):
         cdef Buffer* out
         cdef size_t before
         cdef bint error = False
-        if self.finish is not None and self.parent != NULL:
-            self.call_finish()                      # before anything else: it may do what it likes to the client
+        if self.finish is not None and self.parent != NULL and self.call_finish():
+            self.let_go()                           # its parent has another one
+            return
         parent = self.parent
         if parent != NULL:
             self.replies.weigh(-<ssize_t> self.held)
@@ -119,23 +141,35 @@ cdef class Gather(Sink):
                     buffer_release(&scratch)
         self.let_go()
 
-    cdef void call_finish(self) noexcept:
-        """Leaves what it makes of the replies in `made`: None when it raises, or when a part has failed."""
+    cdef bint call_finish(self) noexcept:
+        """Leaves what it makes of the replies in `made`: None when it raises, or when a part has failed.
+
+        It may do what it likes to the client. Whether it asked for another round, and that is on its way.
+        """
         cdef uint32_t i
-        for i in range(self.nparts):
-            if self.no_memory or self.parts[i].flags & REQ_ERROR:
-                return
+        if self.no_memory or self.most == 0:
+            return False
+        if not self.errors:
+            for i in range(self.nparts):
+                if self.parts[i].flags & REQ_ERROR:
+                    return False
         try:
             made = self.finish([
                 PyBytes_FromStringAndSize(self.parts[i].hold, <Py_ssize_t> self.parts[i].hold_len)
                 for i in range(self.nparts)
             ])
-            if not isinstance(made, bytes):
+            if self.parent == NULL:
+                return False
+            if isinstance(made, bytes):
+                self.made = made
+            elif self.rounds is None:
                 raise TypeError(f"a reply is bytes, not {type(made).__name__}")
-            self.made = made
+            else:
+                return self.rounds.again(self, made)
         except Exception as error:
             self.replies.counts.internal_errors += 1
             self.raised("finish", error)
+        return False
 
     cdef bint make(self, Buffer* out, bint* error) noexcept:
         """Combines the parts' replies, or takes the first that failed; `out` is as before when there is no memory."""
@@ -145,7 +179,10 @@ cdef class Gather(Sink):
         if self.no_memory:
             error[0] = True
             return False
-        for i in range(self.nparts):
+        if self.most == 0:
+            error[0] = True
+            return buffer_append(out, TOO_MUCH, TOO_MUCH_LEN)
+        for i in range(0 if self.errors else self.nparts):
             part = &self.parts[i]
             if part.flags & REQ_ERROR:
                 error[0] = True
@@ -170,7 +207,7 @@ cdef class Gather(Sink):
             request_free(&self.parts[i])
         request_block_free(self.parts, self.nparts)
         self.parts = NULL
-        self.finish = self.raised = self.made = self.kept = None
+        self.finish = self.raised = self.made = self.kept = self.rounds = None
 
 
 cdef Gather gather_new(ReplyQueue replies, uint32_t nparts, uint32_t nkeys, Combine combine):
@@ -188,6 +225,7 @@ cdef Gather gather_new(ReplyQueue replies, uint32_t nparts, uint32_t nkeys, Comb
     g.combine = combine
     g.held = 0
     g.no_memory = False
+    g.most = SIZE_MAX
     for i in range(nparts):
         g.parts[i].sink = <void*> g
         g.parts[i].account = &replies.account
@@ -196,6 +234,19 @@ cdef Gather gather_new(ReplyQueue replies, uint32_t nparts, uint32_t nkeys, Comb
 
 cdef void gather_begin(Gather g, Request* parent) noexcept:
     """From now on it lives until every part is answered; the parts are the parent's in all but their target."""
+    request_move(parent, STATE_GATHERING)
+    adopt(g, parent)
+
+
+cdef void gather_again(Gather g, Gather before) noexcept:
+    cdef Request* parent = before.parent
+    before.parent = NULL
+    before.replies.weigh(-<ssize_t> before.held)
+    charge(&before.replies.account, -<ssize_t> before.size)
+    adopt(g, parent)
+
+
+cdef void adopt(Gather g, Request* parent) noexcept:
     cdef Request* part
     cdef uint32_t i
     for i in range(g.nparts):
@@ -211,7 +262,6 @@ cdef void gather_begin(Gather g, Request* parent) noexcept:
     g.parent = parent
     parent.gather = <void*> g
     charge(&g.replies.account, g.size)
-    request_move(parent, STATE_GATHERING)
     Py_INCREF(g)
 
 

@@ -2,7 +2,7 @@
 
 Why: a library configured for a cluster (redis-py RedisCluster, Lettuce, ioredis, redis-cli -c) then works through the
 proxy as it is, sending everything to the one node it is shown and never meeting a redirection.
-Who calls it: proxy.serve.local.
+Called through serve.table.
 
 Invariants:
 - The virtual node is at the address the client connected to: only that one is known to be reachable by this client.
@@ -17,7 +17,7 @@ import ipaddress
 from proxy.cluster.slot import slot_of
 from proxy.cluster.topology import SLOTS
 from proxy.resp import encode
-from proxy.serve.context import ClientLike, ServeContext
+from proxy.serve.context import ClientLike, Commands, ServeContext
 
 HELP = (
     "CLUSTER <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
@@ -181,3 +181,14 @@ def keyslot(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
 def help_(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     """CLUSTER HELP: what is served here."""
     return encode.array([encode.simple(line) for line in HELP])
+
+
+COMMANDS: Commands = {
+    b"cluster|help": (2, help_),
+    b"cluster|info": (2, info),
+    b"cluster|keyslot": (3, keyslot),
+    b"cluster|myid": (2, myid),
+    b"cluster|nodes": (2, nodes),
+    b"cluster|shards": (2, shards),
+    b"cluster|slots": (2, slots),
+}

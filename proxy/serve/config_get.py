@@ -1,7 +1,7 @@
 """CONFIG GET: a server's answer without its secrets, which are the cluster's and not its clients'.
 
-Why: with the cluster's password a client could go to the servers directly, past what the proxy allows. Called by
-proxy.serve.responder, for the one subcommand of CONFIG that is served.
+Why: with the cluster's password a client could go to the servers directly, past what the proxy allows. Called through
+serve.table.
 
 Invariants: a secret's value is the empty string, as if it were not set; every other byte is as the server sent it. Of
 a malformed array or map the client sees nothing (the call raises). A server's error is passed on unchanged.
@@ -12,11 +12,11 @@ from __future__ import annotations
 from typing import Final
 
 from proxy.forward.ask import Ask
-from proxy.resp import encode, errors
+from proxy.resp import encode
 from proxy.resp.decode import decode
 from proxy.resp.readers import ReplyReader
+from proxy.serve.context import ClientLike, Commands, ServeContext
 
-NAME: Final = b"config|get"
 SECRETS: Final = frozenset(
     {
         b"masterauth",
@@ -31,10 +31,8 @@ SECRETS: Final = frozenset(
 _EMPTY: Final = encode.bulk(b"")
 
 
-def answer(args: list[bytes]) -> Ask | bytes:
+def answer(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Ask:
     """CONFIG GET parameter [parameter ...], asked of any primary."""
-    if len(args) < 3:
-        return errors.wrong_arity(NAME)
     return Ask([("any", encode.encode_command(*args), 0)], finish=_finish, read=True)
 
 
@@ -66,3 +64,6 @@ def _is_secret(frame: bytes) -> bool:
     """
     name = decode(frame)
     return isinstance(name, bytes) and name.partition(b"\0")[0].lower() in SECRETS
+
+
+COMMANDS: Commands = {b"config|get": (-3, answer)}

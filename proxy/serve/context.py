@@ -15,7 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+from proxy.commands.rows import Row
+from proxy.forward.ask import Ask, Later
+
 Proto = Literal[2, 3]
+# Ready bytes; or what to ask the servers; or that the answer comes from elsewhere; or None: not before all that the
+# client has under way is answered, ask again.
+Answer = bytes | Ask | Later | None
 
 
 class ClientLike(Protocol):
@@ -82,6 +88,12 @@ class NodeState(NamedTuple):
     pending: int  # commands sent and not answered
 
 
+# Called with the command's words, its name included. It raises for no input of a client.
+Handler = Callable[["ServeContext", ClientLike, list[bytes]], Answer]
+# name or "name|subcommand" -> (arity as COMMAND gives it, handler)
+Commands = Mapping[bytes, tuple[int, Handler]]
+
+
 def _no_figures() -> Mapping[str, int | float]:
     return {}
 
@@ -103,6 +115,7 @@ class ServeContext:
     databases: numbered databases a client may SELECT; 1 = database 0 alone.
     unix_endpoint: (host, port) of a TCP listener to name to a cluster-aware client that came by a Unix socket; None =
         there is none.
+    rows: the command table, by name ("get", "config|get").
     stats: figures of the whole proxy under the names INFO gives them (connected_clients, maxclients,
         total_connections_received, total_commands_processed, instantaneous_ops_per_sec, total_net_input_bytes,
         total_net_output_bytes, rejected_connections; proxy_client_memory and proxy_client_memory_max, in bytes); what
@@ -124,3 +137,4 @@ class ServeContext:
     unix_endpoint: tuple[str, int] | None = None
     stats: Callable[[], Mapping[str, int | float]] = _no_figures
     nodes: Callable[[], Sequence[NodeState]] = _no_nodes
+    rows: Mapping[bytes, Row] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 Why: clients start by reading it. Spring's health check wants redis_version, ioredis waits for a server that is not
 loading (redis/ioredis#780), cluster-aware libraries look at cluster_enabled.
-Who calls it: proxy.serve.local.
+Called through serve.table.
 
 Invariants: the figures are those of the whole proxy, but for resident memory, CPU and the nodes' connections, which are
 those of the worker that answers; a figure the proxy does not know is left out, never made up; sections come in one
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 
 from proxy.resp import encode
 from proxy.serve.cluster_view import endpoint_of
-from proxy.serve.context import ClientLike, ServeContext
+from proxy.serve.context import ClientLike, Commands, ServeContext
 
 Lines = Iterable[str]
 Section = Callable[[ServeContext, ClientLike], Lines]
@@ -181,3 +181,5 @@ _SECTIONS: dict[str, Section] = {
     "Proxy": _proxy,
     "Nodes": _nodes,
 }
+
+COMMANDS: Commands = {b"info": (-1, info)}

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from proxy.forward.ask import Ask
 from proxy.forward.counters import CLOSE_REASON_NAMES
 from proxy.resp import errors
 from proxy.resp.readers import fault_text
-from proxy.serve import config_get, local
-from proxy.serve.context import ClientLike, ServeContext
+from proxy.serve import table
+from proxy.serve.context import Answer, ClientLike, ServeContext
 
 # They may move a client to other connections to the nodes (RESP2, RESP3), where what follows could overtake what is
 # under way.
@@ -48,17 +47,12 @@ class Responder:
         self._on_notice = on_notice
         self._on_raised = on_raised
 
-    def answer(self, client: ClientLike, args: list[bytes]) -> bytes | Ask | None:
-        """The reply to a command of CLASS_LOCAL, or what to ask the servers for it.
-
-        None = not before all that is under way is answered: ask again.
-        """
+    def answer(self, client: ClientLike, args: list[bytes]) -> Answer:
+        """The reply to a command of CLASS_LOCAL, or whence it is to come."""
         name = args[0].lower()
         if client.pending and name in _BARRIERS:
             return None
-        if name == b"config" and b"".join(args[1:2]).lower() == b"get":
-            return config_get.answer(args)
-        return local.answer(self.ctx, client, args)
+        return table.answer(self.ctx, client, args)
 
     def raised(self, what: str, error: BaseException) -> None:
         """A method of this object has raised; the client was told `internal error`."""

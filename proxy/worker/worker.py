@@ -230,6 +230,10 @@ class Worker:
         self.context.server_version = commands.redis_version or self.context.server_version
         self.context.server_name = commands.server_name or "redis"
         self.context.valkey_version = commands.valkey_version
+        rows = {row.name.encode(): row for row in commands.rows}
+        for row in commands.rows:
+            rows |= {sub.name.encode(): sub for sub in row.subcommands}
+        self.context.rows = rows
 
     def _table(self) -> CommandTable:
         commands = self._commands

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from proxy.embedded import wait_for
-from proxy.serve import local
+from proxy.serve import table
 from tests.support.cluster import servers
 from tests.support.raw import RawClient
 from tests.support.resp import ServerWith
@@ -189,9 +189,9 @@ def test_case(case: Case, real: Server) -> None:
     with (real.locked if case.locked else real.open).raw() as direct:
         for words in case.before:
             direct.command(*words)
-            local.answer(ctx, client, in_bytes(words))
+            table.answer(ctx, client, in_bytes(words))
         expected = normal(direct.command(*case.words))
-        assert normal(local.answer(ctx, client, in_bytes(case.words))) == expected
+        assert normal(table.answer(ctx, client, in_bytes(case.words))) == expected
         if client.closing:
             assert direct.rest() == b""
 
@@ -204,7 +204,7 @@ def test_client_info_has_the_fields_of_redis_7_2(real: Server) -> None:
     def fields(frame: bytes) -> list[bytes]:
         return [pair.partition(b"=")[0] for pair in frame.split(b"\r\n")[1].strip().split(b" ")]
 
-    ours = fields(local.answer(context(), FakeClient(), [b"CLIENT", b"INFO"]))
+    ours = fields(table.answer(context(), FakeClient(), [b"CLIENT", b"INFO"]))
     with real.open.raw() as direct:
         theirs = fields(direct.command("CLIENT", "INFO"))
     newer = {b"capa", b"watch", b"tot-net-in", b"tot-net-out", b"tot-cmds"}
@@ -247,7 +247,7 @@ def test_cluster_view(words: tuple[str, ...], proto: int, node: RawClient) -> No
     host, port = node.sock.getpeername()
     client = FakeClient(proto=proto, local_address=f"{host}:{port}")
     ctx = context(**topology((0, 16383), epoch=0))
-    ours = local.answer(ctx, client, [b"CLUSTER", *(word.encode() for word in words)])
+    ours = table.answer(ctx, client, [b"CLUSTER", *(word.encode() for word in words)])
     if words == ("INFO",):
         # Fields only Valkey has are left out, the others are in the same order with the same values.
         kept = ours.split(b"\r\n")[1:]

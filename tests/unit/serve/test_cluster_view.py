@@ -14,7 +14,7 @@ import pytest
 import redis
 from redis.cluster import RedisCluster
 
-from proxy.serve import cluster_view, local
+from proxy.serve import cluster_view, table
 from proxy.serve.context import ServeContext
 from tests.support.cluster import Standalone
 from tests.unit.serve.fakes import RUN_ID, FakeClient, context, topology
@@ -41,7 +41,7 @@ def test_endpoint_of(local_address: str, unix_endpoint: tuple[str, int] | None, 
 
 
 def ask(ctx: ServeContext, client: FakeClient, *words: str) -> bytes:
-    return local.answer(ctx, client, [b"CLUSTER", *(word.encode() for word in words)])
+    return table.answer(ctx, client, [b"CLUSTER", *(word.encode() for word in words)])
 
 
 def test_the_id_is_the_same_for_every_client_and_another_after_a_restart() -> None:
@@ -102,9 +102,9 @@ class _Connection(socketserver.StreamRequestHandler):
                     size = int(self.rfile.readline()[1:])
                     words.append(self.rfile.read(size + 2)[:-2])
                 name = words[0].lower()
-                if name in local._COMMANDS or name in local._CONTAINERS:
+                if name in table.COMMANDS or name in table.CONTAINERS:
                     self.server.served.append(b" ".join(words[:2]).lower())
-                    answer = local.answer(self.server.ctx, client, words)
+                    answer = table.answer(self.server.ctx, client, words)
                     if name == b"hello" and client.proto == 3:
                         backend.command("HELLO", 3)
                 else:

@@ -8,7 +8,7 @@ import platform
 import pytest
 
 from proxy.resp import encode
-from proxy.serve import info, local
+from proxy.serve import info, table
 from proxy.serve.context import NodeState, ServeContext
 from tests.unit.serve.fakes import RUN_ID, FakeClient, context, topology
 
@@ -56,7 +56,7 @@ def test_sections_are_parted_by_an_empty_line() -> None:
 def test_reply_in_both_protocols() -> None:
     text = "# Cluster\r\ncluster_enabled:0\r\n"
     for proto in (2, 3):
-        answer = local.answer(context(), FakeClient(proto=proto), [b"INFO", b"cluster"])
+        answer = table.answer(context(), FakeClient(proto=proto), [b"INFO", b"cluster"])
         assert answer == encode.verbatim(text.encode(), "txt", proto)
 
 

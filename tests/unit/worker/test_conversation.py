@@ -165,7 +165,7 @@ def test_configure_and_reopen(node: FakeNode, tmp_path: Path) -> None:
             file.rename(tmp_path / "log.1")
             parent.channel.send(Reopen())
             await parent.status(1)
-            assert file.exists()
+            await until(file.exists)  # by the thread that writes
 
     run(start(configured(), node.address), scene, tmp_path)
     (line,) = [line for line in (tmp_path / "log.1").read_text().splitlines() if "ValueError" in line]

@@ -1,0 +1,54 @@
+"""Which function answers which command of CLASS_LOCAL: the tables of all modules of serve as one.
+
+Called by serve.responder, once for each such command, in the client's order of commands. A command that is not here
+is answered by all_shards where its tips say so, else refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from proxy.resp import errors
+from proxy.serve import client, cluster_view, config_get, info, local
+from proxy.serve.context import Answer, ClientLike, Commands, ServeContext
+
+COMMANDS: Final[Commands] = {
+    **local.COMMANDS,
+    **client.COMMANDS,
+    **cluster_view.COMMANDS,
+    **info.COMMANDS,
+    **config_get.COMMANDS,
+}
+
+# container -> its subcommands that are not served -> the refusal
+CONTAINERS: Final[dict[bytes, dict[bytes, Callable[[bytes], bytes]]]] = {
+    b"client": dict.fromkeys(client.UNSERVED, errors.not_served),
+    b"cluster": {
+        **dict.fromkeys(cluster_view.CHANGING, errors.not_allowed),
+        **dict.fromkeys(cluster_view.UNSERVED, errors.not_served),
+    },
+    b"config": {},
+}
+
+
+def answer(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
+    """The reply to one command, or whence it is to come. args: its name and arguments, at least the name."""
+    name = args[0].lower()
+    served = COMMANDS.get(name)
+    if served is None and (known := CONTAINERS.get(name)) is not None:
+        if len(args) < 2:
+            return errors.wrong_arity(name)
+        sub = args[1].lower()
+        full = name + b"|" + sub
+        served = COMMANDS.get(full)
+        if served is None:
+            refusal = known.get(sub)
+            return refusal(full) if refusal is not None else errors.unknown_subcommand(args[0], args[1])
+        name = full
+    if served is None:
+        return errors.not_served(name)
+    arity, handler = served
+    if len(args) != arity and (arity > 0 or len(args) < -arity):
+        return errors.wrong_arity(name)
+    return handler(ctx, client, args)
