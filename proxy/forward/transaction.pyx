@@ -17,7 +17,7 @@ from libc.string cimport memcmp
 
 from proxy.commands.lookup cimport (
     CLASS_ANY, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_REFUSED, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET,
-    CLASS_SPLIT_SUM, CLASS_TRANSACTION, CMD_KNOWN, CMD_NO_MULTI, CMD_READONLY,
+    CLASS_SPLIT_SUM, CLASS_TRANSACTION, CMD_BLOCKING, CMD_KNOWN, CMD_NO_MULTI, CMD_READONLY,
 )
 from proxy.forward.answer cimport ask_serve, refuse
 from proxy.forward.buffer cimport buffer_append, buffer_len
@@ -101,7 +101,7 @@ cdef int inside(Client client, Call* call, bint fits) noexcept:
         if not named(call, b"exec", 4):
             return spoil(client, call, "arity")
         client.leave()
-        return refuse(client, call, "exec_arity")
+        return refuse(client, call, "arity")
     if flags & CMD_NO_MULTI:
         return spoil(client, call, "inside")
     if klass == CLASS_TRANSACTION:
@@ -121,6 +121,8 @@ cdef int inside(Client client, Call* call, bint fits) noexcept:
         return spoil(client, call, "subcommand")
     if named(call, b"quit", 4) or named(call, b"reset", 5):
         return ask_serve(client, call, client.path.responder.answer, ())
+    if call.row.flags & CMD_BLOCKING:                   # which do not block in a transaction
+        return queue_forward(client, call, queued)
     if klass in (CLASS_FORWARD, CLASS_ANY, CLASS_PING, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET, CLASS_SPLIT_SUM) or named(
         call, b"echo", 4) or named(call, b"time", 4):
         return queue_forward(client, call, queued)

@@ -32,7 +32,6 @@ _CLOSED_FOR = {
 _TRANSACTION = {
     "nested": errors.MULTI_NESTED,
     "watch_inside": errors.WATCH_IN_MULTI,
-    "exec_arity": errors.EXEC_ARITY,
 }
 
 
@@ -97,7 +96,7 @@ class Responder:
         """The error for a command that is not carried out.
 
         why: noauth, arity, refused or unserved; of transactions: no_multi (EXEC or DISCARD without one), nested,
-        watch_inside, inside (not allowed there), exec_arity. row: its name in the command table (`object|encoding`), empty when it
+        watch_inside, inside (not allowed there). row: its name in the command table (`object|encoding`), empty when it
         is unknown. name, sub: as the client spelt them.
         """
         if why == "noauth":
@@ -112,7 +111,7 @@ class Responder:
         if sub is not None and b"|" not in known:
             known += b"|" + sub
         if why == "arity":
-            return errors.wrong_arity(row or name)
+            return errors.EXEC_ARITY if row == b"exec" else errors.wrong_arity(row or name)
         return errors.not_allowed(known) if why == "refused" else errors.not_served(known)
 
     def fault(self, code: int, got: int, address: str) -> bytes:
