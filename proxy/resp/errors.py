@@ -156,6 +156,7 @@ def not_served(name: bytes | str) -> bytes:
 
 
 BAD_PART = line("ERR a node answered part of this command in an unexpected form")
+TOO_LONG = line("ERR the nodes' replies to this command are together too long")
 TIMED_OUT = line("ERR timed out waiting for the node's reply")
 TIMED_OUT_WRITE = line("ERR timed out waiting for the node's reply; the command may have been executed")
 MAYBE_EXECUTED = line("ERR connection to the node was lost after the command was sent; it may have been executed")

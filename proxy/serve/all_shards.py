@@ -27,9 +27,12 @@ from proxy.serve import reports
 from proxy.serve.combine import (
     BY_TIP,
     Combine,
+    TooLong,
     Unexpected,
+    aggregate,
     all_succeeded,
     concatenated,
+    elements,
     failure,
     is_error,
     logical_and,
@@ -54,6 +57,7 @@ _BY_REQUEST: Final[Mapping[str, Literal["primaries", "nodes"]]] = {
     "multi_shard": "primaries",
     "special": "primaries",
 }
+_SLICE: Final = 1000  # words of one round of InSlices
 _SLOWEST: Final = 10  # entries of SLOWLOG GET without a count
 
 Make = Callable[[list[bytes], "Finish"], bytes | Ask]
@@ -78,6 +82,8 @@ class Finish:
             return self._make(replies, self)
         except (Unexpected, ProtocolFault):
             return errors.BAD_PART
+        except TooLong:
+            return errors.TOO_LONG
 
 
 def _round(parts: list[tuple[Where, bytes, int]], make: Make, read: bool) -> Ask:
@@ -104,6 +110,36 @@ class Plan:
 
     def __call__(self, ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Ask:
         return asked([self.where], args, self.combine, again=self.again)
+
+
+@dataclass(frozen=True, slots=True)
+class InSlices:
+    """A plan for a command with an answer, of so many elements, for each word from the third on.
+
+    Several rounds of a limited number of words each: a million of them at once would hold up everybody. A client has
+    one such command under way, since its words are held until the last round.
+    """
+
+    arity: int
+    where: Literal["primaries", "nodes"]
+    combine: Combine
+
+    def __call__(self, ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Ask | None:
+        if len(args) > _SLICE + 2 and client.pending:
+            return None
+        return self._slice(args, 2, [])
+
+    def _slice(self, args: list[bytes], begin: int, before: list[bytes]) -> Ask:
+        frame = encode.encode_command(*args[:2], *args[begin : begin + _SLICE])
+
+        def combined(replies: list[bytes], finish: Finish) -> bytes | Ask:
+            made = self.combine(replies, finish.labels)
+            if is_error(made) or len(args) <= _SLICE + 2:
+                return made
+            before.extend(elements(made))
+            return self._slice(args, begin + _SLICE, before) if begin + _SLICE < len(args) else aggregate(made, before)
+
+        return _round([(self.where, frame, 0)], combined, True)
 
 
 # -- special cases -----------------------------------------------------------------------------------------------------
@@ -179,7 +215,7 @@ def kill(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
     return _round([(one, frame, 0) for one in spare], lambda replies, finish: one_succeeded(replies, labels), True)
 
 
-_ON_ALL: Final = {
+_ON_ALL: Final[dict[bytes, Plan | InSlices]] = {
     # name: arity, who, how, whether it may be sent again
     b"dbsize": Plan(1, "primaries", total, True),
     b"keys": Plan(2, "primaries", concatenated, True),
@@ -206,10 +242,10 @@ _ON_ALL: Final = {
     # A client of the cluster may have subscribed at any node.
     b"pubsub|channels": Plan(-2, "nodes", union, True),
     b"pubsub|numpat": Plan(2, "nodes", total, True),
-    b"pubsub|numsub": Plan(-2, "nodes", reports.subscribers, True),
+    b"pubsub|numsub": InSlices(-2, "nodes", reports.subscribers),
     b"pubsub|shardchannels": Plan(-2, "nodes", union, True),
-    b"pubsub|shardnumsub": Plan(-2, "nodes", reports.subscribers, True),
-    b"script|exists": Plan(-3, "primaries", logical_and, True),
+    b"pubsub|shardnumsub": InSlices(-2, "nodes", reports.subscribers),
+    b"script|exists": InSlices(-3, "primaries", logical_and),
     b"script|show": Plan(3, "primaries", one_succeeded, True),
     b"function|delete": Plan(3, "primaries", all_succeeded),
     b"function|flush": Plan(-2, "primaries", all_succeeded, True),

@@ -6,7 +6,8 @@ report (SLOWLOG GET, MEMORY STATS ...) is in serve.reports.
 A Combine takes the replies and, in the same order, the nodes they came from ("host:port", "" when it was not a certain
 one), errors among them included, and returns the one reply in the form of the first. Invariants: what one node fails to
 say is an error that names the node, never a smaller answer; an error that all nodes give alike is passed on letter for
-letter. Unexpected is raised for a reply of a form that its command does not have, and for nothing else.
+letter. Unexpected is raised for a reply of a form that its command does not have, TooLong for one that cannot be taken
+apart; nothing else is.
 
 Source: https://redis.io/docs/latest/develop/reference/command-tips/
 """
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from proxy.resp import encode, errors
-from proxy.resp.readers import ReplyReader
+from proxy.resp.readers import split_frames
 
 Combine = Callable[[list[bytes], list[str]], bytes]
 Whole = Callable[[list[bytes]], bytes]  # the same without errors among the replies
@@ -27,8 +28,16 @@ _NULLS: Final = (b"_\r\n", b"$-1\r\n", b"*-1\r\n")
 _TRUE: Final = {b":1\r\n": True, b":0\r\n": False, b"#t\r\n": True, b"#f\r\n": False}
 
 
+# Bytes of replies that are taken apart, element by element: more would hold up everybody (some 0.3 us an element).
+READ_MOST: Final = 8 << 20
+
+
 class Unexpected(Exception):
     """A node's reply is not of the form that its command has."""
+
+
+class TooLong(Exception):
+    """The replies have more elements than can be looked at while others wait."""
 
 
 # -- frames ------------------------------------------------------------------------------------------------------------
@@ -50,7 +59,9 @@ def size(reply: bytes) -> tuple[int, int]:
 def elements(reply: bytes) -> list[bytes]:
     """The frames in an array, set or map (keys and values in turn)."""
     _, start = size(reply)
-    return [frame for frame, _, _ in ReplyReader().feed(memoryview(reply)[start:])]
+    if len(reply) > READ_MOST:
+        raise TooLong
+    return split_frames(memoryview(reply)[start:])
 
 
 def pairs(reply: bytes) -> list[tuple[bytes, bytes]]:
@@ -101,10 +112,12 @@ def named(error: bytes, label: str) -> bytes:
     return errors.line(text(error) + b" (node " + label.encode() + b")") if label else error
 
 
-def whole(combine: Whole) -> Combine:
-    """Of all the replies, or the error of a node that failed."""
+def whole(combine: Whole, *, read: bool = True) -> Combine:
+    """Of all the replies, or the error of a node that failed. read: they are taken apart."""
 
     def combined(replies: list[bytes], labels: list[str]) -> bytes:
+        if read and sum(map(len, replies)) > READ_MOST:
+            raise TooLong
         return failure(replies, labels) or combine(replies)
 
     return combined
@@ -194,6 +207,8 @@ def _packed(replies: list[bytes]) -> bytes:
     kinds = {reply[:1] for reply in told}
     if kinds == {b"*"}:
         return _concatenated(told)
+    if kinds <= {b"~", b"%"} and sum(map(len, told)) > READ_MOST:
+        raise TooLong
     if kinds == {b"~"}:
         return _union(told)
     if kinds == {b"%"}:
@@ -202,15 +217,15 @@ def _packed(replies: list[bytes]) -> bytes:
     return encode.array(replies)
 
 
-all_succeeded: Final = whole(_first)
+all_succeeded: Final = whole(_first, read=False)
 total: Final = whole(_numbers(_total))
 least: Final = whole(_numbers(min))
 most: Final = whole(_numbers(max))
 logical_and: Final = whole(_truths(all))
 logical_or: Final = whole(_truths(any))
-concatenated: Final = whole(_concatenated)
+concatenated: Final = whole(_concatenated, read=False)
 union: Final = whole(_union)
-packed: Final = whole(_packed)
+packed: Final = whole(_packed, read=False)
 
 BY_TIP: Final[dict[str, Combine]] = {
     "one_succeeded": one_succeeded,

@@ -249,6 +249,65 @@ def test_replies_that_are_too_long_together_are_an_error() -> None:
         assert client.get() == array([bulk("a"), bulk("c")])
 
 
+def test_replies_that_are_too_long_to_be_taken_apart(stage: Stage) -> None:
+    client = stage.client()
+    send(stage, client, "PUBSUB", "CHANNELS")
+    for node in (A, B, C, D):
+        stage.pour(stage.node(node), array([bulk(b"k" * 1000)] * 3000))
+    assert client.get() == b"-ERR the nodes' replies to this command are together too long\r\n"
+
+
+# -- many words
+
+
+@pytest.mark.parametrize("count", [1, 1000, 1001, 2500])
+def test_many_words_are_asked_for_in_rounds(stage: Stage, count: int) -> None:
+    names = [b"c%d" % n for n in range(count)]
+    client = stage.client()
+    stage.pour(client, encode_command("Pubsub", "NumSub", *names))
+    for begin in range(0, count, 1000):
+        some = names[begin : begin + 1000]
+        told = asked(stage)
+        assert told == {node: [encode_command("Pubsub", "NumSub", *some)] for node in (A, B, C, D)}
+        assert client.get() == b""
+        for node in told:
+            flat = [frame for name in some for frame in (bulk(name), integer(int(name[1:])))]
+            stage.pour(stage.node(node), array(flat))
+    expected = array([frame for name in names for frame in (bulk(name), integer(4 * int(name[1:])))])
+    assert stage.drink(client) == expected
+
+
+def test_many_scripts_are_asked_for_in_rounds(stage: Stage) -> None:
+    client = stage.client()
+    stage.pour(client, encode_command("SCRIPT", "EXISTS", *[b"x"] * 1500))
+    for size in (1000, 500):
+        assert set(asked(stage)) == {A, B, C}
+        for node in (A, B, C):
+            stage.pour(stage.node(node), array([integer(1), integer(node is not C)] * (size // 2)))
+    assert stage.drink(client) == array([integer(1), integer(0)] * 750)
+    stage.pour(client, encode_command("SCRIPT", "EXISTS", *[b"x"] * 1500))
+    replies(stage, {A: array([integer(1)] * 1000), B: b"-ERR x\r\n", C: array([integer(1)] * 1000)})
+    assert client.get() == b"-ERR x (node 10.0.0.1:7002)\r\n"
+
+
+def test_one_command_in_rounds_at_a_time(stage: Stage) -> None:
+    client = stage.client()
+    frame = encode_command("SCRIPT", "EXISTS", *[b"x"] * 1001)
+    stage.pour(client, encode_command("DBSIZE") + frame + frame)
+    for size in (0, 1000, 1, 1000, 1):
+        assert {node: len(frames) for node, frames in asked(stage).items()} == {A: 1, B: 1, C: 1}
+        for node in (A, B, C):
+            stage.pour(stage.node(node), array([integer(1)] * size) if size else integer(1))
+    assert stage.drink(client) == integer(3) + array([integer(1)] * 1001) * 2
+
+
+def test_subscribers_of_no_channel(stage: Stage) -> None:
+    client = stage.client()
+    send(stage, client, "PUBSUB", "NUMSUB")
+    replies(stage, dict.fromkeys((A, B, C, D), array([])))
+    assert client.get() == array([])
+
+
 # -- slots, scripts
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from proxy.resp.encode import array, bulk, integer, map_, null, null_array, set_, simple, verbatim
 from proxy.serve import combine
-from proxy.serve.combine import BY_TIP, Combine, Unexpected
+from proxy.serve.combine import BY_TIP, Combine, TooLong, Unexpected
 
 NODES = ["10.0.0.1:7001", "10.0.0.2:7002", "[::1]:7003"]
 ONE, TWO, ZERO = integer(1), integer(2), integer(0)
@@ -116,6 +116,16 @@ def test_an_error_of_no_certain_node_is_not_named() -> None:
 def test_another_form_than_expected(how: Combine, replies: list[bytes]) -> None:
     with pytest.raises(Unexpected):
         made(how, *replies)
+
+
+@pytest.mark.parametrize("kind", [b"~", b"%"])
+def test_more_than_can_be_taken_apart(kind: bytes) -> None:
+    reply = kind + b"2\r\n" + bulk(b"a" * (combine.READ_MOST // 4)) * (2 if kind == b"~" else 4)
+    for how in (combine.union, combine.packed) if kind == b"~" else (combine.packed,):
+        with pytest.raises(TooLong):
+            made(how, reply, reply[:-9] + b"b" * 7 + b"\r\n")
+    long = array([bulk(b"a" * combine.READ_MOST)])
+    assert made(combine.concatenated, long, long) == array([bulk(b"a" * combine.READ_MOST)] * 2)
 
 
 @pytest.mark.parametrize(
