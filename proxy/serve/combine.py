@@ -75,6 +75,8 @@ def pairs(reply: bytes) -> list[tuple[bytes, bytes]]:
 def aggregate(like: bytes, frames: Iterable[bytes]) -> bytes:
     """An array, set or map, whichever `like` is, of these frames (a map: keys and values in turn)."""
     items = list(frames)
+    if like[:1] == b"%" and len(items) % 2:
+        raise Unexpected
     return b"%b%d\r\n" % (like[:1], len(items) // (2 if like[:1] == b"%" else 1)) + b"".join(items)
 
 
@@ -83,6 +85,11 @@ def number(reply: bytes) -> int:
     if not reply.startswith(b":"):
         raise Unexpected
     return int(reply[1:])
+
+
+def integer(value: int) -> bytes:
+    """An integer's frame; a sum that is more than one holds becomes the most it holds."""
+    return encode.integer(max(-(2**63), min(value, 2**63 - 1)))
 
 
 def text(reply: bytes) -> bytes:
@@ -148,7 +155,7 @@ def _numbers(choose: Callable[[list[int]], int]) -> Whole:
     def combined(replies: list[bytes]) -> bytes:
         if replies[0].startswith((b"*", b"~")):
             return aggregate(replies[0], map(combined, _by_place(replies)))
-        return encode.integer(choose([number(reply) for reply in replies]))
+        return integer(choose([number(reply) for reply in replies]))
 
     return combined
 
@@ -174,17 +181,14 @@ def _by_place(replies: list[bytes]) -> list[list[bytes]]:
     return [list(place) for place in zip(*columns, strict=True)]
 
 
-def _total(values: list[int]) -> int:
-    """Within what a RESP integer holds, whatever the nodes say."""
-    return max(-(2**63), min(sum(values), 2**63 - 1))
-
-
 def _concatenated(replies: list[bytes]) -> bytes:
     """All elements, as bytes: KEYS of a large database has millions."""
     parts: list[bytes | memoryview] = [b""]
     total = 0
     for reply in replies:
         count, start = size(reply)
+        if reply[:1] != replies[0][:1]:
+            raise Unexpected
         total += count
         parts.append(memoryview(reply)[start:])
     parts[0] = b"%b%d\r\n" % (replies[0][:1], total)
@@ -218,7 +222,7 @@ def _packed(replies: list[bytes]) -> bytes:
 
 
 all_succeeded: Final = whole(_first, read=False)
-total: Final = whole(_numbers(_total))
+total: Final = whole(_numbers(sum))
 least: Final = whole(_numbers(min))
 most: Final = whole(_numbers(max))
 logical_and: Final = whole(_truths(all))

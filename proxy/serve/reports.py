@@ -8,6 +8,7 @@ Source of the forms: Redis 7.0 and Valkey 9.1, src/slowlog.c, commandlog.c, late
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from proxy.resp import encode
@@ -17,6 +18,7 @@ from proxy.serve.combine import (
     aggregate,
     elements,
     failure,
+    integer,
     is_error,
     number,
     pairs,
@@ -104,7 +106,7 @@ def _latest(replies: list[bytes]) -> bytes:
                 recent = max(known[:2], values[:2])
                 rest = map(sum, zip(known[3:], values[3:], strict=True))
                 events[name] = [*recent, max(known[2], values[2]), *rest]
-    rows = (encode.array([name, *map(encode.integer, values)]) for name, values in events.items())
+    rows = (encode.array([name, *map(integer, values)]) for name, values in events.items())
     return aggregate(replies[0], rows)
 
 
@@ -114,7 +116,7 @@ def _history(replies: list[bytes]) -> bytes:
     if any(len(sample) != 2 for sample in samples):
         raise Unexpected
     samples.sort(key=lambda sample: sample[0])
-    return aggregate(replies[0], (encode.array(map(encode.integer, sample)) for sample in samples))
+    return aggregate(replies[0], (encode.array(map(integer, sample)) for sample in samples))
 
 
 def _histogram(replies: list[bytes]) -> bytes:
@@ -143,8 +145,8 @@ def _distribution(told: list[bytes]) -> bytes:
     total = 0
     for limit in sorted(counts):
         total += counts[limit]
-        made += (encode.integer(limit), encode.integer(total))
-    return aggregate(told[0], [_CALLS, encode.integer(calls), _HISTOGRAM, aggregate(form, made)])
+        made += (integer(limit), integer(total))
+    return aggregate(told[0], [_CALLS, integer(calls), _HISTOGRAM, aggregate(form, made)])
 
 
 # -- MEMORY STATS ------------------------------------------------------------------------------------------------------
@@ -180,7 +182,7 @@ def _field(told: list[tuple[bytes, float]]) -> bytes:
     """One field of those nodes that have it: (value, weight) each."""
     first = told[0][0]
     if first.startswith(b":"):
-        return encode.integer(sum(number(value) for value, _ in told))
+        return integer(sum(number(value) for value, _ in told))
     if first.startswith((b"*", b"%")):
         return _nested([value for value, _ in told])
     values = [(number_, weight) for value, weight in told if (number_ := _float(value)) is not None]
@@ -196,7 +198,7 @@ def _nested(replies: list[bytes]) -> bytes:
     for reply in replies:
         for key, value in pairs(reply):
             sums[key] = sums.get(key, 0) + number(value)
-    return aggregate(replies[0], (frame for key, value in sums.items() for frame in (key, encode.integer(value))))
+    return aggregate(replies[0], (frame for key, value in sums.items() for frame in (key, integer(value))))
 
 
 def _float(frame: bytes) -> float | None:
@@ -208,8 +210,10 @@ def _float(frame: bytes) -> float | None:
 
 
 def _like(frame: bytes, value: float) -> bytes:
-    """The value in the form of another number."""
-    return encode.integer(int(value)) if frame.startswith(b":") else encode.double(value, 3 if frame[:1] == b"," else 2)
+    """The value in the form of another number; that one itself when the value is none (the nodes say odd things)."""
+    if not math.isfinite(value):
+        return frame
+    return integer(int(value)) if frame.startswith(b":") else encode.double(value, 3 if frame[:1] == b"," else 2)
 
 
 # -- PUBSUB ------------------------------------------------------------------------------------------------------------
@@ -222,7 +226,7 @@ def _subscribers(replies: list[bytes]) -> bytes:
         raise Unexpected
     made: list[bytes] = []
     for place in zip(*columns, strict=True):
-        made += (place[0][0], encode.integer(sum(number(count) for _, count in place)))
+        made += (place[0][0], integer(sum(number(count) for _, count in place)))
     return aggregate(replies[0], made)
 
 

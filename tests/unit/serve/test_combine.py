@@ -109,6 +109,8 @@ def test_an_error_of_no_certain_node_is_not_named() -> None:
         (combine.logical_and, [OK, OK]),
         (combine.concatenated, [array([ONE]), OK]),
         (combine.concatenated, [null_array(2)]),
+        (combine.concatenated, [array([ONE]), map_([(ONE, TWO)], 3)]),
+        (combine.union, [map_([(ONE, ONE)], 3)]),
         (combine.concatenated, [b"*?\r\n.\r\n"]),
         (combine.union, [bulk("a")]),
     ],

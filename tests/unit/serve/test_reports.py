@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from proxy.resp.decode import decode
 from proxy.resp.encode import array, bulk, double, integer, map_, verbatim
+from proxy.resp.errors import ProtocolFault
+from proxy.resp.readers import split_frames
 from proxy.serve import reports
-from proxy.serve.combine import Combine, Unexpected
+from proxy.serve.combine import BY_TIP, Combine, TooLong, Unexpected, concatenated, packed, union
 
 NODES = ["10.0.0.1:7001", "10.0.0.2:7002", "10.0.0.3:7003"]
 FAILED = b"-ERR broken\r\n"
@@ -159,3 +163,39 @@ def test_another_form_than_expected(how: Combine, odd: bytes) -> None:
 def test_a_node_that_fails_is_named() -> None:
     for how in (reports.latest, reports.history, reports.histogram, reports.memory, reports.subscribers):
         assert made(how, array([]), FAILED) == b"-ERR broken (node 10.0.0.2:7002)\r\n"
+
+
+NUMBER = st.integers(-(2**63), 2**63 - 1)
+LEAF = st.one_of(
+    NUMBER.map(integer),
+    st.sampled_from([0, 1]).map(integer),
+    st.sampled_from(
+        [b"calls", b"histogram_usec", b"total.allocated", b"keys.count", b"1.5", b"inf", b"nan", b"1e400"]
+    ).map(bulk),
+    st.binary(max_size=5).map(bulk),
+    st.sampled_from([b"_\r\n", b"$-1\r\n", b"*-1\r\n", b"#t\r\n", b",1.5\r\n", b",inf\r\n", b",nan\r\n", b"+OK\r\n"]),
+    st.sampled_from([b"-ERR x\r\n", b"!5\r\nERR x\r\n", b"=7\r\ntxt:abc\r\n", b"(99999999999999999999\r\n"]),
+)
+FRAME = st.recursive(
+    LEAF,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=6).map(array),
+        st.lists(inner, max_size=6).map(lambda items: b"~%d\r\n" % len(items) + b"".join(items)),
+        st.lists(st.tuples(inner, inner), max_size=4).map(lambda items: map_(items, 3)),
+    ),
+    max_leaves=20,
+)
+EVERY = [
+    *BY_TIP.values(), packed, union, concatenated, reports.newest(2), reports.texts, reports.graphs, reports.latest,
+    reports.history, reports.histogram, reports.memory, reports.subscribers,
+]  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(FRAME, min_size=1, max_size=3), st.sampled_from(EVERY))
+def test_whatever_nodes_say_becomes_one_frame(replies: list[bytes], how: Combine) -> None:
+    try:
+        reply = how(replies, NODES[: len(replies)])
+    except (Unexpected, TooLong, ProtocolFault):
+        return
+    assert split_frames(reply) == [reply]
