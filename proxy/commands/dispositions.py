@@ -77,8 +77,6 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "info": _LOCAL,
     "time": _LOCAL,
     "cluster": _LOCAL,
-    # Admin by flag, but redis-benchmark and frameworks begin with it. A server's answer without its passwords.
-    "config|get": _LOCAL,
 
     # CLUSTER: what changes the servers' cluster is not for clients ...
     "cluster|addslots": _REFUSED,
@@ -107,8 +105,8 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "cluster|slaves": _LOCAL,
     "cluster|slot-stats": _LOCAL,
     # ... and these are asked of the slot's owner.
-    "cluster|countkeysinslot": _UNSERVED,
-    "cluster|getkeysinslot": _UNSERVED,
+    "cluster|countkeysinslot": _LOCAL,
+    "cluster|getkeysinslot": _LOCAL,
 
     # The same on every server.
     "command": _ANY,
@@ -138,14 +136,13 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "watch": _TRANSACTION,
     "unwatch": _TRANSACTION,
 
-    # Subscriptions: state of a connection; PUBSUB would tell of one server's subscribers only.
+    # Subscriptions: state of a connection.
     "subscribe": _UNSERVED,
     "psubscribe": _UNSERVED,
     "ssubscribe": _UNSERVED,
     "unsubscribe": _UNSERVED,
     "punsubscribe": _UNSERVED,
     "sunsubscribe": _UNSERVED,
-    "pubsub": _UNSERVED,
     "monitor": _UNSERVED,
 
     # Blocking; named because servers before 7 do not flag it.
@@ -160,25 +157,27 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "wait": _UNSERVED,
     "waitaof": _UNSERVED,
 
-    # One server's answer would be only a part of the answer.
+    # One server's answer would be only a part of the answer ...
     "scan": _UNSERVED,
     "clusterscan": _UNSERVED,               # Valkey 9.1; its cursor names slots of the real cluster
-    "keys": _UNSERVED,
-    "dbsize": _UNSERVED,
-    "flushall": _UNSERVED,
-    "flushdb": _UNSERVED,
-    "sflush": _UNSERVED,                    # Redis 8
-    "randomkey": _UNSERVED,
-    "script": _UNSERVED,
-    "function": _UNSERVED,
-    "config": _UNSERVED,
-    "slowlog": _UNSERVED,
-    "commandlog": _UNSERVED,                # Valkey 8.1, SLOWLOG's successor
-    "latency": _UNSERVED,
-    "memory|doctor": _UNSERVED,
-    "memory|malloc-stats": _UNSERVED,
-    "memory|purge": _UNSERVED,
-    "memory|stats": _UNSERVED,
+    # ... so several are asked (serve.all_shards). Some are admin by flag, but tools begin with them.
+    "keys": _LOCAL,
+    "dbsize": _LOCAL,
+    "flushall": _LOCAL,
+    "flushdb": _LOCAL,
+    "sflush": _LOCAL,                       # Redis 8
+    "randomkey": _LOCAL,
+    "script": _LOCAL,
+    "function": _LOCAL,
+    "config": _LOCAL,                       # GET: a server's answer without its passwords
+    "slowlog": _LOCAL,
+    "commandlog": _LOCAL,                   # Valkey 8.1, SLOWLOG's successor
+    "latency": _LOCAL,
+    "memory|doctor": _LOCAL,
+    "memory|malloc-stats": _LOCAL,
+    "memory|purge": _LOCAL,
+    "memory|stats": _LOCAL,
+    "pubsub": _LOCAL,
 
     # These concern one server only.
     "lastsave": _UNSERVED,
@@ -225,7 +224,13 @@ _REFUSED_UNDIVIDED: Final = frozenset({"acl", "module"})
 # They turn a connection into a replication link: allowed or not, never on a shared connection.
 _REPLICATION_LINK: Final = frozenset({"sync", "psync", "replconf", "cluster|syncslots"})
 # With these policies, one server's answer is not the whole answer.
-_FANNED_OUT: Final = frozenset({"all_shards", "all_nodes", "special"})
+_FANNED_OUT: Final = frozenset({"all_shards", "all_nodes", "multi_shard", "special"})
+# Without such a tip, but one Redis would do it to all of its data or users.
+_FANNED_OUT_IF_ALLOWED: Final = frozenset({"save", "bgsave", "bgrewriteaof", "swapdb", "acl|load"})
+# Several nodes are asked by their subcommands, but nothing is decided here of one that is not known.
+_FANNED_OUT_CONTAINERS: Final = frozenset(
+    {"commandlog", "config", "function", "latency", "pubsub", "script", "slowlog"}
+)
 
 
 def allowed_names(allow: Collection[str]) -> frozenset[str]:
@@ -242,7 +247,7 @@ def classify(row: Row, allowed: Collection[str] = ()) -> CommandClass:
         named = _by_container(row, container, sub)
     elif row.subcommands:
         # The container's own row is used for a subcommand that no server knows: the server words the error best.
-        named = named if named in (_LOCAL, _REFUSED) else _ANY
+        named = named if named in (_LOCAL, _REFUSED) and row.name not in _FANNED_OUT_CONTAINERS else _ANY
     elif row.name in _REFUSED_UNDIVIDED:
         named = _REFUSED
     if named is None:
@@ -250,8 +255,13 @@ def classify(row: Row, allowed: Collection[str] = ()) -> CommandClass:
     if named is _REFUSED and lifted:
         if row.name in _REPLICATION_LINK:
             return _UNSERVED
-        return _FORWARD if row.keyed else _ANY
+        return _FORWARD if row.keyed else _LOCAL if _fanned_out(row) else _ANY
     return named
+
+
+def _fanned_out(row: Row) -> bool:
+    """Whether serve.all_shards asks several nodes; row: keyless."""
+    return row.request_policy in _FANNED_OUT or row.name in _FANNED_OUT_IF_ALLOWED
 
 
 def _by_container(row: Row, container: str, sub: str) -> CommandClass | None:
@@ -259,7 +269,7 @@ def _by_container(row: Row, container: str, sub: str) -> CommandClass | None:
     if container == "cluster":
         # A subcommand newer than the list above: the servers say whether it changes something.
         return _REFUSED if {"admin", "write"} & set(row.flags) else _LOCAL
-    if of_container is _UNSERVED and sub == "help":
+    if sub == "help" and (of_container is _UNSERVED or container in _FANNED_OUT_CONTAINERS):
         return _ANY
     return of_container
 
@@ -273,7 +283,7 @@ def _by_facts(row: Row) -> CommandClass:
         return _FORWARD
     if "admin" in flags:
         return _REFUSED
-    return _UNSERVED if row.request_policy in _FANNED_OUT else _ANY
+    return _LOCAL if _fanned_out(row) else _ANY
 
 
 def command_flags(row: Row) -> CommandFlag:

@@ -9,6 +9,7 @@ cdef class Ask:
     cdef readonly bint read
     cdef readonly bint errors
     cdef readonly list labels
+    cdef readonly list nodes
 
 cdef class Later:
     cdef Gather gather

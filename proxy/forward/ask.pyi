@@ -15,6 +15,7 @@ class Ask:
 
     parts: list[tuple[Where, bytes, int]]
     labels: list[str]
+    nodes: list[Where]
 
     def __init__(
         self,

@@ -37,7 +37,8 @@ cdef class Ask:
     the answer, and finish not called; with `errors`, finish is given error lines like other replies. Then redirections
     of parts for a slot or "any" have been followed; those for a Node or a Backend are replies.
 
-    labels: set when it is sent, of each part: its node as "host:port", "" when it is not for a certain one.
+    Filled in place when it is sent, of each part: labels: its node as "host:port", "" when it is not for a certain
+    one; nodes: where it went.
     """
 
     def __cinit__(self, list parts not None, finish=None, bint read=False, bint errors=False):
@@ -46,6 +47,7 @@ cdef class Ask:
         self.read = read
         self.errors = errors
         self.labels = []
+        self.nodes = []
 
 
 @cython.final
@@ -87,10 +89,12 @@ cdef class AskRounds(Rounds):
 
 
 cdef list expanded(Router router, list parts):
-    """With a part for each node that is meant."""
+    """With a part for each node that is meant; none at all when some slots' primary is not known."""
     cdef list out = []
     for where, frame, swallow in parts:
         if where == "primaries":
+            if router.headless:
+                return []
             out += [(node, frame, swallow) for node in router.primaries]
         elif where == "nodes":
             out += [(node, frame, swallow) for node in router.nodes.values()]
@@ -148,13 +152,14 @@ cdef bint send_parts(Client client, Ask ask, Gather before, Call* call) except? 
     except Exception:
         g.discard()
         raise
-    ask.labels = [where.label if isinstance(where, Node) else "" for where, _, _ in parts]
+    ask.nodes[:] = [where for where, _, _ in parts]
+    ask.labels[:] = [where.label if isinstance(where, Node) else "" for where in ask.nodes]
     g.finish = ask.finish
     g.errors = ask.errors
     g.most = client.settings.hard_output // 4       # they are copied when they are combined, and once more
     g.raised = client.path.responder.raised
     g.rounds = AskRounds(client) if before is None else before.rounds
-    g.kept = [where for where, _, _ in parts if isinstance(where, Backend)]
+    g.kept = [where for where in ask.nodes if isinstance(where, Backend)]
     if before is None:
         parent = new_request(client, call)
         if parent == NULL:

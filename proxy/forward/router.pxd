@@ -38,6 +38,7 @@ cdef class Router:
     cdef readonly dict nodes        # Address -> Node
     cdef dict numbered              # Node.number -> Node
     cdef readonly list primaries    # Nodes that own slots
+    cdef bint headless              # slots are owned by a shard whose primary is not known
     cdef list retired               # Nodes that left the topology, their connections draining
     cdef readonly bint known        # a topology has been published
     cdef uint32_t published         # topologies so far

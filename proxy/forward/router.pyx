@@ -134,9 +134,11 @@ cdef class Router:
         for node in self.primaries:
             node.owner = False
         self.primaries = []
+        self.headless = False
         for index in range(n):
             node = (<Shard> self.shards[index]).primary
             if node is None:
+                self.headless = self.headless or owns[index]
                 continue
             if node.shard < 0:
                 node.shard = index

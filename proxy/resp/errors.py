@@ -167,6 +167,8 @@ def not_inside(name: bytes | str) -> bytes:
 SELECT_INSIDE = line("ERR SELECT of another database is not possible inside a transaction here")
 TRANSACTION_TOO_LONG = line("ERR the transaction is too long (clients.max_query)")
 NO_LEASE = line("ERR no connection to the node is free for WATCH (backends.max_leased)")
+BAD_PART = line("ERR a node answered part of this command in an unexpected form")
+TOO_LONG = line("ERR the nodes' replies to this command are together too long")
 TIMED_OUT = line("ERR timed out waiting for the node's reply")
 TIMED_OUT_WRITE = line("ERR timed out waiting for the node's reply; the command may have been executed")
 MAYBE_EXECUTED = line("ERR connection to the node was lost after the command was sent; it may have been executed")

@@ -177,6 +177,24 @@ cdef class ReplyReader:
         return frames
 
 
+def split_frames(const uint8_t[::1] body not None):
+    """The whole frames that follow each other in `body`, as a list; ProtocolFault when something else stands there.
+
+    For replies with many elements: several times as fast as a ReplyReader, which takes bytes as they come.
+    """
+    cdef list frames = []
+    cdef ReplyScan scan
+    cdef const char* p = <const char*> &body[0] if body.shape[0] else NULL
+    cdef size_t start = 0, used = 0, n = body.shape[0]
+    while start < n:
+        reply_scan_reset(&scan)
+        if scan_reply(&scan, p + start, n - start, &used) != SCAN_DONE:
+            raise ProtocolFault(b"-ERR Protocol error: malformed reply\r\n")
+        frames.append(p[start:start + used])
+        start += used
+    return frames
+
+
 cdef char* keep(char* data, size_t* n, size_t start, const uint8_t[::1] more) except? NULL:
     """Drops `start` bytes in front, appends `more`, and leaves a block of exactly the size; NULL when empty."""
     cdef size_t extra = 0 if more is None else more.shape[0]

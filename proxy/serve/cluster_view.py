@@ -21,6 +21,10 @@ from proxy.serve.context import ClientLike, Commands, ServeContext
 
 HELP = (
     "CLUSTER <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "COUNTKEYSINSLOT <slot>",
+    "    Return the number of keys in <slot>.",
+    "GETKEYSINSLOT <slot> <count>",
+    "    Return key names stored by the cluster in a slot.",
     "INFO",
     "    Return information about the cluster.",
     "KEYSLOT <key>",
@@ -62,8 +66,6 @@ CHANGING = (
 )
 UNSERVED = (
     b"count-failure-reports",
-    b"countkeysinslot",
-    b"getkeysinslot",
     b"getslotmigrations",
     b"links",
     b"myshardid",

@@ -128,6 +128,10 @@ def _no_nodes() -> Sequence[NodeState]:
     return ()
 
 
+def _no_connections() -> list[Backend]:
+    return []
+
+
 @dataclass(slots=True)
 class ServeContext:
     """The proxy as its clients may know it.
@@ -142,6 +146,8 @@ class ServeContext:
     unix_endpoint: (host, port) of a TCP listener to name to a cluster-aware client that came by a Unix socket; None =
         there is none.
     rows: the command table, by name ("get", "config|get").
+    spare_connections: a RESP2 connection to each primary on which no client's command runs, for what must get through
+        to a node that is busy with a script.
     stats: figures of the whole proxy under the names INFO gives them (connected_clients, maxclients,
         total_connections_received, total_commands_processed, instantaneous_ops_per_sec, total_net_input_bytes,
         total_net_output_bytes, rejected_connections; proxy_client_memory and proxy_client_memory_max, in bytes); what
@@ -164,3 +170,4 @@ class ServeContext:
     stats: Callable[[], Mapping[str, int | float]] = _no_figures
     nodes: Callable[[], Sequence[NodeState]] = _no_nodes
     rows: Mapping[bytes, Row] = field(default_factory=dict)
+    spare_connections: Callable[[], list[Backend]] = _no_connections

@@ -6,11 +6,11 @@ is answered by all_shards where its tips say so, else refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from proxy.resp import errors
-from proxy.serve import client, cluster_view, config_get, info, local
+from proxy.serve import all_shards, client, cluster_view, config_get, info, local
 from proxy.serve.context import Answer, ClientLike, Commands, ServeContext
 
 COMMANDS: Final[Commands] = {
@@ -19,6 +19,7 @@ COMMANDS: Final[Commands] = {
     **cluster_view.COMMANDS,
     **info.COMMANDS,
     **config_get.COMMANDS,
+    **all_shards.COMMANDS,
 }
 
 # container -> its subcommands that are not served -> the refusal
@@ -28,7 +29,7 @@ CONTAINERS: Final[dict[bytes, dict[bytes, Callable[[bytes], bytes]]]] = {
         **dict.fromkeys(cluster_view.CHANGING, errors.not_allowed),
         **dict.fromkeys(cluster_view.UNSERVED, errors.not_served),
     },
-    b"config": {},
+    **{name: {} for name in all_shards.CONTAINERS},
 }
 
 
@@ -36,19 +37,32 @@ def answer(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
     """The reply to one command, or whence it is to come. args: its name and arguments, at least the name."""
     name = args[0].lower()
     served = COMMANDS.get(name)
-    if served is None and (known := CONTAINERS.get(name)) is not None:
+    if served is None and (known := _container(ctx, name)) is not None:
         if len(args) < 2:
             return errors.wrong_arity(name)
         sub = args[1].lower()
         full = name + b"|" + sub
         served = COMMANDS.get(full)
         if served is None:
-            refusal = known.get(sub)
-            return refusal(full) if refusal is not None else errors.unknown_subcommand(args[0], args[1])
+            if (refusal := known.get(sub)) is not None:
+                return refusal(full)
+            served = all_shards.by_tip(ctx, full)
+            if served is None and full not in ctx.rows:
+                return errors.unknown_subcommand(args[0], args[1])
         name = full
+    if served is None:
+        served = all_shards.by_tip(ctx, name)
     if served is None:
         return errors.not_served(name)
     arity, handler = served
     if len(args) != arity and (arity > 0 or len(args) < -arity):
         return errors.wrong_arity(name)
     return handler(ctx, client, args)
+
+
+def _container(ctx: ServeContext, name: bytes) -> Mapping[bytes, Callable[[bytes], bytes]] | None:
+    """The refusals of a container by subcommand; None when it is none."""
+    known = CONTAINERS.get(name)
+    if known is None and (row := ctx.rows.get(name)) is not None and row.subcommands:
+        return {}
+    return known

@@ -45,6 +45,7 @@ from proxy.worker.connector import Connector
 from proxy.worker.drain import NEW_S, Leaving
 from proxy.worker.report import Reports
 from proxy.worker.settings import client_limits, ns, of_a_connection
+from proxy.worker.spare import SpareConnections
 from proxy.worker.status import WorkerStatus
 
 log = logs.get("worker")
@@ -97,6 +98,7 @@ class Worker:
         self.connector = Connector(settings.backends, on_up=self._backend_up, on_trouble=self.stale, on_fault=faults)
         self.status = WorkerStatus(self.path, self.exchange, self.reactor, self.counters, settings.clients)
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
+        self.context.spare_connections = SpareConnections(self.router)
         self._reports = Reports(loop, send)
         self._names: NodeNames | None = None
         self._nodes: dict[str, Node] = {}  # of the topology, by label

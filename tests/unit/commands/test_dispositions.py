@@ -36,11 +36,15 @@ EXPECTED = {
     "FORWARD": "get set getex getdel sort sort_ro georadius eval evalsha_ro fcall fcall_ro xread xreadgroup spublish "
     "object|encoding memory|usage xgroup|create dump restore msetnx msetex copy rename zunionstore lmpop",
     "ANY": "command command|docs command|getkeys lolwut publish module|list acl|cat config|help script|help "
-    "object|help xgroup|help config script object memory acl",
+    "object|help xgroup|help latency|help pubsub|help config script slowlog latency pubsub function object memory acl",
     "PING": "ping",
     "LOCAL": "echo quit reset hello auth select readonly readwrite info time asking client client|id client|reply "
     "client|tracking client|kill client|help config|get cluster cluster|info cluster|slots cluster|shards "
-    "cluster|nodes cluster|myid cluster|keyslot cluster|links cluster|help cluster|replicas",
+    "cluster|nodes cluster|myid cluster|keyslot cluster|links cluster|help cluster|replicas "
+    "keys dbsize flushall flushdb randomkey script|load script|exists script|debug function|load function|list "
+    "pubsub|channels pubsub|numpat config|set config|resetstat config|rewrite slowlog|get commandlog|len "
+    "latency|latest memory|doctor memory|purge memory|stats memory|malloc-stats cluster|countkeysinslot "
+    "cluster|getkeysinslot",
     "SPLIT_MGET": "mget",
     "SPLIT_MSET": "mset",
     "SPLIT_SUM": "del unlink exists touch",
@@ -49,10 +53,8 @@ EXPECTED = {
     "restore-asking cluster|setslot cluster|failover cluster|meet cluster|reset cluster|addslots cluster|forget",
     "TRANSACTION": "multi exec discard watch unwatch",
     "UNSERVED": "subscribe psubscribe ssubscribe unsubscribe punsubscribe "
-    "sunsubscribe monitor scan keys dbsize flushall flushdb randomkey script|load script|exists function|load "
-    "function|list pubsub|channels config|set config|resetstat config|rewrite slowlog|get latency|latest "
-    "memory|doctor memory|purge memory|stats memory|malloc-stats wait waitaof blpop brpop brpoplpush blmove blmpop "
-    "bzpopmin bzpopmax bzmpop lastsave role acl|whoami cluster|countkeysinslot cluster|getkeysinslot clusterscan",
+    "sunsubscribe monitor scan wait waitaof blpop brpop brpoplpush blmove blmpop bzpopmin bzpopmax bzmpop lastsave "
+    "role acl|whoami clusterscan",
 }
 
 
@@ -73,7 +75,8 @@ def test_nothing_that_holds_or_changes_a_connection_is_passed_on() -> None:
 def test_not_even_when_everything_is_allowed() -> None:
     passed = {n for n, r in ALL.items() if classify(r, frozenset(ALL)) in PASSED_ON}
     assert not passed & {"sync", "psync", "replconf", "cluster|syncslots", "multi", "watch", "monitor", "subscribe"}
-    assert {"debug", "shutdown", "save", "migrate", "cluster|failover", "acl|setuser"} <= passed
+    assert {"debug", "shutdown", "migrate", "cluster|failover"} <= passed
+    assert not passed & {"save", "bgsave", "acl|setuser"}  # asked of several: serve.all_shards
 
 
 def test_a_whole_answer_is_never_one_shards() -> None:
@@ -91,7 +94,13 @@ def test_a_whole_answer_is_never_one_shards() -> None:
         (row("m.sub", 2, "pubsub"), "UNSERVED"),
         (row("m.admin", 1, "admin"), "REFUSED"),
         (row("m.admin", 2, "admin write", (1, 1, 1), specs=KEY), "FORWARD"),
-        (row("m.all", 1, "readonly", tips="request_policy:all_shards response_policy:agg_sum"), "UNSERVED"),
+        (row("m.all", 1, "readonly", tips="request_policy:all_shards response_policy:agg_sum"), "LOCAL"),
+        (row("m.all", 1, "write", tips="request_policy:all_nodes"), "LOCAL"),
+        (row("m.all", 1, "", tips="request_policy:special"), "LOCAL"),
+        (row("m.all", 1, "", tips="request_policy:multi_shard"), "LOCAL"),
+        (row("m.all", 1, "admin", tips="request_policy:all_nodes"), "REFUSED"),
+        (row("m.all", 1, "noscript no_multi", tips="request_policy:all_nodes"), "UNSERVED"),
+        (row("m.all", 2, "", (1, 1, 1), specs=KEY, tips="request_policy:multi_shard"), "FORWARD"),
         (row("m.search", -2, "readonly"), "ANY"),
         (row("m.moving", -2, "write movablekeys"), "FORWARD"),
         (row("m", -2, "", subcommands=(row("m|x", 2, ""),)), "ANY"),
@@ -100,8 +109,8 @@ def test_a_whole_answer_is_never_one_shards() -> None:
         (row("client|new", 2, ""), "LOCAL"),
         (row("acl|new", 2, "admin"), "REFUSED"),
         # Redis 6 lists containers without their subcommands.
-        (Row("config", -2, ("admin", "noscript"), 0, 0, 0), "UNSERVED"),
-        (Row("script", -2, ("noscript",), 0, 0, 0), "UNSERVED"),
+        (Row("config", -2, ("admin", "noscript"), 0, 0, 0), "LOCAL"),
+        (Row("script", -2, ("noscript",), 0, 0, 0), "LOCAL"),
         (Row("acl", -2, ("admin", "noscript"), 0, 0, 0), "REFUSED"),
         (Row("module", -2, ("admin", "noscript"), 0, 0, 0), "REFUSED"),
         (Row("cluster", -2, ("admin",), 0, 0, 0), "LOCAL"),
@@ -117,14 +126,16 @@ def test_commands_nobody_decided_on(made: Row, klass: str) -> None:
         ("migrate", "migrate", "FORWARD"),
         ("MOVE", "move", "FORWARD"),
         ("restore-asking", "restore-asking", "FORWARD"),
-        ("swapdb", "swapdb", "ANY"),
+        ("swapdb", "swapdb", "LOCAL"),
+        ("save", "save", "LOCAL"),
+        ("acl load", "acl|load", "LOCAL"),
         ("shutdown", "shutdown", "ANY"),
         ("CLUSTER FAILOVER", "cluster|failover", "ANY"),
         ("cluster|failover", "cluster|failover", "ANY"),
         ("cluster|failover", "cluster|setslot", "REFUSED"),
         ("cluster", "cluster|setslot", "ANY"),
         ("cluster", "cluster|info", "LOCAL"),
-        ("acl", "acl|setuser", "ANY"),
+        ("acl", "acl|setuser", "LOCAL"),
         ("sync", "sync", "UNSERVED"),
         ("blpop", "blpop", "UNSERVED"),
         ("multi", "multi", "TRANSACTION"),
@@ -137,6 +148,8 @@ def test_allowing(allow: str, name: str, klass: str) -> None:
 
 def test_an_allowed_module_command_loses_only_its_refusal() -> None:
     assert classify(row("m.admin", 1, "admin"), allowed_names(["M.ADMIN"])) is CommandClass.ANY
+    everywhere = row("m.admin", 1, "admin", tips="request_policy:all_nodes")
+    assert classify(everywhere, allowed_names(["M.ADMIN"])) is CommandClass.LOCAL
 
 
 WRITES = "getex getdel getset sort georadius georadiusbymember lpop eval evalsha fcall xreadgroup spop"

@@ -115,7 +115,7 @@ def test_a_row() -> None:
 def test_a_subcommands_own_row() -> None:
     facts = TABLE.lookup(b"OBJECT", b"Encoding", b"k")
     assert (facts["name"], facts["arity"], facts["only_key"]) == ("object|encoding", 3, 2)
-    assert TABLE.lookup(b"CONFIG", b"SET", b"a", b"b")["klass"] is CommandClass.UNSERVED
+    assert TABLE.lookup(b"CONFIG", b"SET", b"a", b"b")["klass"] is CommandClass.LOCAL
     assert TABLE.lookup(b"CONFIG", b"GET", b"a")["klass"] is CommandClass.LOCAL
 
 
@@ -235,7 +235,7 @@ def test_a_name_ends_at_a_nul_as_on_a_server_that_compares_c_strings(tail: bytes
     for name, klass in (("shutdown", "REFUSED"), ("multi", "TRANSACTION"), ("get", "FORWARD"), ("select", "LOCAL")):
         facts = TABLE.lookup(name.upper().encode() + tail, b"k")
         assert (facts["name"], facts["klass"].name) == (name, klass)
-    for name, klass in (("config|set", "UNSERVED"), ("config|get", "LOCAL"), ("acl|setuser", "REFUSED")):
+    for name, klass in (("config|set", "LOCAL"), ("config|get", "LOCAL"), ("acl|setuser", "REFUSED")):
         container, sub = name.encode().split(b"|")
         for words in ((container, sub + tail), (container + tail, sub), (container + tail, sub + tail)):
             facts = TABLE.lookup(*words, b"k")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.resp.errors import ProtocolFault
-from proxy.resp.readers import CommandReader, ReplyReader, fault_text, split_inline
+from proxy.resp.readers import CommandReader, ReplyReader, fault_text, split_frames, split_inline
 from tests.support.cluster import Standalone, servers
 from tests.support.raw import bulk
 
@@ -129,3 +129,23 @@ def test_nothing_else_may_be_fed(reader: CommandReader | ReplyReader) -> None:
     for wrong in (None, "PING\n", 1):
         with pytest.raises(TypeError):
             reader.feed(wrong)  # type: ignore[arg-type]
+
+
+def test_frames_one_after_the_other() -> None:
+    frames = [
+        b":1\r\n",
+        bulk(b"a\r\n$3\r\n"),
+        b"*2\r\n_\r\n%1\r\n+a\r\n#t\r\n",
+        b"-ERR x\r\n",
+        b"*0\r\n",
+        b"|1\r\n+a\r\n:1\r\n:2\r\n",
+    ]
+    assert split_frames(b"".join(frames)) == frames
+    assert split_frames(memoryview(b"*1\r\n:5\r\n")[4:]) == [b":5\r\n"]
+    assert split_frames(b"") == []
+
+
+@pytest.mark.parametrize("body", [b":1\r\n:2", b":1\r\n$3\r\nab", b"x\r\n", b":1\r\n\r\n", b"*1\r\n"])
+def test_what_is_no_frame(body: bytes) -> None:
+    with pytest.raises(ProtocolFault):
+        split_frames(body)

@@ -82,7 +82,7 @@ def test_the_responder_asks_for_it(words: list[bytes]) -> None:
     assert isinstance(Responder(context()).answer(FakeClient(), words), Ask)
 
 
-@pytest.mark.parametrize("words", [[b"CONFIG", b"GET"], [b"CONFIG"], [b"CONFIG", b"SET", b"a", b"b"]])
+@pytest.mark.parametrize("words", [[b"CONFIG", b"GET"], [b"CONFIG"], [b"CONFIG", b"FOO", b"a", b"b"]])
 def test_the_responder_asks_for_nothing_else(words: list[bytes]) -> None:
     made = Responder(context()).answer(FakeClient(), words)
     assert isinstance(made, bytes)
