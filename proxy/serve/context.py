@@ -115,7 +115,8 @@ class ServeContext:
     databases: numbered databases a client may SELECT; 1 = database 0 alone.
     unix_endpoint: (host, port) of a TCP listener to name to a cluster-aware client that came by a Unix socket; None =
         there is none.
-    rows: the command table, by name ("get", "config|get").
+    rows: the command table, by name ("get", "config|get"). refused: names of what is not let through; another object
+        whenever either of them changes.
     stats: figures of the whole proxy under the names INFO gives them (connected_clients, maxclients,
         total_connections_received, total_commands_processed, instantaneous_ops_per_sec, total_net_input_bytes,
         total_net_output_bytes, rejected_connections; proxy_client_memory and proxy_client_memory_max, in bytes); what
@@ -138,3 +139,4 @@ class ServeContext:
     stats: Callable[[], Mapping[str, int | float]] = _no_figures
     nodes: Callable[[], Sequence[NodeState]] = _no_nodes
     rows: Mapping[bytes, Row] = field(default_factory=dict)
+    refused: frozenset[bytes] = frozenset()

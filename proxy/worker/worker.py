@@ -238,7 +238,10 @@ class Worker:
     def _table(self) -> CommandTable:
         commands = self._commands
         self.counters.metrics = commands.metrics
-        return CommandTable(commands.rows, commands.source, commands.metrics, self.settings.allow)
+        settings = self.settings
+        table = CommandTable(commands.rows, commands.source, commands.metrics, settings.allow, settings.deny)
+        self.context.refused = frozenset(table.refused())
+        return table
 
     def _limit(self) -> None:
         """Puts what the nodes take at most in force, beside our own limits."""
@@ -262,7 +265,7 @@ class Worker:
         old, self.settings = self.settings, settings
         trouble = self.apply_log() if settings.log != old.log else ""
         self._tune()
-        if settings.allow != old.allow:
+        if (settings.allow, settings.deny) != (old.allow, old.deny):
             self.path.table = self._table()
         if settings.clients.tcp_keepalive != old.clients.tcp_keepalive:
             self._apply_keepalive()
