@@ -73,6 +73,7 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "client": _LOCAL,
     "info": _LOCAL,
     "role": _LOCAL,
+    "lastsave": _LOCAL,
     "command": _LOCAL,                      # a server's answers, without what is refused here
     "acl|whoami": _LOCAL,                   # the users are the proxy's: it has one, `default`
     "acl|dryrun": _LOCAL,
@@ -185,7 +186,6 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "memory|stats": _UNSERVED,
 
     # These concern one server only.
-    "lastsave": _UNSERVED,
 
     # Not for clients unless the configuration allows it.
     "shutdown": _REFUSED,

@@ -155,6 +155,8 @@ def not_served(name: bytes | str) -> bytes:
     return line(b"ERR command '" + _c_string(raw.lower()) + b"' is not served by this proxy yet")
 
 
+INTERNAL = line("ERR internal error")
+REPLY_TOO_LONG = line("ERR the reply to this command is too long")
 TIMED_OUT = line("ERR timed out waiting for the node's reply")
 TIMED_OUT_WRITE = line("ERR timed out waiting for the node's reply; the command may have been executed")
 MAYBE_EXECUTED = line("ERR connection to the node was lost after the command was sent; it may have been executed")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from proxy.resp import errors
-from proxy.serve import client, cluster_view, config_get, info, local
+from proxy.serve import acl_view, client, cluster_view, command_info, config_get, info, local, role
 from proxy.serve.context import Answer, ClientLike, Commands, ServeContext
 
 COMMANDS: Final[Commands] = {
@@ -19,6 +19,9 @@ COMMANDS: Final[Commands] = {
     **cluster_view.COMMANDS,
     **info.COMMANDS,
     **config_get.COMMANDS,
+    **command_info.COMMANDS,
+    **acl_view.COMMANDS,
+    **role.COMMANDS,
 }
 
 # container -> its subcommands that are not served -> the refusal
@@ -29,6 +32,7 @@ CONTAINERS: Final[dict[bytes, dict[bytes, Callable[[bytes], bytes]]]] = {
         **dict.fromkeys(cluster_view.UNSERVED, errors.not_served),
     },
     b"config": {},
+    b"acl": {},
 }
 
 

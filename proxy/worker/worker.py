@@ -17,6 +17,7 @@ import mmap
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from proxy import __version__
@@ -31,12 +32,16 @@ from proxy.forward.datapath import ClientSettings, DataPath
 from proxy.forward.exchange import Exchange
 from proxy.forward.node import Node
 from proxy.forward.pipeline import BackendSettings
+from proxy.forward.question import ask_node
 from proxy.forward.reactor import Reactor
 from proxy.forward.router import Router
 from proxy.ipc.messages import Commands, NodeFacts, Report, Start, Topology
 from proxy.ipc.settings import WorkerSettings
 from proxy.resp import errors
+from proxy.serve.any_primary import AnyPrimary
+from proxy.serve.command_catalogs import CommandCatalogs
 from proxy.serve.context import ServeContext
+from proxy.serve.node_infos import NodeInfos
 from proxy.serve.responder import Responder
 from proxy.system import log as logs
 from proxy.system.faults import Faults
@@ -97,6 +102,15 @@ class Worker:
         self.connector = Connector(settings.backends, on_up=self._backend_up, on_trouble=self.stale, on_fault=faults)
         self.status = WorkerStatus(self.path, self.exchange, self.reactor, self.counters, settings.clients)
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
+        self.context.infos = self.infos = NodeInfos(
+            lambda: self.router.nodes.values(),
+            partial(ask_node, self.exchange, raised=faults.show),
+            loop.call_later,
+            loop.time,
+            faults.show,
+        )
+        primary = AnyPrimary(lambda: self.router.primaries, partial(ask_node, self.exchange, raised=faults.show))
+        self.context.catalogs = CommandCatalogs(primary)
         self._reports = Reports(loop, send)
         self._names: NodeNames | None = None
         self._nodes: dict[str, Node] = {}  # of the topology, by label
@@ -127,6 +141,7 @@ class Worker:
             timer.cancel()
         if self._reports.timer is not None:
             self._reports.timer.cancel()
+        self.infos.stop()
         close_all(self.path)
         await self.connector.stop()
         self.router.close()

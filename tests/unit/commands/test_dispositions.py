@@ -39,7 +39,8 @@ EXPECTED = {
     "ANY": "lolwut publish module|list acl|cat config|help script|help "
     "object|help xgroup|help config script object memory acl",
     "PING": "ping",
-    "LOCAL": "role command command|docs command|getkeys acl|whoami echo quit reset hello auth select readonly readwrite info time asking client client|id client|reply "
+    "LOCAL": "role lastsave command command|docs command|getkeys acl|whoami "
+    "echo quit reset hello auth select readonly readwrite info time asking client client|id client|reply "
     "client|tracking client|kill client|help config|get cluster cluster|info cluster|slots cluster|shards "
     "cluster|nodes cluster|myid cluster|keyslot cluster|links cluster|help cluster|replicas",
     "SPLIT_MGET": "mget",
@@ -52,7 +53,7 @@ EXPECTED = {
     "sunsubscribe monitor scan keys dbsize flushall flushdb randomkey script|load script|exists function|load "
     "function|list pubsub|channels config|set config|resetstat config|rewrite slowlog|get latency|latest "
     "memory|doctor memory|purge memory|stats memory|malloc-stats wait waitaof blpop brpop brpoplpush blmove blmpop "
-    "bzpopmin bzpopmax bzmpop lastsave cluster|countkeysinslot cluster|getkeysinslot clusterscan",
+    "bzpopmin bzpopmax bzmpop cluster|countkeysinslot cluster|getkeysinslot clusterscan",
 }
 
 
