@@ -64,7 +64,7 @@ def _info(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
         return _of_catalog(ctx, client, "command", _whole)
 
     def make(catalog: Catalog, proto: int) -> bytes:
-        null = encode.null_array(proto)
+        null = encode.null(proto)
         return _limited([catalog.get(name.lower()) or null for name in names], encode.array)
 
     return _of_catalog(ctx, client, "command", make)

@@ -6,6 +6,7 @@ means to ask.
 Invariants:
 - A round, all nodes asked once, begins at least GAP_S after the one before, however many clients ask; who asks while
   one is under way waits for the next, for what he has just written is not in that one.
+  (What a client has sent behind its INFO, without waiting, may be in the answer already.)
 - A round ends when all have answered, and at the latest after PATIENCE_S. Who has not answered by then is missing. A
   node is not asked again, and not waited for, before its last question is answered or given up (GIVE_UP_S).
 - What a node tells is bounded (MOST bytes); an answer that is no INFO document is none.
