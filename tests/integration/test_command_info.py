@@ -1,4 +1,4 @@
-"""COMMAND, the ACL subcommands that read, and errors about unknown commands, against a plain server of the same kind."""
+"""COMMAND, the ACL subcommands that read, and errors about unknown commands, against a plain server."""
 
 from __future__ import annotations
 
@@ -165,7 +165,9 @@ def test_an_entry_is_as_the_server_sent_it(both: Both) -> None:
         assert one == two
 
 
-@pytest.mark.parametrize("command", ["getdel k", "GETDEL", "config get x", "EVAL x 0", "script load x", "function list"])
+@pytest.mark.parametrize(
+    "command", ["getdel k", "GETDEL", "config get x", "EVAL x 0", "script load x", "function list"]
+)
 def test_denied(both: Both, command: str) -> None:
     words = command.split()
     name = words[0].lower() if words[0].lower() in ("getdel", "eval") else "|".join(words[:2])

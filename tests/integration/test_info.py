@@ -150,9 +150,8 @@ def test_totals_are_those_of_the_primaries(client: redis.Redis, cluster: Embedde
 def test_redirections_are_no_clients_errors(client: redis.Redis, cluster: EmbeddedCluster) -> None:
     (key,) = spread_keys(1)
     for node in cluster.primaries():
-        with redis.Redis(port=node.port) as direct:
-            with contextlib.suppress(redis.exceptions.MovedError):
-                direct.get(key)
+        with redis.Redis(port=node.port) as direct, contextlib.suppress(redis.exceptions.MovedError):
+            direct.get(key)
     assert "errorstat_MOVED" not in client.info("everything")
 
 
