@@ -4,9 +4,9 @@
 Why: what the proxy shows of the nodes (INFO) is asked once for many clients, must not wait as long as a client's
 command may, and goes on when the client that began it leaves. Made by proxy.serve.node_infos.
 
-A question is answered once, with the reply (an error line of the node's, or of ours when it was lost or not answered in
-time) or with None when that is too long. It is no client's: nothing of it is counted in anybody's memory, and a reply is
-bounded by `most`.
+A question is answered once, with the reply (an error line of the node's, or of ours when it was lost or not answered
+in time) or with None when that is too long. It is no client's: nothing of it is counted in anybody's memory, and a
+reply is bounded by `most`.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
