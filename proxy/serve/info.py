@@ -22,7 +22,8 @@ names that begin with `proxy_`.
 Invariants: a figure nobody knows is left out, never made up, and totals that lack a primary say so
 (proxy_primaries_missing in Memory, Stats and Proxy); resident memory, CPU and connections of the proxy are those of the
 worker that answers; sections come in one fixed order whatever order they were asked in, each at most once (Redis's
-genRedisInfoString); an unknown section is no error; the answer comes within some two seconds, whatever the nodes do
+genRedisInfoString); an unknown section is no error; a client that repeats INFO, and has sent nothing else, within
+FRESH_S may get the same document again; the answer comes within some two seconds, whatever the nodes do
 (serve.node_infos).
 """
 
