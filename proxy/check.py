@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from proxy.commands.dispositions import unknown_names
+from proxy.commands.table import ROWS
 from proxy.config.faults import Conflict
 from proxy.config.file import read
 from proxy.config.models import Address, Settings, is_open
@@ -56,6 +58,9 @@ def warnings(settings: Settings, path: str | Path | None = None) -> list[str]:
     workers = granted() if settings.workers == "auto" else settings.workers
     if sentence := lowered(settings.clients.max_clients, workers, hard):
         found.append(sentence)
+    for option, names in (("allow", settings.commands.allow), ("deny", settings.commands.deny)):
+        for name in unknown_names(names, ROWS):
+            found.append(f"commands.{option}: no command or category known here is called {name}")
     most = _somaxconn()
     for listener in settings.listeners:
         if most is not None and listener.backlog > most:

@@ -12,7 +12,7 @@ served so far.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from enum import IntEnum, IntFlag
 from typing import Final
 
@@ -29,7 +29,7 @@ class CommandClass(IntEnum):
     SPLIT_MGET = 4
     SPLIT_MSET = 5
     SPLIT_SUM = 6
-    REFUSED = 7  # -ERR command 'x' is not allowed through this proxy
+    REFUSED = 7  # -ERR command 'x' is not allowed through this proxy: by its nature, or as configured
     UNSERVED = 8  # not served yet: a clear error
     TRANSACTION = 9  # MULTI, EXEC, DISCARD, WATCH, UNWATCH
 
@@ -75,6 +75,15 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "asking": _LOCAL,                       # alone it would apply to the next command of another client
     "client": _LOCAL,
     "info": _LOCAL,
+    "role": _LOCAL,
+    "lastsave": _LOCAL,
+    "command": _LOCAL,                      # a server's answers, without what is refused here
+    "acl|whoami": _LOCAL,                   # the users are the proxy's: it has one, `default`
+    "acl|dryrun": _LOCAL,
+    "acl|getuser": _LOCAL,
+    "acl|list": _LOCAL,
+    "acl|log": _LOCAL,
+    "acl|users": _LOCAL,
     "time": _LOCAL,
     "cluster": _LOCAL,
 
@@ -109,7 +118,6 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "cluster|getkeysinslot": _LOCAL,
 
     # The same on every server.
-    "command": _ANY,
     "lolwut": _ANY,
     "module|list": _ANY,                    # admin by flag; RedisInsight sends it
     "acl|cat": _ANY,
@@ -180,14 +188,6 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "pubsub": _LOCAL,
 
     # These concern one server only.
-    "lastsave": _UNSERVED,
-    "role": _UNSERVED,
-    "acl|whoami": _UNSERVED,                # would name the proxy's user
-    "acl|dryrun": _UNSERVED,
-    "acl|getuser": _UNSERVED,
-    "acl|list": _UNSERVED,
-    "acl|log": _UNSERVED,
-    "acl|users": _UNSERVED,
 
     # Not for clients unless the configuration allows it.
     "shutdown": _REFUSED,
@@ -233,15 +233,39 @@ _FANNED_OUT_CONTAINERS: Final = frozenset(
 )
 
 
-def allowed_names(allow: Collection[str]) -> frozenset[str]:
-    """The configured names ("debug", "CLUSTER FAILOVER", "acl|setuser") as the full names of rows."""
-    return frozenset("|".join(name.lower().replace("|", " ").split()) for name in allow)
+def full_names(names: Collection[str]) -> frozenset[str]:
+    """The configured names ("debug", "CLUSTER FAILOVER", "acl|setuser", "@Admin") as rows have them, "@admin" so."""
+    return frozenset("|".join(name.lower().replace("|", " ").split()) for name in names)
 
 
-def classify(row: Row, allowed: Collection[str] = ()) -> CommandClass:
-    """The class of a command or subcommand; `allowed`: full names; a container's allows all its subcommands."""
+def is_listed(row: Row, names: Collection[str]) -> bool:
+    """Whether a row is among the full names: by its own, its container's or that of a category (`@admin`, `@all`).
+
+    A subcommand is in the categories that the servers give it, not in its container's.
+    """
+    if not names:
+        return False
+    if row.name in names or row.name.partition("|")[0] in names or "@all" in names:
+        return True
+    return any("@" + category in names for category in row.categories)
+
+
+def unknown_names(names: Collection[str], rows: Iterable[Row]) -> list[str]:
+    """Those configured names that mean none of the rows, as they were written."""
+    known = {"@all"}
+    for row in rows:
+        for one in (row, *row.subcommands):
+            known.add(one.name)
+            known.update("@" + category for category in one.categories)
+    return [name for name in names if not full_names([name]) <= known]
+
+
+def classify(row: Row, allowed: Collection[str] = (), denied: Collection[str] = ()) -> CommandClass:
+    """The class of a command or subcommand; allowed, denied: full names, see is_listed. Who is both is denied."""
+    if is_listed(row, denied):
+        return _REFUSED
     container, divided, sub = row.name.partition("|")
-    lifted = row.name in allowed or container in allowed
+    lifted = is_listed(row, allowed)
     named = DISPOSITIONS.get(row.name)
     if named is None and divided:
         named = _by_container(row, container, sub)

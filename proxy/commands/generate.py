@@ -82,6 +82,8 @@ def _render_row(r: Row, depth: int) -> str:
         words.append(f"({r.first}, {r.last}, {r.step})")
     if r.tips:
         words.append(f"tips={_quoted(' '.join(r.tips))}")
+    if r.categories:
+        words.append(f"categories={_quoted(' '.join(r.categories))}")
     lines = _wrap("row(", words, indent)
     if r.specs:
         lines.append(f"{indent}    specs=(")

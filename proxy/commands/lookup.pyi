@@ -23,17 +23,26 @@ class CommandTable:
     `source` says where the rows come from. `metrics` (name -> index of its counters) is shared by all tables of a
     process: "other" is put in at 0, names not seen before are added until 1024 indexes are taken, names there keep
     theirs; a name that found no place counts as index 0. `allow` names the refused commands the configuration lets
-    through ("debug", "cluster failover"; a container's name stands for its subcommands).
+    through ("debug", "cluster failover", "@admin"; a container's name stands for its subcommands), `deny` what it
+    refuses, commands of `allow` and unknown ones included.
     Rows with names above 63 bytes are left out. Raises MemoryError.
     """
 
     source: str
 
     def __init__(
-        self, rows: Iterable[Row], source: str, metrics: dict[str, int], allow: Collection[str] = ()
+        self,
+        rows: Iterable[Row],
+        source: str,
+        metrics: dict[str, int],
+        allow: Collection[str] = (),
+        deny: Collection[str] = (),
     ) -> None: ...
     def __len__(self) -> int:
         """Rows, subcommands included."""
+
+    def refused(self) -> list[bytes]:
+        """Full names of what is not let through."""
 
     def names(self) -> list[str]:
         """Full names, commands first, subcommands behind them."""

@@ -26,6 +26,7 @@ from proxy.commands.keys cimport KEYS_NO_MEMORY, KEYS_OK, KeyList, asks_to_block
 from proxy.resp.scanner cimport Arg
 
 from proxy.commands import dispositions
+from proxy.commands.rows import Row
 
 # load_short() puts bytes where a little-endian load would.
 if sys.byteorder != "little":
@@ -163,16 +164,20 @@ cdef inline size_t c_length(const char* frame, const Arg* arg) noexcept nogil:
 cdef class CommandTable:
     """The commands of one kind of server, by name. See lookup.pyi for the Python side."""
 
-    def __cinit__(self, rows, str source not None, dict metrics not None, allow=()):
+    def __cinit__(self, rows, str source not None, dict metrics not None, allow=(), deny=()):
         cdef Py_ssize_t i, size = 16
         self.source = source
         unique = {}
         for row in rows:
             if "|" not in row.name:
                 unique[row.name] = row
+        denied = dispositions.full_names(deny)
+        for name in denied:
+            if "|" not in name and name[:1] != "@":
+                unique.setdefault(name, Row(name, -1, (), 0, 0, 0))     # though no server has told of it yet
         subs = {sub.name: sub for row in unique.values() for sub in row.subcommands if "|" in sub.name}
         ordered = [row for row in [*unique.values(), *subs.values()] if 0 < len(row.name.encode()) <= NAME_MAX]
-        allowed = dispositions.allowed_names(allow)
+        allowed = dispositions.full_names(allow)
         metrics.setdefault("other", 0)
 
         self.nrows = len(ordered)
@@ -185,7 +190,7 @@ cdef class CommandTable:
         if self.rows == NULL or self.buckets == NULL:
             raise MemoryError
         for i in range(self.nrows):
-            fill_row(&self.rows[i], ordered[i], allowed, metrics)
+            fill_row(&self.rows[i], ordered[i], allowed, denied, metrics)
             enter(self.rows, self.buckets, self.mask, i)
 
         self.unknown.klass = CLASS_FORWARD
@@ -220,6 +225,10 @@ cdef class CommandTable:
 
     def __len__(self):
         return self.nrows
+
+    def refused(self):
+        return [self.rows[i].name[:self.rows[i].name_len] for i in range(self.nrows)
+                if self.rows[i].klass == CLASS_REFUSED]
 
     def names(self):
         return [self.rows[i].name[:self.rows[i].name_len].decode() for i in range(self.nrows)]
@@ -283,13 +292,13 @@ cdef class Arguments:
         free(self.args)
 
 
-cdef int fill_row(Command* to, object row, object allowed, dict metrics) except -1:
+cdef int fill_row(Command* to, object row, object allowed, object denied, dict metrics) except -1:
     # May raise half way: the row is zeroed before, so that freeing it is safe at any time.
     cdef bytes name = row.name.encode()
     cdef KeySpec* spec
     memcpy(to.name, <const char*>name, len(name))
     to.name_len = <uint8_t>len(name)
-    to.klass = <uint8_t>dispositions.classify(row, allowed)
+    to.klass = <uint8_t>dispositions.classify(row, allowed, denied)
     to.metric = <uint16_t>metric_of(row.name, metrics)
     to.flags = <uint32_t>dispositions.command_flags(row)
     to.arity = row.arity

@@ -51,6 +51,7 @@ class Row(NamedTuple):
     tips: tuple[str, ...] = ()
     specs: tuple[KeySpec, ...] | None = None  # None: the server knows no key specs (before Redis 7)
     subcommands: tuple[Row, ...] = ()
+    categories: tuple[str, ...] = ()  # of the ACL, without their "@"
 
     @property
     def request_policy(self) -> str:
@@ -98,9 +99,11 @@ def row(
     tips: str = "",
     specs: tuple[KeySpec, ...] = (),
     subcommands: tuple[Row, ...] = (),
+    categories: str = "",
 ) -> Row:
-    """A Row as `table.py` writes it: flags and tips as space-separated words."""
-    return Row(name, arity, tuple(flags.split()), *range_, tuple(tips.split()), specs, subcommands)
+    """A Row as `table.py` writes it: flags, tips and categories as space-separated words."""
+    words = tuple(flags.split()), tuple(tips.split()), tuple(categories.split())
+    return Row(name, arity, words[0], *range_, words[1], specs, subcommands, words[2])
 
 
 def index_range(at: int, last: int, step: int, limit: int, flags: str) -> KeySpec:
@@ -164,8 +167,9 @@ def _row(entry: object, parent: str) -> Row | None:
     if parent and not name.startswith(parent + "|"):
         name = f"{parent}|{name}"
     flags = _texts(fields[2])
+    categories = tuple(c.removeprefix("@") for c in _texts(fields[6])) if len(fields) > 6 else ()
     if len(fields) <= _FIELDS_BEFORE_7:
-        return Row(name, arity, flags, first, last, step)
+        return Row(name, arity, flags, first, last, step, categories=categories)
     specs = None
     if len(fields) > 8:
         specs = tuple(s for f in _items(fields[8]) if (s := _spec(f)) is not None)
@@ -173,7 +177,7 @@ def _row(entry: object, parent: str) -> Row | None:
     if len(fields) > 9 and not parent:
         made = (_row(f, name) for f in _items(fields[9]))
         subcommands = tuple(sorted((m for m in made if m is not None), key=lambda m: m.name))
-    return Row(name, arity, flags, first, last, step, _texts(fields[7]), specs, subcommands)
+    return Row(name, arity, flags, first, last, step, _texts(fields[7]), specs, subcommands, categories)
 
 
 def _spec(field: object) -> KeySpec | None:

@@ -192,6 +192,7 @@ class Commands(Section):
     """Which commands pass."""
 
     allow: kind.CommandNames = _option((), "Commands to allow that are refused by default, such as cluster|failover.")
+    deny: kind.CommandNames = _option((), "Commands to refuse: names, cluster|info, categories such as @dangerous.")
 
 
 class Admin(Section):

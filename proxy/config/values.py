@@ -100,8 +100,8 @@ def _switchable(written: object) -> Address | None:
 
 def _command_name(written: str) -> str:
     name = written.strip().lower().replace(" ", "|")
-    if not re.fullmatch(r"[a-z0-9._-]+(\|[a-z0-9._-]+)?", name):
-        raise ValueError(f"'{written}' is not a command name, such as debug or cluster|failover")
+    if not re.fullmatch(r"@[a-z0-9_-]+|[a-z0-9._-]+(\|[a-z0-9._-]+)?", name):
+        raise ValueError(f"'{written}' is not a command name, such as debug, cluster|failover or @dangerous")
     return name
 
 

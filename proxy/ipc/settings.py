@@ -80,12 +80,14 @@ class WorkerSettings(_Plain, frozen=True, array_like=True):
     """Everything a worker is told of the configuration.
 
     listeners: str(address) -> read policy. endpoint: (host, port) of a TCP listener to name to a cluster-aware client
-    that came by a Unix socket; None = there is none. allow: commands let through although refused by default.
+    that came by a Unix socket; None = there is none. allow: commands let through although refused by default; deny:
+    those refused although served.
     """
 
     listeners: dict[str, str]
     endpoint: tuple[str, int] | None
     allow: tuple[str, ...]
+    deny: tuple[str, ...]
     clients: Clients
     requests: Requests
     backends: Backends

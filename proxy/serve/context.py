@@ -18,6 +18,8 @@ from typing import Literal, NamedTuple, Protocol
 from proxy.commands.rows import Row
 from proxy.forward.ask import Ask, Later
 from proxy.forward.backend import Backend
+from proxy.serve.command_catalogs import CommandCatalogs
+from proxy.serve.node_infos import NodeInfos
 
 Proto = Literal[2, 3]
 # Ready bytes; or what to ask the servers; or that the answer comes from elsewhere; or None: not before all that the
@@ -148,6 +150,9 @@ class ServeContext:
     rows: the command table, by name ("get", "config|get").
     spare_connections: a RESP2 connection to each primary on which no client's command runs, for what must get through
         to a node that is busy with a script.
+    rows: the command table, by name ("get", "config|get"). refused: names of what is not let through; another object
+        whenever either of them changes.
+    infos: the nodes' INFO documents; catalogs: of the servers' commands; None = nobody to ask.
     stats: figures of the whole proxy under the names INFO gives them (connected_clients, maxclients,
         total_connections_received, total_commands_processed, instantaneous_ops_per_sec, total_net_input_bytes,
         total_net_output_bytes, rejected_connections; proxy_client_memory and proxy_client_memory_max, in bytes); what
@@ -171,3 +176,6 @@ class ServeContext:
     nodes: Callable[[], Sequence[NodeState]] = _no_nodes
     rows: Mapping[bytes, Row] = field(default_factory=dict)
     spare_connections: Callable[[], list[Backend]] = _no_connections
+    refused: frozenset[bytes] = frozenset()
+    infos: NodeInfos | None = None
+    catalogs: CommandCatalogs | None = None

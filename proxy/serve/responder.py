@@ -56,7 +56,7 @@ class Responder:
     def answer(self, client: ClientLike, args: list[bytes]) -> Answer:
         """The reply to a command of CLASS_LOCAL, or whence it is to come."""
         name = args[0].lower()
-        if client.pending and (name in _BARRIERS or name == b"select" and self.ctx.databases > 1):
+        if client.pending and (name in _BARRIERS or (name == b"select" and self.ctx.databases > 1)):
             return None
         return table.answer(self.ctx, client, args)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from proxy.resp import errors
-from proxy.serve import all_shards, client, cluster_view, config_get, info, local
+from proxy.serve import acl_view, all_shards, client, cluster_view, command_info, config_get, info, local, role
 from proxy.serve.context import Answer, ClientLike, Commands, ServeContext
 
 COMMANDS: Final[Commands] = {
@@ -20,6 +20,9 @@ COMMANDS: Final[Commands] = {
     **info.COMMANDS,
     **config_get.COMMANDS,
     **all_shards.COMMANDS,
+    **command_info.COMMANDS,
+    **acl_view.COMMANDS,
+    **role.COMMANDS,
 }
 
 # container -> its subcommands that are not served -> the refusal
@@ -30,6 +33,7 @@ CONTAINERS: Final[dict[bytes, dict[bytes, Callable[[bytes], bytes]]]] = {
         **dict.fromkeys(cluster_view.UNSERVED, errors.not_served),
     },
     **{name: {} for name in all_shards.CONTAINERS},
+    b"acl": {},
 }
 
 

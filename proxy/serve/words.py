@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from proxy.resp import encode
+from proxy.resp.readers import ReplyReader
 
 DEFAULT_USER: Final = "default"
 OK: Final = encode.simple("OK")
@@ -26,6 +27,20 @@ def integer(word: bytes) -> int | None:
         return None
     number = int(word)
     return number if -(2**63) <= number < 2**63 else None
+
+
+def elements(frame: bytes) -> list[bytes]:
+    """The frames that an array, a set or a map (names and values in turn) consists of; ValueError for any other."""
+    if frame[:1] not in (b"*", b"~", b"%"):
+        raise ValueError(f"no aggregate: {frame[:20]!r}")
+    return [item for item, _, _ in ReplyReader().feed(frame[frame.index(b"\r\n") + 2 :])]
+
+
+def version(text: str) -> tuple[int, int]:
+    """(major, minor) of a server's version; (0, 0) of what is none."""
+    major, _, rest = text.partition(".")
+    minor = rest.partition(".")[0]
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
 
 
 def printable(word: bytes) -> bool:

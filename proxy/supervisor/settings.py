@@ -51,6 +51,7 @@ def worker_settings(settings: Settings, share: Shares) -> plain.WorkerSettings:
         listeners={str(listener.address): listener.reads for listener in settings.listeners},
         endpoint=_tcp_endpoint(settings),
         allow=settings.commands.allow,
+        deny=settings.commands.deny,
         clients=_plain(
             plain.Clients,
             clients,

@@ -17,6 +17,7 @@ import mmap
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from proxy import __version__
@@ -31,12 +32,16 @@ from proxy.forward.datapath import ClientSettings, DataPath
 from proxy.forward.exchange import Exchange
 from proxy.forward.node import Node
 from proxy.forward.pipeline import BackendSettings
+from proxy.forward.question import ask_node
 from proxy.forward.reactor import Reactor
 from proxy.forward.router import Router
 from proxy.ipc.messages import Commands, NodeFacts, Report, Start, Topology
 from proxy.ipc.settings import WorkerSettings
 from proxy.resp import errors
+from proxy.serve.any_primary import AnyPrimary
+from proxy.serve.command_catalogs import CommandCatalogs
 from proxy.serve.context import ServeContext
+from proxy.serve.node_infos import NodeInfos
 from proxy.serve.responder import Responder
 from proxy.system import log as logs
 from proxy.system.faults import Faults
@@ -99,6 +104,15 @@ class Worker:
         self.status = WorkerStatus(self.path, self.exchange, self.reactor, self.counters, settings.clients)
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
         self.context.spare_connections = SpareConnections(self.router)
+        self.context.infos = self.infos = NodeInfos(
+            lambda: self.router.nodes.values(),
+            partial(ask_node, self.exchange, raised=faults.show),
+            loop.call_later,
+            loop.time,
+            faults.show,
+        )
+        primary = AnyPrimary(lambda: self.router.primaries, partial(ask_node, self.exchange, raised=faults.show))
+        self.context.catalogs = CommandCatalogs(primary)
         self._reports = Reports(loop, send)
         self._names: NodeNames | None = None
         self._nodes: dict[str, Node] = {}  # of the topology, by label
@@ -129,6 +143,7 @@ class Worker:
             timer.cancel()
         if self._reports.timer is not None:
             self._reports.timer.cancel()
+        self.infos.stop()
         close_all(self.path)
         await self.connector.stop()
         self.router.close()
@@ -242,7 +257,10 @@ class Worker:
     def _table(self) -> CommandTable:
         commands = self._commands
         self.counters.metrics = commands.metrics
-        return CommandTable(commands.rows, commands.source, commands.metrics, self.settings.allow)
+        settings = self.settings
+        table = CommandTable(commands.rows, commands.source, commands.metrics, settings.allow, settings.deny)
+        self.context.refused = frozenset(table.refused())
+        return table
 
     def _limit(self) -> None:
         """Puts what the nodes take at most in force, beside our own limits."""
@@ -266,7 +284,7 @@ class Worker:
         old, self.settings = self.settings, settings
         trouble = self.apply_log() if settings.log != old.log else ""
         self._tune()
-        if settings.allow != old.allow:
+        if (settings.allow, settings.deny) != (old.allow, old.deny):
             self.path.table = self._table()
         if settings.clients.tcp_keepalive != old.clients.tcp_keepalive:
             self._apply_keepalive()

@@ -148,7 +148,7 @@ def test_every_worker_speaks_for_the_whole_proxy(small_cluster: EmbeddedCluster,
 
         wait_for(lambda: seen("connected_clients") == {"5"}, 5, "every worker counts all clients")
         assert seen("maxclients") == {"77"}
-        wait_for(lambda: all(int(n) >= 500 for n in seen("total_commands_processed")), 5, "and all commands")
+        wait_for(lambda: all(int(n) >= 500 for n in seen("proxy_commands_processed")), 5, "and all commands")
         wait_for(lambda: all(int(n) >= 5 for n in seen("total_connections_received")), 5, "and all connections")
         assert len(seen("run_id")) == 1
         ids = [client.command("CLIENT", "ID") for client in clients]

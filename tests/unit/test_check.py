@@ -191,6 +191,14 @@ print(*check.warnings(settings), sep="\\n")
     assert output(912) == "\n"  # the soft limit is raised at the start
 
 
+def test_commands_nobody_knows():
+    of = settings(commands={"allow": ["debug", "nosuch"], "deny": ["config|nosuch", "@dangerous", "@nosuch"]})
+    assert check.warnings(of) == [
+        f"commands.{option}: no command or category known here is called {name}"
+        for option, name in (("allow", "nosuch"), ("deny", "config|nosuch"), ("deny", "@nosuch"))
+    ]
+
+
 def test_somaxconn():
     most = int(check.SOMAXCONN.read_text())
     of = settings(listeners=[{"address": "127.0.0.1:1", "backlog": MOST}, {"address": "127.0.0.1:2", "backlog": 1}])

@@ -8,9 +8,10 @@ from proxy.commands.dispositions import (
     DISPOSITIONS,
     CommandClass,
     CommandFlag,
-    allowed_names,
     classify,
     command_flags,
+    full_names,
+    unknown_names,
 )
 from proxy.commands.rows import Row, index_range, row
 from proxy.commands.table import ROWS
@@ -35,10 +36,11 @@ def test_every_name_decided_on_exists() -> None:
 EXPECTED = {
     "FORWARD": "get set getex getdel sort sort_ro georadius eval evalsha_ro fcall fcall_ro xread xreadgroup spublish "
     "object|encoding memory|usage xgroup|create dump restore msetnx msetex copy rename zunionstore lmpop",
-    "ANY": "command command|docs command|getkeys lolwut publish module|list acl|cat config|help script|help "
+    "ANY": "lolwut publish module|list acl|cat config|help script|help "
     "object|help xgroup|help latency|help pubsub|help config script slowlog latency pubsub function object memory acl",
     "PING": "ping",
-    "LOCAL": "echo quit reset hello auth select readonly readwrite info time asking client client|id client|reply "
+    "LOCAL": "role lastsave command command|docs command|getkeys acl|whoami "
+    "echo quit reset hello auth select readonly readwrite info time asking client client|id client|reply "
     "client|tracking client|kill client|help config|get cluster cluster|info cluster|slots cluster|shards "
     "cluster|nodes cluster|myid cluster|keyslot cluster|links cluster|help cluster|replicas "
     "keys dbsize flushall flushdb randomkey script|load script|exists script|debug function|load function|list "
@@ -53,8 +55,7 @@ EXPECTED = {
     "restore-asking cluster|setslot cluster|failover cluster|meet cluster|reset cluster|addslots cluster|forget",
     "TRANSACTION": "multi exec discard watch unwatch",
     "UNSERVED": "subscribe psubscribe ssubscribe unsubscribe punsubscribe "
-    "sunsubscribe monitor scan wait waitaof blpop brpop brpoplpush blmove blmpop bzpopmin bzpopmax bzmpop lastsave "
-    "role acl|whoami clusterscan",
+    "sunsubscribe monitor scan wait waitaof blpop brpop brpoplpush blmove blmpop bzpopmin bzpopmax bzmpop clusterscan",
 }
 
 
@@ -143,13 +144,44 @@ def test_commands_nobody_decided_on(made: Row, klass: str) -> None:
     ],
 )
 def test_allowing(allow: str, name: str, klass: str) -> None:
-    assert classify(ALL[name], allowed_names([allow])).name == klass
+    assert classify(ALL[name], full_names([allow])).name == klass
+
+
+@pytest.mark.parametrize(
+    ("deny", "refused", "served"),
+    [
+        ("get", "get", "getex"),
+        ("CONFIG GET", "config|get", "config|set"),
+        ("client", "client|list", "ping"),
+        ("@keyspace", "del", "get"),
+        ("@Scripting", "eval", "get"),
+        ("@dangerous", "client|list", "client|id"),  # a subcommand's categories are its own
+        ("@all", "ping", ""),
+        ("sync", "sync", "get"),
+    ],
+)
+def test_denying(deny: str, refused: str, served: str) -> None:
+    denied = full_names([deny])
+    assert classify(ALL[refused], full_names([refused, deny]), denied) is CommandClass.REFUSED
+    if served:
+        assert classify(ALL[served], (), denied) is classify(ALL[served]) is not CommandClass.REFUSED
+
+
+def test_allowing_a_category() -> None:
+    assert classify(ALL["shutdown"], full_names(["@dangerous"])).name == "ANY"
+    assert classify(ALL["pfselftest"], full_names(["@dangerous"])).name == "ANY"
+    assert classify(ALL["debug"], full_names(["@keyspace"])).name == "REFUSED"
+
+
+def test_names_that_mean_nothing() -> None:
+    names = ["get", "@admin", "@all", "config|get", "CLUSTER INFO", "nosuch", "config|nosuch", "@nosuch", "get|x"]
+    assert unknown_names(names, ROWS) == ["nosuch", "config|nosuch", "@nosuch", "get|x"]
 
 
 def test_an_allowed_module_command_loses_only_its_refusal() -> None:
-    assert classify(row("m.admin", 1, "admin"), allowed_names(["M.ADMIN"])) is CommandClass.ANY
+    assert classify(row("m.admin", 1, "admin"), full_names(["M.ADMIN"])) is CommandClass.ANY
     everywhere = row("m.admin", 1, "admin", tips="request_policy:all_nodes")
-    assert classify(everywhere, allowed_names(["M.ADMIN"])) is CommandClass.LOCAL
+    assert classify(everywhere, full_names(["M.ADMIN"])) is CommandClass.LOCAL
 
 
 WRITES = "getex getdel getset sort georadius georadiusbymember lpop eval evalsha fcall xreadgroup spop"

@@ -132,7 +132,7 @@ def test_the_literal_full_name_is_unknown_as_on_a_server() -> None:
         ((b"CLIENT", b""), "client", CommandClass.LOCAL),
         ((b"CLIENT", b"x" * 70), "client", CommandClass.LOCAL),
         ((b"CLUSTER", b"FOO"), "cluster", CommandClass.LOCAL),
-        ((b"COMMAND", b"FOO"), "command", CommandClass.ANY),
+        ((b"COMMAND", b"FOO"), "command", CommandClass.LOCAL),
         ((b"CONFIG", b"FOO"), "config", CommandClass.ANY),
         ((b"DEBUG", b"SLEEP"), "debug", CommandClass.REFUSED),
         ((b"OBJECT", b"FOO", b"k"), "object", CommandClass.ANY),
@@ -151,6 +151,18 @@ def test_allowing_lifts_refusals() -> None:
     assert table.lookup(b"CLUSTER", b"FAILOVER")["klass"] is CommandClass.ANY
     assert table.lookup(b"CLUSTER", b"RESET")["klass"] is CommandClass.REFUSED
     assert table.lookup(b"SAVE")["klass"] is CommandClass.REFUSED
+
+
+def test_denying_wins_and_reaches_what_nobody_has_told_of() -> None:
+    deny = ["get", "DEBUG", "@scripting", "config|get", "m.new"]
+    table = CommandTable(ROWS, SOURCE, {}, allow=["debug", "save"], deny=deny)
+    for command in [(b"GET", b"k"), (b"DEBUG", b"x"), (b"evalsha",), (b"CONFIG", b"GET"), (b"M.New", b"a", b"b")]:
+        assert table.lookup(*command)["klass"] is CommandClass.REFUSED, command
+    for command in [(b"SET", b"k"), (b"SAVE",), (b"CONFIG", b"SET"), (b"M.OTHER",)]:
+        assert table.lookup(*command)["klass"] is not CommandClass.REFUSED, command
+    refused = table.refused()
+    assert {b"get", b"config|get", b"debug", b"eval", b"m.new", b"shutdown"} <= set(refused)
+    assert not {b"save", b"set", b"config"} & set(refused)
 
 
 def test_metrics_are_stable_across_tables() -> None:

@@ -50,7 +50,7 @@ def only(reply: list[Any]) -> Row:
 
 
 def test_an_entry_with_key_specs() -> None:
-    assert only([GET_7]) == Row("get", 2, ("readonly", "fast"), 1, 1, 1, (), (GET_SPEC,), ())
+    assert only([GET_7]) == Row("get", 2, ("readonly", "fast"), 1, 1, 1, (), (GET_SPEC,), (), ("read",))
 
 
 def test_resp3_shapes_give_the_same_facts() -> None:

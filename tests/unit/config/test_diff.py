@@ -53,6 +53,7 @@ def test_a_change():
         ("", "ready: {partial: true}", "ready.partial: false -> true"),
         ("", "admin: {address: off}", "admin.address: 127.0.0.1:9617 -> off"),
         ("", "commands: {allow: [DEBUG, cluster failover]}", "commands.allow: [] -> [debug, cluster|failover]"),
+        ("", "commands: {deny: ['@admin']}", "commands.deny: [] -> [@admin]"),
         ("log: {level: debug}", "", "log.level: debug -> info"),
     ],
 )

@@ -143,7 +143,7 @@ cluster:
   refresh_interval: 1m
 requests: {timeout: 250ms}
 clients: {output_hard_limit: 2gb, max_clients: 5, max_memory: 3mb}
-commands: {allow: [DEBUG, cluster failover, "config|set"]}
+commands: {allow: [DEBUG, cluster failover, "config|set"], deny: [GET, "@Dangerous", client kill]}
 admin: {address: off}
 log:
 """
@@ -160,6 +160,7 @@ log:
     assert settings.requests.timeout == 0.25
     assert settings.clients.output_hard_limit == 2 << 30
     assert settings.commands.allow == ("debug", "cluster|failover", "config|set")
+    assert settings.commands.deny == ("get", "@dangerous", "client|kill")
     assert settings.admin.address is None
     assert settings.log.level == "info"
 

@@ -114,6 +114,7 @@ def test_owners(load, written, uid, gid):
         ("backends: {connections: 65}", "2: backends.connections: should be at most 64"),
         ("backends: {client_name: a b}", "2: backends.client_name: Client names cannot contain spaces"),
         ("commands: {allow: ['a b c']}", "2: commands.allow[0]: 'a b c' is not a command name"),
+        ("commands: {deny: ['@a b']}", "2: commands.deny[0]: '@a b' is not a command name"),
     ],
 )
 def test_fault(load, text, fault):

@@ -102,7 +102,7 @@ class _Connection(socketserver.StreamRequestHandler):
                     size = int(self.rfile.readline()[1:])
                     words.append(self.rfile.read(size + 2)[:-2])
                 name = words[0].lower()
-                if name in table.COMMANDS or name in table.CONTAINERS:
+                if name != b"command" and (name in table.COMMANDS or name in table.CONTAINERS):
                     self.server.served.append(b" ".join(words[:2]).lower())
                     answer = table.answer(self.server.ctx, client, words)
                     if name == b"hello" and client.proto == 3:

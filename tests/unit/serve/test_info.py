@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import os
 import platform
+from typing import Any
 
 import pytest
 
+from proxy.forward.ask import Later
 from proxy.resp import encode
+from proxy.resp.decode import decode
 from proxy.serve import info, table
 from proxy.serve.context import NodeState, ServeContext
+from proxy.serve.info_merge import Document
+from proxy.serve.node_infos import Infos, NodeInfo
 from tests.unit.serve.fakes import RUN_ID, FakeClient, context, topology
 
-ALL = ["Server", "Clients", "Memory", "Stats", "Replication", "CPU", "Cluster", "Keyspace", "Proxy", "Nodes"]
+ALL = [
+    "Server", "Clients", "Memory", "Persistence", "Stats", "Replication", "CPU", "Modules", "Commandstats",
+    "Errorstats", "Latencystats", "Cluster", "Keyspace", "Proxy", "Nodes",
+]  # fmt: skip
+PLAIN = [name for name in ALL if name not in ("Commandstats", "Latencystats")]
+
+
+def text_of(*asked: str, ctx: ServeContext | None = None, client: FakeClient | None = None) -> str:
+    reply = info.info(ctx or context(), client or FakeClient(), [b"INFO", *(section.encode() for section in asked)])
+    assert isinstance(reply, bytes)
+    text = decode(reply)
+    assert isinstance(text, bytes)
+    return text.decode()
 
 
 def sections(*asked: str, ctx: ServeContext | None = None) -> dict[str, dict[str, str]]:
     """Section -> field -> value, in the order they came."""
-    text = info.document(ctx or context(), FakeClient(), [section.encode() for section in asked])
+    return parsed(text_of(*asked, ctx=ctx))
+
+
+def parsed(text: str) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for line in text.split("\r\n"):
         if line.startswith("# "):
@@ -32,8 +52,8 @@ def sections(*asked: str, ctx: ServeContext | None = None) -> dict[str, dict[str
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        ((), ALL),
-        (("default",), ALL),
+        ((), PLAIN),
+        (("default",), PLAIN),
         (("ALL",), ALL),
         (("everything", "server"), ALL),
         (("server",), ["Server"]),
@@ -41,7 +61,9 @@ def sections(*asked: str, ctx: ServeContext | None = None) -> dict[str, dict[str
         (("nosuch",), []),
         (("nosuch", "cpu"), ["CPU"]),
         (("",), []),
-        (("persistence", "commandstats"), []),
+        (("persistence", "commandstats"), ["Persistence", "Commandstats"]),
+        (("commandstats", "default"), [name for name in ALL if name != "Latencystats"]),
+        (("sentinel", "keysizes"), []),
     ],
 )
 def test_sections(asked: tuple[str, ...], expected: list[str]) -> None:
@@ -49,8 +71,7 @@ def test_sections(asked: tuple[str, ...], expected: list[str]) -> None:
 
 
 def test_sections_are_parted_by_an_empty_line() -> None:
-    text = info.document(context(), FakeClient(), [b"cluster", b"keyspace"])
-    assert text == "# Cluster\r\ncluster_enabled:0\r\n\r\n# Keyspace\r\n"
+    assert text_of("cluster", "keyspace") == "# Cluster\r\ncluster_enabled:0\r\n\r\n# Keyspace\r\n"
 
 
 def test_reply_in_both_protocols() -> None:
@@ -88,8 +109,9 @@ def test_only_known_figures() -> None:
     stats = {"connected_clients": 3, "total_commands_processed": 11, "proxy_workers": 2, "unheard_of": 1}
     found = sections("clients", "stats", "proxy", ctx=context(stats=lambda: stats))
     assert found["Clients"] == {"connected_clients": "3"}
-    assert found["Stats"] == {"total_commands_processed": "11"}
+    assert found["Stats"] == {}
     assert found["Proxy"]["proxy_workers"] == "2"
+    assert found["Proxy"]["proxy_commands_processed"] == "11"
     assert "unheard_of" not in found["Proxy"]
 
 
@@ -112,7 +134,8 @@ def test_memory_held_for_clients() -> None:
     assert found["Memory"]["proxy_client_memory"] == str(3 << 20)
     assert found["Memory"]["proxy_client_memory_human"] == "3.00M"
     assert found["Memory"]["proxy_client_memory_max"] == str(1 << 30)
-    assert int(found["Memory"]["used_memory"]) > 1 << 20
+    assert int(found["Memory"]["proxy_used_memory_rss"]) > 1 << 20
+    assert "used_memory" not in found["Memory"]
     assert "proxy_client_memory" not in found["Proxy"]
     assert "proxy_client_memory" not in sections("memory")["Memory"]
 
@@ -128,26 +151,10 @@ def test_nodes_section() -> None:
 def test_memory_and_cpu_are_this_process() -> None:
     found = sections("memory", "cpu")
     memory = found["Memory"]
-    assert 1 << 20 < int(memory["used_memory_rss"]) <= int(memory["used_memory_peak"])
-    assert int(memory["used_memory_rss"]) < int(memory["total_system_memory"])
-    assert float(found["CPU"]["used_cpu_user"]) > 0
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0B"),
-        (1023, "1023B"),
-        (1024, "1.00K"),
-        (1388472, "1.32M"),
-        (25276502016, "23.54G"),
-        (1024**4, "1.00T"),
-        (3 * 1024**5, "3.00P"),
-        (1024**6, "1024.00P"),
-    ],
-)
-def test_human(size: int, text: str) -> None:
-    assert info.human(size) == text
+    rss = int(memory["proxy_used_memory_rss"])
+    assert 1 << 20 < rss <= int(memory["proxy_used_memory_rss_peak"])
+    assert rss < int(memory["proxy_total_system_memory"])
+    assert float(found["CPU"]["proxy_used_cpu_user"]) > 0
 
 
 def test_info_starts_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,3 +162,123 @@ def test_info_starts_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = platform.architecture()[0].removesuffix("bit")
     monkeypatch.setattr("subprocess.Popen", None)
     assert sections("server")["Server"]["arch_bits"] == expected
+
+
+# -- what the nodes tell
+
+
+def a_document(used: int, keys: int) -> Document:
+    return {
+        "memory": [f"used_memory:{used}", f"used_memory_human:{used}B"],
+        "stats": ["total_connections_received:9", "instantaneous_ops_per_sec:5", "keyspace_hits:7"],
+        "replication": ["role:slave", "connected_slaves:1", "master_repl_offset:10", "repl_backlog_histlen:4"],
+        "keyspace": [f"db0:keys={keys},expires=0,avg_ttl=0"],
+    }
+
+
+class FakeInfos:
+    """Fits NodeInfos; answers when the test says so."""
+
+    def __init__(self, infos: Infos, known: bool = False) -> None:
+        self.infos, self.known = infos, known
+        self.waiting: list[tuple[bool, int, Any]] = []
+
+    def fresh(self, whole: bool) -> Infos | None:
+        return self.infos if self.known else None
+
+    def wait(self, whole: bool, proto: int, done: Any) -> None:
+        self.waiting.append((whole, proto, done))
+
+
+def cluster_infos(*, missing: bool = False) -> Infos:
+    nodes = [
+        NodeInfo("10.0.0.1:7000", False, a_document(100, 3)),
+        NodeInfo("10.0.0.2:7000", False, None if missing else a_document(300, 4)),
+        NodeInfo("10.0.0.3:7000", True, a_document(1000, 50)),
+    ]
+    return Infos(nodes, True, 0.0)
+
+
+def of_cluster(infos: Infos, **changes: Any) -> dict[str, dict[str, str]]:
+    places = [(node.label, "replica" if node.replica else "primary") for node in infos.nodes]
+    nodes = [NodeState(address, role, True, 1, 0) for address, role in places]
+    ctx = context(nodes=lambda: nodes, **changes)
+    return parsed(info.document(ctx, FakeClient(), ALL, infos))
+
+
+def test_totals_are_of_the_primaries() -> None:
+    stats = {"total_connections_received": 4, "total_net_input_bytes": 8, "instantaneous_ops_per_sec": 1}
+    found = of_cluster(cluster_infos(), stats=lambda: stats)
+    assert (found["Memory"]["used_memory"], found["Memory"]["used_memory_human"]) == ("400", "400B")
+    assert found["Stats"] == {
+        "total_connections_received": "4",
+        "instantaneous_ops_per_sec": "10",
+        "keyspace_hits": "14",
+    }
+    assert found["Keyspace"] == {"db0": "keys=7,expires=0,avg_ttl=0"}
+    replication = found["Replication"]
+    assert (replication["role"], replication["connected_slaves"]) == ("master", "0")
+    assert (replication["master_repl_offset"], replication["master_replid"]) == ("20", RUN_ID)
+    assert (found["Proxy"]["proxy_ops_per_sec"], found["Proxy"]["proxy_nodes_missing"]) == ("1", "0")
+    assert found["Nodes"]["node2"].endswith(",pending=0,used_memory=1000,keys=50,ops_per_sec=5")
+    assert not any("proxy_primaries_missing" in fields for fields in found.values())
+
+
+def test_totals_that_lack_a_node_say_so() -> None:
+    found = of_cluster(cluster_infos(missing=True))
+    for section in ("Memory", "Stats", "Proxy"):
+        assert found[section]["proxy_primaries_missing"] == "1"
+    assert found["Keyspace"] == {"db0": "keys=3,expires=0,avg_ttl=0"}
+    assert found["Nodes"]["node1"].endswith(",pending=0,missing=1")
+
+
+@pytest.mark.parametrize(
+    ("asked", "asks", "whole"),
+    [
+        (["server"], False, False),
+        (["server", "clients", "cluster", "proxy", "nosuch"], False, False),
+        (["memory"], True, False),
+        ([], True, False),
+        (["latencystats"], True, True),
+        (["all"], True, True),
+    ],
+)
+def test_who_is_asked(asked: list[str], asks: bool, whole: bool) -> None:
+    infos = FakeInfos(cluster_infos())
+    answer = info.info(context(infos=infos), FakeClient(proto=3), [b"INFO", *(word.encode() for word in asked)])
+    assert isinstance(answer, Later if asks else bytes)
+    assert [(one, proto) for one, proto, _ in infos.waiting] == ([(whole, 3)] if asks else [])
+
+
+def test_not_before_what_the_client_has_under_way() -> None:
+    infos = FakeInfos(cluster_infos())
+    assert info.info(context(infos=infos), FakeClient(pending=1), [b"INFO"]) is None
+    assert isinstance(info.info(context(infos=infos), FakeClient(pending=1), [b"INFO", b"server"]), bytes)
+    assert infos.waiting == []
+
+
+def test_who_repeats_it_at_once_gets_what_is_known() -> None:
+    """... but not who has sent something else meanwhile, or another client."""
+    infos = FakeInfos(cluster_infos(), known=True)
+    ctx = context(infos=infos)
+    client = FakeClient(total_commands=5)
+    assert isinstance(info.info(ctx, client, [b"INFO"]), Later)
+    ((_, _, done),) = infos.waiting
+    done(infos.infos)
+    for sent in (6, 7, 8):
+        client.total_commands = sent
+        assert isinstance(info.info(ctx, client, [b"INFO", b"memory"]), bytes)
+    assert isinstance(info.info(ctx, FakeClient(id=8, total_commands=9), [b"INFO"]), Later)
+    client.total_commands = 10
+    assert isinstance(info.info(ctx, client, [b"INFO"]), Later)
+
+
+def test_made_once_for_all_who_wait() -> None:
+    counted = []
+    infos = FakeInfos(cluster_infos())
+    ctx = context(infos=infos, nodes=lambda: counted.append(1) or [])
+    for number in range(5):
+        info.info(ctx, FakeClient(id=number), [b"INFO"])
+    for _, _, done in infos.waiting:
+        done(infos.infos)
+    assert counted == [1]

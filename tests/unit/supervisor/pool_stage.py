@@ -110,6 +110,7 @@ def worker_settings() -> WorkerSettings:
         listeners={},
         endpoint=None,
         allow=(),
+        deny=(),
         clients=filled(plain.Clients, password=""),
         requests=filled(plain.Requests),
         backends=filled(plain.Backends, **text),

@@ -55,7 +55,10 @@ def configured(
             Backends("", "", 1, 1.0, 1 << 30, 1000, 0.00005, 2.0, 0.05, 2.0, "redis-proxy", 60.0), **backends or {}
         ),
         log=msgspec.structs.replace(Log("info", "logfmt", ""), **log or {}),
-        **({"listeners": {TCP: "primary", UNIX: "primary"}, "endpoint": ("127.0.0.1", 7617), "allow": ()} | more),
+        **(
+            {"listeners": {TCP: "primary", UNIX: "primary"}, "endpoint": ("127.0.0.1", 7617), "allow": (), "deny": ()}
+            | more
+        ),
     )
 
 

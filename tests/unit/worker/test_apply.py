@@ -175,6 +175,24 @@ class TestCommands:
 
         run(configured(), scene, nodes.seeds[0])
 
+    def test_deny(self, nodes: EmbeddedCluster) -> None:
+        """By name, for what no server knows, and by category; COMMAND follows."""
+
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            count = await client.ask("COMMAND", "COUNT")
+            worker.apply(configured(deny=("get", "m.unknown", "@scripting")))
+            for command in (["GET", "k"], ["m.unknown"], ["EVAL", "return 1", "0"], ["SCRIPT", "LOAD", "x"]):
+                assert "is not allowed through this proxy" in str(await client.ask(*command)), command
+            assert await client.ask("SET", "k", "v") == b"OK"
+            assert await client.ask("COMMAND", "INFO", "get", "eval") == [None, None]
+            assert await client.ask("COMMAND", "COUNT") < count - 5
+            worker.apply(configured())
+            assert await client.ask("GET", "k") == b"v"
+            assert await client.ask("COMMAND", "COUNT") == count
+
+        run(configured(), scene, nodes.seeds[0])
+
 
 class TestRequests:
     def test_failover_timeout(self, node: FakeNode) -> None:
