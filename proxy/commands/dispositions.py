@@ -76,6 +76,7 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "cluster": _LOCAL,
     # Admin by flag, but redis-benchmark and frameworks begin with it. A server's answer without its passwords.
     "config|get": _LOCAL,
+    "scan": _LOCAL,                         # over all primaries behind one cursor
 
     # CLUSTER: what changes the servers' cluster is not for clients ...
     "cluster|addslots": _REFUSED,
@@ -158,7 +159,6 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "waitaof": _UNSERVED,
 
     # One server's answer would be only a part of the answer.
-    "scan": _UNSERVED,
     "clusterscan": _UNSERVED,               # Valkey 9.1; its cursor names slots of the real cluster
     "keys": _UNSERVED,
     "dbsize": _UNSERVED,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from proxy.resp import errors
-from proxy.serve import client, cluster_view, config_get, info, local
+from proxy.serve import client, cluster_view, config_get, info, local, scan
 from proxy.serve.context import Answer, ClientLike, Commands, ServeContext
 
 COMMANDS: Final[Commands] = {
@@ -19,6 +19,7 @@ COMMANDS: Final[Commands] = {
     **cluster_view.COMMANDS,
     **info.COMMANDS,
     **config_get.COMMANDS,
+    **scan.COMMANDS,
 }
 
 # container -> its subcommands that are not served -> the refusal

@@ -97,6 +97,7 @@ class Worker:
         self.connector = Connector(settings.backends, on_up=self._backend_up, on_trouble=self.stale, on_fault=faults)
         self.status = WorkerStatus(self.path, self.exchange, self.reactor, self.counters, settings.clients)
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
+        self.context.owners = self.router.owners
         self._reports = Reports(loop, send)
         self._names: NodeNames | None = None
         self._nodes: dict[str, Node] = {}  # of the topology, by label
