@@ -40,6 +40,7 @@ _WHOLE_LEAST: Final = 128  # nodes with together this many keys are listed whole
 _WHOLE_MOST: Final = 10_000
 _NODES_MOST: Final = 64  # asked in one round
 _TRIES: Final = 4  # to find the owner of a slot, in one page
+_EMPTY_MOST: Final = 3  # rounds of a page that found no key at all and are followed by another one
 _STEPS: Final = 20_000_000  # of matching, in one page: some 50 ms
 TOO_HARD: Final = errors.line("ERR the pattern takes too long to match against the keys of this page")
 
@@ -67,6 +68,8 @@ class Page:
         self.most = KEYS_MOST  # keys of a slot that are listed at once
         self.ask = ask
         self._asked_sizes = False
+        self._whole = True  # as long as no node turned out to be too large for that
+        self._empty = 0
         self._tries = 0
 
     # -- what to ask ---------------------------------------------------------------------------------------------
@@ -96,7 +99,7 @@ class Page:
             return self.ask_sizes({label: places[label] for label in missing})
         whole: dict[str, int] = {}
         total, most = 0, min(max(2 * self.wanted.about, _WHOLE_LEAST), _WHOLE_MOST)
-        for label in some:
+        for label in some if self._whole else ():
             keys = known.get((self.db, label))
             if keys is None or total + keys > most:
                 break
@@ -155,14 +158,16 @@ class Page:
                 )
                 if view is None or size is None or page is None:
                     return scan_node.MALFORMED
-                # Its table may be too large for the number of its keys: then it is not listed whole for a while.
-                self.note_size(label, size if page[0] == 0 else scan_node.Size(_WHOLE_MOST + size.keys, 0))
-                if page[0] == 0:
+                self.note_size(label, size)
+                if page[0]:
+                    self._whole = False  # it had more keys than last time, or has a table too large for its keys
+                else:
                     stable |= int.from_bytes(view.owned.replace(b"\2", b"\0"))
                     keys.update(dict.fromkeys(page[1]))
             done = stable.to_bytes(SLOTS) + b"\0"
             end = min(done.index(0, self.slot), self.wanted.high + 1)
             if end == self.slot:
+                self._whole = False
                 return self.ask_slots(self.slots_for_count())
             return self.reply(Position(end), [key for key in keys if self.slot <= slot_of(key) < end])
 
@@ -236,6 +241,10 @@ class Page:
         while end in views and views[end].owned[end] == 1 and len(keys_of[end]) <= most:
             listed += keys_of[end]
             end += 1
+        if end > self.slot and not listed and end <= self.wanted.high and self._empty < _EMPTY_MOST:
+            self._empty += 1
+            self.slot, self.at = end, Position(end)
+            return self.plan()
         if end > self.slot:
             return self.sift(Position(end), listed, expires > 0)
         if len(keys_of) > 1:

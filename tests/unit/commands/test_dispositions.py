@@ -48,7 +48,7 @@ EXPECTED = {
     "module|unload save bgsave bgrewriteaof swapdb move acl|setuser acl|deluser acl|load acl|save pfselftest "
     "restore-asking cluster|setslot cluster|failover cluster|meet cluster|reset cluster|addslots cluster|forget",
     "UNSERVED": "multi exec discard watch unwatch subscribe psubscribe ssubscribe unsubscribe punsubscribe "
-    "sunsubscribe monitor scan keys dbsize flushall flushdb randomkey script|load script|exists function|load "
+    "sunsubscribe monitor keys dbsize flushall flushdb randomkey script|load script|exists function|load "
     "function|list pubsub|channels config|set config|resetstat config|rewrite slowlog|get latency|latest "
     "memory|doctor memory|purge memory|stats memory|malloc-stats wait waitaof blpop brpop brpoplpush blmove blmpop "
     "bzpopmin bzpopmax bzmpop lastsave role acl|whoami cluster|countkeysinslot cluster|getkeysinslot clusterscan",
