@@ -116,7 +116,8 @@ class Page:
         keys = self.ctx.key_counts.get((self.db, label))
         if not keys:
             return 1 if keys is None else SLOTS_MOST
-        return max(1, min(SLOTS_MOST, self.wanted.about * slots // keys))
+        about = min(self.wanted.about, _BATCH_MOST // 2)  # most slots have less than twice the usual number
+        return max(1, min(SLOTS_MOST, about * slots // keys))
 
     def note_size(self, label: str, size: scan_node.Size) -> None:
         known = self.ctx.key_counts

@@ -39,7 +39,7 @@ EXPECTED = {
     "object|help xgroup|help config script object memory acl",
     "PING": "ping",
     "LOCAL": "echo quit reset hello auth select readonly readwrite info time asking client client|id client|reply "
-    "client|tracking client|kill client|help config|get cluster cluster|info cluster|slots cluster|shards "
+    "client|tracking client|kill client|help config|get scan cluster cluster|info cluster|slots cluster|shards "
     "cluster|nodes cluster|myid cluster|keyslot cluster|links cluster|help cluster|replicas",
     "SPLIT_MGET": "mget",
     "SPLIT_MSET": "mset",

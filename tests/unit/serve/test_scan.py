@@ -10,6 +10,7 @@ from proxy.cluster.slot import slot_of
 from proxy.resp import errors
 from proxy.serve.scan import only_slot
 from proxy.serve.scan_cursor import Position, encode, mark
+from proxy.serve.scan_page import Page, Wanted
 from tests.unit.serve.scan_stage import Node, Stage
 
 INVALID, SYNTAX, NOT_INTEGER = errors.INVALID_CURSOR, errors.SYNTAX, errors.NOT_AN_INTEGER
@@ -101,6 +102,19 @@ def test_pages_follow_count(count: int, stage: Stage) -> None:
     keys = stage.put(*names(600))
     assert sorted(stage.scan_all("COUNT", count)) == sorted(keys)
     assert stage.pages <= 600 // min(count, 200) * 1.5 + 35
+
+
+@pytest.mark.parametrize(
+    ("keys", "count", "slots"),
+    [(0, 10, 512), (16384, 10, 10), (200_000, 10, 1), (200_000, 1000, 81), (10**7, 2**62, 13)],
+)
+def test_how_many_slots_are_asked_for(keys: int, count: int, slots: int, stage: Stage) -> None:
+    """So many that none of them is likely to be cut off."""
+    page = Page(stage.ctx, 0, Wanted(count, b"", b"", 0, 16383), Position(0))
+    stage.ctx.owners = lambda: [(0, 16383, "A")]
+    stage.ctx.key_counts[0, "A"] = keys
+    page.owners = [(0, 16383, "A")]
+    assert page.slots_for_count() == slots
 
 
 def test_types_patterns_and_what_has_expired(stage: Stage) -> None:
@@ -220,6 +234,36 @@ def test_a_large_slot_that_is_half_moved(stage: Stage) -> None:
     for key in keys[:5000]:
         stage.move_key(key)
     assert set(stage.scan_all("COUNT", 1500)) == set(keys)
+
+
+@pytest.mark.parametrize("most", [10_000, 5], ids=["at once", "in pages"])
+@pytest.mark.parametrize("when", range(1, 25))
+def test_a_slot_that_goes_there_and_back_between_two_rounds(
+    when: int, most: int, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source is migrating to the same target before and after, but what was at the target is at the source."""
+    monkeypatch.setattr("proxy.serve.scan_page.KEYS_MOST", most)
+    monkeypatch.setattr("proxy.serve.scan_slot._COUNT_LEAST", 4)
+    keys = stage.put(*names(40, "{tag}"))
+    slot = slot_of(b"tag")
+    source = stage.owner(slot)
+    target = next(node for node in stage.nodes if node is not source)
+    stage.begin_move(slot, target)
+    for key in keys[:20]:
+        stage.move_key(key)
+    calls = 0
+
+    def there_and_back() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == when:
+            stage.end_move(slot)
+            stage.begin_move(slot, source)
+            stage.end_move(slot)
+            stage.begin_move(slot, target)
+
+    stage.meanwhile = there_and_back
+    assert set(stage.scan_all("COUNT", 6, "MATCH", "{tag}*")) == set(keys)
 
 
 class Chaos:
