@@ -109,11 +109,11 @@ class Mover(threading.Thread):
             self.error = error
 
     def _moved(self, slot: int, source: EmbeddedNode, target: EmbeddedNode, batch: int) -> bool:
-        """False when the cluster is down because a primary is: the slot is half moved, and moved again."""
+        """False when it is to be done again: the cluster is down for a moment, or a third node changes its role."""
         try:
             self.keys += self._cluster.move_slots([slot], source, target, batch=batch)
-        except redis.exceptions.ClusterDownError:
-            return False
+        except redis.ResponseError:
+            return slot in self._cluster.slots_of(target) and slot not in self._cluster.slots_of(source)
         return True
 
 
