@@ -86,6 +86,7 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "acl|users": _LOCAL,
     "time": _LOCAL,
     "cluster": _LOCAL,
+    "scan": _LOCAL,                         # over all primaries behind one cursor
 
     # CLUSTER: what changes the servers' cluster is not for clients ...
     "cluster|addslots": _REFUSED,
@@ -166,7 +167,6 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "waitaof": _UNSERVED,
 
     # One server's answer would be only a part of the answer ...
-    "scan": _UNSERVED,
     "clusterscan": _UNSERVED,               # Valkey 9.1; its cursor names slots of the real cluster
     # ... so several are asked (serve.all_shards). Some are admin by flag, but tools begin with them.
     "keys": _LOCAL,

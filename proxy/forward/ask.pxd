@@ -8,6 +8,7 @@ cdef class Ask:
     cdef readonly object finish
     cdef readonly bint read
     cdef readonly bint errors
+    cdef readonly bint primary
     cdef readonly list labels
     cdef readonly list nodes
 

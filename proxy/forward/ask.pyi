@@ -10,7 +10,8 @@ class Ask:
     """Commands for the servers, and how one reply is made of theirs; see ask.pyx.
 
     parts: (where, frame, replies to swallow). finish: the parts' replies -> the reply, or the next Ask. read: safe to
-    send again. errors: finish is called with error replies too.
+    send again. errors: finish is called with error replies too. primary: slots are those of primaries, whatever the
+    client's read policy.
     """
 
     parts: list[tuple[Where, bytes, int]]
@@ -23,6 +24,7 @@ class Ask:
         finish: Callable[[list[bytes]], bytes | Ask] | None = None,
         read: bool = False,
         errors: bool = False,
+        primary: bool = False,
     ) -> None: ...
 
 class Later:

@@ -19,7 +19,7 @@ from proxy.forward.prepare cimport new_request
 from proxy.forward.request cimport (
     REQ_READ, TARGET_ANY, TARGET_LEASE, TARGET_NODE, TARGET_SLOT, Request,
 )
-from proxy.forward.router cimport Router
+from proxy.forward.router cimport READS_PRIMARY, Router
 
 cdef bytes NOBODY = b"-CLUSTERDOWN The cluster is down\r\n"
 
@@ -35,17 +35,20 @@ cdef class Ask:
 
     finish may also return another Ask: the next round for the same command, within the same deadline. A failed part is
     the answer, and finish not called; with `errors`, finish is given error lines like other replies. Then redirections
-    of parts for a slot or "any" have been followed; those for a Node or a Backend are replies.
+    of parts for a slot or "any" have been followed; those for a Node or a Backend are replies. primary: parts for a
+    slot go to its primary, whatever the client's read policy.
 
     Filled in place when it is sent, of each part: labels: its node as "host:port", "" when it is not for a certain
     one; nodes: where it went.
     """
 
-    def __cinit__(self, list parts not None, finish=None, bint read=False, bint errors=False):
+    def __cinit__(self, list parts not None, finish=None, bint read=False, bint errors=False,
+                  bint primary=False):
         self.parts = parts
         self.finish = finish
         self.read = read
         self.errors = errors
+        self.primary = primary
         self.labels = []
         self.nodes = []
 
@@ -172,6 +175,9 @@ cdef bint send_parts(Client client, Ask ask, Gather before, Call* call) except? 
         gather_begin(g, parent)
     else:
         gather_again(g, before)
+    if ask.primary:
+        for i in range(n):
+            g.parts[i].policy = READS_PRIMARY
     client.budget -= <int> n
     for i in range(n):                      # the last part may complete, and end, the gather
         frame = parts[i][1]

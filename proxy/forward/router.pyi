@@ -69,6 +69,8 @@ class Router:
         anywhere. shards: (index of the primary in addresses, or -1; those of its replicas). owners: 16,384
         little-endian uint16, the index into shards of each slot's owner, 0xFFFF = nobody.
         """
+    def owners(self) -> list[tuple[int, int, str]]:
+        """(first slot, last slot, label of its primary), ascending; slots without a primary are left out."""
     def renew(self) -> list[Backend]:
         """Every node gets new connections, made on first use; the old ones, returned, drain and close.
 

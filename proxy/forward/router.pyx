@@ -256,6 +256,13 @@ cdef class Router:
             return False
         return r.policy == READS_PRIMARY or not r.flags & REQ_READ or node not in shard.replicas
 
+    def owners(self):
+        """[(first slot, last slot, label of its primary)], ascending; slots without a primary are left out."""
+        return [
+            (first, last, (<Shard> self.shards[index]).primary.label)
+            for first, last, index in self.slots.ranges() if (<Shard> self.shards[index]).primary is not None
+        ]
+
     def renew(self):
         """Every node gets new connections, made on first use; the old ones, returned, drain and close.
 

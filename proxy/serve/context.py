@@ -126,6 +126,10 @@ def _no_figures() -> Mapping[str, int | float]:
     return {}
 
 
+def _no_owners() -> Sequence[tuple[int, int, str]]:
+    return ()
+
+
 def _no_nodes() -> Sequence[NodeState]:
     return ()
 
@@ -147,6 +151,8 @@ class ServeContext:
     databases: numbered databases a client may SELECT; 1 = database 0 alone.
     unix_endpoint: (host, port) of a TCP listener to name to a cluster-aware client that came by a Unix socket; None =
         there is none.
+    owners: (first slot, last slot, label of its primary), ascending; slots without a known primary are left out.
+    key_counts: (database, label of a primary) -> its keys when SCAN last saw them; kept small by SCAN.
     rows: the command table, by name ("get", "config|get").
     spare_connections: a RESP2 connection to each primary on which no client's command runs, for what must get through
         to a node that is busy with a script.
@@ -174,6 +180,8 @@ class ServeContext:
     unix_endpoint: tuple[str, int] | None = None
     stats: Callable[[], Mapping[str, int | float]] = _no_figures
     nodes: Callable[[], Sequence[NodeState]] = _no_nodes
+    owners: Callable[[], Sequence[tuple[int, int, str]]] = _no_owners
+    key_counts: dict[tuple[int, str], int] = field(default_factory=dict)
     rows: Mapping[bytes, Row] = field(default_factory=dict)
     spare_connections: Callable[[], list[Backend]] = _no_connections
     refused: frozenset[bytes] = frozenset()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from proxy.resp import errors
-from proxy.serve import acl_view, all_shards, client, cluster_view, command_info, config_get, info, local, role
+from proxy.serve import acl_view, all_shards, client, cluster_view, command_info, config_get, info, local, role, scan
 from proxy.serve.context import Answer, ClientLike, Commands, ServeContext
 
 COMMANDS: Final[Commands] = {
@@ -23,6 +23,7 @@ COMMANDS: Final[Commands] = {
     **command_info.COMMANDS,
     **acl_view.COMMANDS,
     **role.COMMANDS,
+    **scan.COMMANDS,
 }
 
 # container -> its subcommands that are not served -> the refusal

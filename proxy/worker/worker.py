@@ -113,6 +113,7 @@ class Worker:
         )
         primary = AnyPrimary(lambda: self.router.primaries, partial(ask_node, self.exchange, raised=faults.show))
         self.context.catalogs = CommandCatalogs(primary)
+        self.context.owners = self.router.owners
         self._reports = Reports(loop, send)
         self._names: NodeNames | None = None
         self._nodes: dict[str, Node] = {}  # of the topology, by label

@@ -41,7 +41,7 @@ EXPECTED = {
     "PING": "ping",
     "LOCAL": "role lastsave command command|docs command|getkeys acl|whoami "
     "echo quit reset hello auth select readonly readwrite info time asking client client|id client|reply "
-    "client|tracking client|kill client|help config|get cluster cluster|info cluster|slots cluster|shards "
+    "client|tracking client|kill client|help config|get scan cluster cluster|info cluster|slots cluster|shards "
     "cluster|nodes cluster|myid cluster|keyslot cluster|links cluster|help cluster|replicas "
     "keys dbsize flushall flushdb randomkey script|load script|exists script|debug function|load function|list "
     "pubsub|channels pubsub|numpat config|set config|resetstat config|rewrite slowlog|get commandlog|len "
@@ -55,7 +55,7 @@ EXPECTED = {
     "restore-asking cluster|setslot cluster|failover cluster|meet cluster|reset cluster|addslots cluster|forget",
     "TRANSACTION": "multi exec discard watch unwatch",
     "UNSERVED": "subscribe psubscribe ssubscribe unsubscribe punsubscribe "
-    "sunsubscribe monitor scan wait waitaof blpop brpop brpoplpush blmove blmpop bzpopmin bzpopmax bzmpop clusterscan",
+    "sunsubscribe monitor wait waitaof blpop brpop brpoplpush blmove blmpop bzpopmin bzpopmax bzmpop clusterscan",
 }
 
 

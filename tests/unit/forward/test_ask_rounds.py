@@ -45,6 +45,24 @@ def test_the_last_round_may_have_no_finish_and_go_everywhere(play: Play) -> None
     assert client.get() == b"+%d\r\n" % A.port
 
 
+@pytest.mark.parametrize("primary", [False, True])
+def test_a_read_for_a_slot_may_be_for_its_primary_only(play: Play, primary: bool) -> None:
+    """In every round, for a client that reads from replicas."""
+    stage = play(shards=[(A, [B], [(0, 16383)])])
+    part = (SLOT_A, GET_A, 0)
+
+    def more(replies: list[bytes]) -> Ask:
+        return Ask([part], read=True, primary=primary)
+
+    stage.responder.answer = lambda client, args: Ask([part], finish=more, read=True, primary=primary)
+    client = stage.client(reads="replica")
+    client.send(ECHO)
+    stage.turn()
+    for number in (1, 2):
+        exchange(stage, A if primary else B, GET_A, integer(number))
+    assert client.get() == integer(2)
+
+
 def test_a_client_that_leaves_between_two_rounds(play: Play) -> None:
     stage = play()
     always(stage, (SLOT_A, GET_A, 0), finish=lambda replies: Ask([(SLOT_B, GET_B, 0)]))

@@ -221,3 +221,9 @@ def test_what_is_newer_than_the_last_look_is_looked_for(play: Play, others: int)
     stage.turn()
     assert late.get() == b"+OK\r\n"
     assert stage.node(B).get() == encode_command("SET", "f", "2")
+
+
+def test_who_owns_which_slots(play: Play) -> None:
+    """Nobody's slots, and those of a shard without a primary, are left out."""
+    stage = play(shards=[(A, [C], [(0, 99), (200, 300)]), (None, [B], [(100, 150)])])
+    assert stage.router.owners() == [(0, 99, "10.0.0.1:7001"), (200, 300, "10.0.0.1:7001")]
