@@ -189,6 +189,7 @@ class Commands(Section):
     """Which commands pass."""
 
     allow: kind.CommandNames = _option((), "Commands to allow that are refused by default, such as cluster|failover.")
+    script_memory: kind.Bytes = _option("16mb", "Scripts remembered for nodes that lack them (NOSCRIPT).")
 
 
 class Admin(Section):

@@ -88,6 +88,14 @@ class NodeState(NamedTuple):
     pending: int  # commands sent and not answered
 
 
+class ScriptsLike(Protocol):
+    """What the proxy remembers of scripts; worker.scripts."""
+
+    def body(self, sha: bytes, /) -> bytes | None: ...  # if this worker has it; sha: 40 lower-case hex digits
+    def loaded(self, body: bytes, /) -> None: ...  # on the servers, by a client
+    def flush(self, ask: Callable[[], Ask], /) -> Later: ...  # nobody knows any; then what is asked of the servers
+
+
 # Called with the command's words, its name included. It raises for no input of a client.
 Handler = Callable[["ServeContext", ClientLike, list[bytes]], Answer]
 # name or "name|subcommand" -> (arity as COMMAND gives it, handler)
@@ -116,6 +124,7 @@ class ServeContext:
     unix_endpoint: (host, port) of a TCP listener to name to a cluster-aware client that came by a Unix socket; None =
         there is none.
     rows: the command table, by name ("get", "config|get").
+    scripts: what is remembered of scripts; None = nothing.
     stats: figures of the whole proxy under the names INFO gives them (connected_clients, maxclients,
         total_connections_received, total_commands_processed, instantaneous_ops_per_sec, total_net_input_bytes,
         total_net_output_bytes, rejected_connections; proxy_client_memory and proxy_client_memory_max, in bytes); what
@@ -138,3 +147,4 @@ class ServeContext:
     stats: Callable[[], Mapping[str, int | float]] = _no_figures
     nodes: Callable[[], Sequence[NodeState]] = _no_nodes
     rows: Mapping[bytes, Row] = field(default_factory=dict)
+    scripts: ScriptsLike | None = None

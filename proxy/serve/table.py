@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from proxy.resp import errors
-from proxy.serve import client, cluster_view, config_get, info, local
+from proxy.serve import client, cluster_view, config_get, info, local, scripts
 from proxy.serve.context import Answer, ClientLike, Commands, ServeContext
 
 COMMANDS: Final[Commands] = {
@@ -19,6 +19,7 @@ COMMANDS: Final[Commands] = {
     **cluster_view.COMMANDS,
     **info.COMMANDS,
     **config_get.COMMANDS,
+    **scripts.COMMANDS,
 }
 
 # container -> its subcommands that are not served -> the refusal
@@ -29,6 +30,7 @@ CONTAINERS: Final[dict[bytes, dict[bytes, Callable[[bytes], bytes]]]] = {
         **dict.fromkeys(cluster_view.UNSERVED, errors.not_served),
     },
     b"config": {},
+    b"script": {},
 }
 
 

@@ -51,6 +51,7 @@ def worker_settings(settings: Settings, share: Shares) -> plain.WorkerSettings:
         listeners={str(listener.address): listener.reads for listener in settings.listeners},
         endpoint=_tcp_endpoint(settings),
         allow=settings.commands.allow,
+        script_memory=settings.commands.script_memory,
         clients=_plain(
             plain.Clients,
             clients,
