@@ -135,6 +135,7 @@ cdef int see_script(Client client, const Call* call, bint keyless) noexcept:
     """
     cdef const char* p
     cdef size_t n
+    cdef int slot
     if call.argc < 2:
         return -1
     p = call.frame + call.args[1].off
@@ -143,7 +144,10 @@ cdef int see_script(Client client, const Call* call, bint keyless) noexcept:
         return slot_of_function(p, n) if keyless else -1
     if call.row.name_len != 4 and call.row.name[4] != c"_":         # neither eval nor eval_ro
         return slot_of_sha(p, n) if keyless else -1
-    return client.path.exchange.scripts.body(p, n, keyless, client.reactor.now)
+    slot = client.path.exchange.scripts.body(p, n, keyless, client.reactor.now)
+    if client.path.exchange.scripts.called:
+        client.budget -= COST_PYTHON
+    return slot
 
 
 # -- split by slot -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ cdef class Scripts:
     cdef uint64_t[4] seed
     cdef int64_t credit_ns          # what telling may cost at present
     cdef int64_t credited_ns        # when that was
+    cdef bint called                # the last body() took Python
     cdef int body(self, const char* p, size_t n, bint keyless, int64_t now) noexcept
     cdef object load(self, const char* sha)
     cdef void in_vain(self, const char* sha)

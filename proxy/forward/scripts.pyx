@@ -87,6 +87,7 @@ cdef class Scripts:
         cdef bint told
         cdef bytes sha
         cdef int i, slot
+        self.called = False
         if n > BODY_MAX or self.keeper is None:
             return -1
         if self.told == NULL:
@@ -103,6 +104,7 @@ cdef class Scripts:
         told = self.credit_ns >= price
         if not told and not keyless:
             return -1
+        self.called = True
         try:
             sha = self.keeper.seen(p[:n], told)
             slot = slot_of_sha(sha, len(sha))

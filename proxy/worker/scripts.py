@@ -106,7 +106,7 @@ class WorkerScripts:
 
     def flush(self, ask: Callable[[], Ask]) -> Later:
         """Has every worker forget all scripts, then asks the servers: the answer is theirs."""
-        later = Later()
+        later = Later(barrier=True)  # what the client calls next must not find them on the servers any more
         self._flush += 1
         self._flushes[self._flush] = later, ask
         self._loop.call_later(FLUSH_S, self.flushed, self._flush)

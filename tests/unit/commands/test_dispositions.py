@@ -21,6 +21,7 @@ NEWER = {"cluster|migration", "sflush"}
 PASSED_ON = {
     CommandClass.FORWARD,
     CommandClass.ANY,
+    CommandClass.SCRIPT,
     CommandClass.SPLIT_MGET,
     CommandClass.SPLIT_MSET,
     CommandClass.SPLIT_SUM,
@@ -33,14 +34,16 @@ def test_every_name_decided_on_exists() -> None:
 
 
 EXPECTED = {
-    "FORWARD": "get set getex getdel sort sort_ro georadius eval evalsha_ro fcall fcall_ro xread xreadgroup spublish "
+    "FORWARD": "get set getex getdel sort sort_ro georadius xread xreadgroup spublish "
     "object|encoding memory|usage xgroup|create dump restore msetnx msetex copy rename zunionstore lmpop",
     "ANY": "command command|docs command|getkeys lolwut publish module|list acl|cat config|help script|help "
     "object|help xgroup|help config script object memory acl",
+    "SCRIPT": "eval evalsha eval_ro evalsha_ro fcall fcall_ro",
     "PING": "ping",
     "LOCAL": "echo quit reset hello auth select readonly readwrite info time asking client client|id client|reply "
     "client|tracking client|kill client|help config|get cluster cluster|info cluster|slots cluster|shards "
-    "cluster|nodes cluster|myid cluster|keyslot cluster|links cluster|help cluster|replicas",
+    "cluster|nodes cluster|myid cluster|keyslot cluster|links cluster|help cluster|replicas script|load "
+    "script|flush",
     "SPLIT_MGET": "mget",
     "SPLIT_MSET": "mset",
     "SPLIT_SUM": "del unlink exists touch",
@@ -48,7 +51,7 @@ EXPECTED = {
     "module|unload save bgsave bgrewriteaof swapdb move acl|setuser acl|deluser acl|load acl|save pfselftest "
     "restore-asking cluster|setslot cluster|failover cluster|meet cluster|reset cluster|addslots cluster|forget",
     "UNSERVED": "multi exec discard watch unwatch subscribe psubscribe ssubscribe unsubscribe punsubscribe "
-    "sunsubscribe monitor scan keys dbsize flushall flushdb randomkey script|load script|exists function|load "
+    "sunsubscribe monitor scan keys dbsize flushall flushdb randomkey script|exists function|load "
     "function|list pubsub|channels config|set config|resetstat config|rewrite slowlog|get latency|latest "
     "memory|doctor memory|purge memory|stats memory|malloc-stats wait waitaof blpop brpop brpoplpush blmove blmpop "
     "bzpopmin bzpopmax bzmpop lastsave role acl|whoami cluster|countkeysinslot cluster|getkeysinslot clusterscan",
