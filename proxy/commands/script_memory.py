@@ -4,8 +4,8 @@ Why: the main process remembers them for the whole proxy (control.scripts), a wo
 (worker.scripts), by the same rules.
 
 Invariant: `size` never exceeds `limit`. What is used least recently goes first, in two classes: scripts seen once
-(`fresh`), and those that were loaded, used or seen again (`kept`). Fresh ones make room as soon as they hold more than a
-quarter: a client that sends a new body with every EVAL drives out none but its own and other new ones.
+(`fresh`), and those that were loaded, used or seen again (`kept`). Fresh ones make room as soon as they hold more than
+a quarter: a client that sends a new body with every EVAL drives out none but its own and other new ones.
 """
 
 from __future__ import annotations

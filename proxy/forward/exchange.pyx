@@ -125,6 +125,7 @@ cdef class Exchange(Recovery):
             return
         (<Sink> r.sink).withdraw(r)         # part of a reply that had to wait for its turn
         r.flags &= ~REQ_SWALLOWED
+        r.redirections = 0                  # it goes to the slot's owner again, which may redirect it again
         self.park(r, bytes, r.len, RETRY_LOST)
 
     cdef void timed_out(self, Request* r, bint sent) noexcept:

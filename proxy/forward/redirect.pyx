@@ -10,11 +10,12 @@ A script says what its author likes. A redirection out of one is followed once, 
 learnt; nor does what a script says make a node unfit. A refusal in the server's exact words is believed, as any
 cluster client does: a script that returns one of them is sent again.
 
-NOSCRIPT is repaired: the node is given the script, if anybody knows it (Scripts), and the command is sent again, once.
-The script goes ahead of it as a request of its own that nobody waits for; what else comes back from before that point of
-the connection needs no further copy. So a script that forges NOSCRIPT in the server's exact words is run once more, and
-costs a copy of itself; ScriptKeeper.in_vain bounds that. Commands that the client had pipelined behind are not held back:
-they are carried out before the repaired one, as they would be before the EVAL of a client that helps itself.
+NOSCRIPT is repaired: the node is given the script, if anybody knows it (Scripts), and the command is sent again, once
+for each node that it comes to. The script goes ahead of it as a request of its own that nobody waits for; what else
+comes back from before that point of the connection needs no further copy. So a script that forges NOSCRIPT in the
+server's exact words is run once more, and costs a copy of itself; ScriptKeeper.in_vain bounds that. Commands that the
+client had pipelined behind are not held back: they are carried out before the repaired one, as they would be before the
+EVAL of a client that helps itself.
 """
 cimport cython
 from libc.stdint cimport uint64_t
@@ -119,6 +120,8 @@ cdef class Redirect:
         if self.router.at(node, r) != CHOSEN or r.redirections > 2 or (
             r.slot >= 0 and self.parking.parked_in[r.slot]
         ):
+            if r.flags & REQ_SCRIPT:
+                r.redirections = 0          # this one was not followed; by then the topology may be known
             return self.wait(r, p, RETRY_MOVED)
         if self.router.chosen == <void*> backend:   # the bytes stand in its own window, which may move
             if not request_keep(r, p, r.len):
@@ -154,6 +157,7 @@ cdef class Redirect:
         if not load or backend.state != BACKEND_UP or backend.draining or (
             r.slot >= 0 and self.parking.parked_in[r.slot]
         ):
+            r.redirections = 0              # it goes to the slot's owner again, which may redirect it here again
             return self.wait(r, bytes, RETRY_NOSCRIPT)
         return self.give(backend, r, sha[:SHA_LEN].lower(), load)
 

@@ -5,9 +5,9 @@ A body is remembered outside the data path (`keeper`), which is told of each onc
 by a random seed, says of which. So an EVAL costs one pass over its body and neither a SHA1 nor Python. Telling is paid
 from a credit, because some clients send another body each time: 200 bodies a second, and 1,000 at once.
 
-A command without keys goes where its script's slot is, so that it meets the node that knows the script: the slot is made
-of the script's SHA1 (for a function: of its name), the same for EVAL and EVALSHA and in every worker. That of a body
-stands beside its hash.
+A command without keys goes where its script's slot is, so that it meets the node that knows the script: the slot is
+made of the script's SHA1 (for a function: of its name), the same for EVAL and EVALSHA and in every worker. That of a
+body stands beside its hash.
 
 Who calls it: dispatch (bodies), redirect and parking (names). Invariant: nothing here is for the truth of an answer; a
 body that is not told, by a collision or for want of credit, is told another time.

@@ -1,7 +1,7 @@
 """SCRIPT LOAD and SCRIPT FLUSH: what the servers answer, and what the proxy remembers or forgets with it.
 
-Why: NOSCRIPT is repaired with bodies seen before (forward.redirect); a script that a client has loaded is one, and after
-SCRIPT FLUSH nobody may know any more, in any worker. Called through serve.table.
+Why: NOSCRIPT is repaired with bodies seen before (forward.redirect); a script that a client has loaded is one, and
+after SCRIPT FLUSH nobody may know any more, in any worker. Called through serve.table.
 
 Invariant: what is refused by the servers changes nothing that is remembered, and a flush is answered only when every
 worker has forgotten (or did not say so in time) and every server after it.

@@ -103,7 +103,9 @@ class Supervisor:
         """From start to end. early: signals that came before there was a loop."""
         self.loop = loop = asyncio.get_running_loop()
         self.control = ControlPlane(self.settings, lambda message: self.pool.tell(message))
-        self.scripts = Scripts(self.settings.commands.script_memory, lambda generation: self.pool.forget_scripts(generation))
+        self.scripts = Scripts(
+            self.settings.commands.script_memory, lambda generation: self.pool.forget_scripts(generation)
+        )
         self.pool = WorkerPool(
             loop,
             self._first_message,

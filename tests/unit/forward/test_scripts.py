@@ -11,7 +11,7 @@ from proxy.cluster.slot import slot_of
 from proxy.forward.scripts import script_sha
 from proxy.resp.encode import encode_command
 from proxy.resp.readers import CommandReader
-from tests.support.datapath import KEY_A, SLOT_A, A, B, C, End, Play, Stage
+from tests.support.datapath import KEY_A, KEY_B, SLOT_A, A, B, C, End, Play, Stage
 from tests.support.dialogue import ASKING, GET_A, ask, exchange, moved
 
 BODY = b"return redis.call('incr', KEYS[1])"
@@ -79,7 +79,7 @@ def drained(stage: Stage, client: End, frames: list[bytes]) -> None:
         stage.hear(client)
 
 
-# -- repair --------------------------------------------------------------------------------------------------------------
+# -- repair -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("line", [NOSCRIPT, NOSCRIPT_91])
@@ -238,7 +238,7 @@ def test_a_full_window(play: Play) -> None:
     assert stage.hear(client) == b":1\r\n"
 
 
-# -- asked for elsewhere ---------------------------------------------------------------------------------------------------
+# -- asked for elsewhere ------------------------------------------------------------------------------------------
 
 
 def test_it_waits_while_the_script_is_asked_for(play: Play) -> None:
@@ -258,6 +258,39 @@ def test_it_waits_while_the_script_is_asked_for(play: Play) -> None:
     exchange(stage, A, LOAD + EVALSHA, LOADED + b":1\r\n")
     assert client.get() == b":1\r\n"
     assert stage.count("retries")["noscript", "retried"] == 1
+
+
+def test_it_is_redirected_again_after_it_has_waited(play: Play) -> None:
+    """The redirection of a script is followed once; what waited for its script begins anew at the slot's owner."""
+    stage = play(backoff_s=1000.0, backoff_max_s=1000.0, timeout_s=5000.0)
+    keeper = keeping(stage, BODY)
+    keeper.asked = {SHA}
+    client = called(stage, EVALSHA)
+    exchange(stage, A, EVALSHA, moved(B))
+    exchange(stage, B, EVALSHA, NOSCRIPT)
+    keeper.asked = set()
+    stage.parking.script_answered(SHA, True)
+    stage.turn()
+    exchange(stage, A, EVALSHA, moved(B))
+    exchange(stage, B, EVALSHA, NOSCRIPT)
+    exchange(stage, B, LOAD + EVALSHA, LOADED + b":1\r\n")
+    assert client.get() == b":1\r\n"
+
+
+def test_a_redirection_to_a_node_that_is_down(play: Play) -> None:
+    """It was not followed, so the next one is: by then the node may be back."""
+    stage = play(backoff_s=1000.0, backoff_max_s=1000.0, timeout_s=5000.0)
+    keeping(stage, BODY)
+    stage.unreachable = {B}
+    called(stage, encode_command("GET", KEY_B))
+    client = called(stage, EVALSHA)
+    exchange(stage, A, EVALSHA, moved(B))
+    stage.unreachable = set()
+    stage.turn()
+    stage.parking.wake_all()
+    stage.turn()
+    exchange(stage, A, EVALSHA, moved(B))
+    assert b"MOVED" not in client.get()
 
 
 def test_nobody_else_knows_it(play: Play) -> None:
@@ -298,7 +331,7 @@ def test_a_fault_of_the_keeper_costs_no_more_than_the_error(play: Play) -> None:
     assert len(keeper.faults) == 2
 
 
-# -- told ------------------------------------------------------------------------------------------------------------------
+# -- told ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_body_is_told_once(play: Play) -> None:
@@ -345,7 +378,7 @@ def test_a_very_long_body_is_not_told(play: Play) -> None:
     assert keeper.told == []
 
 
-# -- without keys ----------------------------------------------------------------------------------------------------------
+# -- without keys -------------------------------------------------------------------------------------------------
 
 
 def where(stage: Stage, frame: bytes) -> list[str]:
@@ -408,7 +441,7 @@ def test_a_redirection_that_a_script_without_keys_names_is_not_followed(play: Pl
     assert client.get() == moved(B, 0)
 
 
-# -- names -----------------------------------------------------------------------------------------------------------------
+# -- names --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
