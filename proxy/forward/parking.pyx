@@ -94,8 +94,8 @@ cdef class Parking:
             r.attempts += 1
         r.reason = <unsigned char> reason
         r.wake_ns = self.reactor.now + delay
-        if r.wake_ns > r.deadline_ns:
-            r.wake_ns = r.deadline_ns
+        if r.wake_ns > r.deadline_ns or reason == RETRY_NOSCRIPT:
+            r.wake_ns = r.deadline_ns       # the latter: until script_answered, which is sure to come
         if r.sink != NULL:
             (<Sink> r.sink).unsettle()
         request_move(r, STATE_PARKED)

@@ -13,9 +13,9 @@ cluster client does: a script that returns one of them is sent again.
 NOSCRIPT is repaired: the node is given the script, if anybody knows it (Scripts), and the command is sent again, once
 for each node that it comes to. The script goes ahead of it as a request of its own that nobody waits for; what else
 comes back from before that point of the connection needs no further copy. So a script that forges NOSCRIPT in the
-server's exact words is run once more, and costs a copy of itself; ScriptKeeper.in_vain bounds that. Commands that the
-client had pipelined behind are not held back: they are carried out before the repaired one, as they would be before the
-EVAL of a client that helps itself.
+server's exact words is run once more (twice if its body had to be asked for), and costs a copy of itself;
+ScriptKeeper.in_vain bounds that. Commands that the client had pipelined behind are not held back: they are carried out
+before the repaired one, as they would be before the EVAL of a client that helps itself.
 """
 cimport cython
 from libc.stdint cimport uint64_t
@@ -23,13 +23,12 @@ from libc.string cimport memcmp
 
 from proxy.cluster.redirection cimport (
     REDIR_ASK, REDIR_CLUSTERDOWN, REDIR_LOADING, REDIR_MASTERDOWN, REDIR_MOVED, REDIR_NONE, REDIR_NOSCRIPT,
-    REDIR_READONLY,
-    Redirection, parse_redirection,
+    REDIR_READONLY, Redirection, parse_redirection,
 )
 from proxy.forward.backend cimport BACKEND_UP
 from proxy.forward.counters cimport (
-    RETRY_CLUSTERDOWN, RETRY_FULL, RETRY_LOADING, RETRY_MASTERDOWN, RETRY_MOVED, RETRY_NOSCRIPT, RETRY_READONLY,
-    RETRY_TRYAGAIN,
+    RETRY_CLUSTERDOWN, RETRY_FULL, RETRY_LOADING, RETRY_LOST, RETRY_MASTERDOWN, RETRY_MOVED,
+    RETRY_NOSCRIPT, RETRY_READONLY, RETRY_TRYAGAIN,
 )
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
 from proxy.forward.ports cimport Sink
@@ -120,8 +119,6 @@ cdef class Redirect:
         if self.router.at(node, r) != CHOSEN or r.redirections > 2 or (
             r.slot >= 0 and self.parking.parked_in[r.slot]
         ):
-            if r.flags & REQ_SCRIPT:
-                r.redirections = 0          # this one was not followed; by then the topology may be known
             return self.wait(r, p, RETRY_MOVED)
         if self.router.chosen == <void*> backend:   # the bytes stand in its own window, which may move
             if not request_keep(r, p, r.len):
@@ -154,11 +151,9 @@ cdef class Redirect:
         self.counts.redirections[<int> REDIR_NOSCRIPT] += 1
         (<Sink> r.sink).unsettle()
         request_fault(r, p, n)
-        if not load or backend.state != BACKEND_UP or backend.draining or (
-            r.slot >= 0 and self.parking.parked_in[r.slot]
-        ):
+        if not load or backend.state != BACKEND_UP or backend.draining:
             r.redirections = 0              # it goes to the slot's owner again, which may redirect it here again
-            return self.wait(r, bytes, RETRY_NOSCRIPT)
+            return self.wait(r, bytes, RETRY_NOSCRIPT if not load else RETRY_LOST)
         return self.give(backend, r, sha[:SHA_LEN].lower(), load)
 
     cdef int give(self, Backend backend, Request* r, bytes name, bytes load):

@@ -11,7 +11,7 @@ from proxy.cluster.slot import slot_of
 from proxy.forward.scripts import script_sha
 from proxy.resp.encode import encode_command
 from proxy.resp.readers import CommandReader
-from tests.support.datapath import KEY_A, KEY_B, SLOT_A, A, B, C, End, Play, Stage
+from tests.support.datapath import KEY_A, SLOT_A, A, B, C, End, Play, Stage
 from tests.support.dialogue import ASKING, GET_A, ask, exchange, moved
 
 BODY = b"return redis.call('incr', KEYS[1])"
@@ -275,22 +275,6 @@ def test_it_is_redirected_again_after_it_has_waited(play: Play) -> None:
     exchange(stage, B, EVALSHA, NOSCRIPT)
     exchange(stage, B, LOAD + EVALSHA, LOADED + b":1\r\n")
     assert client.get() == b":1\r\n"
-
-
-def test_a_redirection_to_a_node_that_is_down(play: Play) -> None:
-    """It was not followed, so the next one is: by then the node may be back."""
-    stage = play(backoff_s=1000.0, backoff_max_s=1000.0, timeout_s=5000.0)
-    keeping(stage, BODY)
-    stage.unreachable = {B}
-    called(stage, encode_command("GET", KEY_B))
-    client = called(stage, EVALSHA)
-    exchange(stage, A, EVALSHA, moved(B))
-    stage.unreachable = set()
-    stage.turn()
-    stage.parking.wake_all()
-    stage.turn()
-    exchange(stage, A, EVALSHA, moved(B))
-    assert b"MOVED" not in client.get()
 
 
 def test_nobody_else_knows_it(play: Play) -> None:
