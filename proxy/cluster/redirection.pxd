@@ -12,6 +12,7 @@ cdef enum RedirectionKind:
     REDIR_LOADING = 5
     REDIR_READONLY = 6
     REDIR_MASTERDOWN = 7
+    REDIR_NOSCRIPT = 8      # the node has no script of this name
 
 cdef struct Redirection:
     int kind

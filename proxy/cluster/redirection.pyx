@@ -50,6 +50,10 @@ REFUSALS = (
     ("MASTERDOWN", b"-MASTERDOWN Link with MASTER is down, replica-serve-stale-data is set to 'no' and 'allow-stale' "
      b"flag is not set on the script.",
      "script.c scriptPrepareForRun: Redis from 7.0, Valkey from 7.2"),
+    ("NOSCRIPT", b"-NOSCRIPT No matching script. Please use EVAL.",
+     "server.c createSharedObjects, given by evalShaCommand: Redis from 2.6, Valkey 7.2 and 8"),
+    ("NOSCRIPT", b"-NOSCRIPT No matching script.",
+     "server.c createSharedObjects: Valkey 9.1"),
 )
 
 cdef dict NAMES = {
@@ -60,6 +64,7 @@ cdef dict NAMES = {
     REDIR_LOADING: "LOADING",
     REDIR_READONLY: "READONLY",
     REDIR_MASTERDOWN: "MASTERDOWN",
+    REDIR_NOSCRIPT: "NOSCRIPT",
 }
 
 cdef enum:
@@ -95,7 +100,9 @@ cdef int refusal(const char* line, size_t n) noexcept nogil:
     """The kind of a line without its CRLF."""
     cdef int i
     # The first letter tells most errors of the client's own (ERR, WRONGTYPE) apart at once.
-    if line[1] != c'T' and line[1] != c'C' and line[1] != c'L' and line[1] != c'R' and line[1] != c'M':
+    if line[1] != c'T' and line[1] != c'C' and line[1] != c'L' and line[1] != c'R' and line[1] != c'M' and (
+        line[1] != c'N'
+    ):
         return REDIR_NONE
     for i in range(nrefusals):
         if refusals[i].len == n and memcmp(line, refusals[i].text, n) == 0:

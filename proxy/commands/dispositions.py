@@ -32,6 +32,7 @@ class CommandClass(IntEnum):
     REFUSED = 7  # -ERR command 'x' is not allowed through this proxy: by its nature, or as configured
     UNSERVED = 8  # not served yet: a clear error
     TRANSACTION = 9  # MULTI, EXEC, DISCARD, WATCH, UNWATCH
+    SCRIPT = 12  # as FORWARD; without keys in this call, where its script's slot is
 
 
 class CommandFlag(IntFlag):
@@ -127,12 +128,12 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "spublish": _FORWARD,                   # by the channel's slot; pubsub by flag, but changes no state
 
     # Keys are declared; without any they run anywhere (noscript by flag).
-    "eval": _FORWARD,
-    "evalsha": _FORWARD,
-    "eval_ro": _FORWARD,
-    "evalsha_ro": _FORWARD,
-    "fcall": _FORWARD,
-    "fcall_ro": _FORWARD,
+    "eval": CommandClass.SCRIPT,
+    "evalsha": CommandClass.SCRIPT,
+    "eval_ro": CommandClass.SCRIPT,
+    "evalsha_ro": CommandClass.SCRIPT,
+    "fcall": CommandClass.SCRIPT,
+    "fcall_ro": CommandClass.SCRIPT,
 
     # Blocking by flag; they wait only with BLOCK, which each call is checked for.
     "xread": _FORWARD,

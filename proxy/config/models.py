@@ -193,6 +193,7 @@ class Commands(Section):
 
     allow: kind.CommandNames = _option((), "Commands to allow that are refused by default, such as cluster|failover.")
     deny: kind.CommandNames = _option((), "Commands to refuse: names, cluster|info, categories such as @dangerous.")
+    script_memory: kind.Bytes = _option("16mb", "Scripts remembered for nodes that lack them (NOSCRIPT).")
 
 
 class Admin(Section):

@@ -31,6 +31,7 @@ cdef class Backend(Pipeline):
     cdef ReplyScan scan
     cdef size_t scanned                     # bytes of rest the scanner has passed
     cdef bint passing                       # part of the reply at hand has been passed on already
+    cdef dict loads                         # script -> where its SCRIPT LOAD ends in the stream; None = none
     cdef readonly bint draining             # closed once nothing is pending
     cdef void demand(self) noexcept
     cdef void read(self) noexcept

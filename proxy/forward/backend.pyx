@@ -392,6 +392,7 @@ cdef class Backend(Pipeline):
         """Forgets what was half read, and hands over what is pending."""
         self.scanned = 0
         self.passing = False
+        self.loads = None
         reply_scan_reset(&self.scan)
         buffer_release(&self.rest)
         buffer_release(&self.push)

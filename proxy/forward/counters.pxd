@@ -22,7 +22,7 @@ cdef enum:               # CloseReason
     CLOSE_REASONS = 12
 
 cdef enum:               # RedirectionCount
-    COUNT_REDIRECTIONS = 8      # indexed by proxy.cluster.redirection.RedirectionKind
+    COUNT_REDIRECTIONS = 9      # indexed by proxy.cluster.redirection.RedirectionKind
 
 cdef enum:               # RetryReason
     RETRY_LOST = 0
@@ -34,7 +34,8 @@ cdef enum:               # RetryReason
     RETRY_MASTERDOWN = 6
     RETRY_MOVED = 7
     RETRY_FULL = 8              # too many unanswered bytes on the connection to its node
-    RETRY_REASONS = 9
+    RETRY_NOSCRIPT = 9          # its script is being asked for
+    RETRY_REASONS = 10
 
 cdef enum:               # RetryOutcome
     OUTCOME_RETRIED = 0

@@ -31,10 +31,11 @@ CLOSE_REASON_NAMES = (
     "client", "quit", "protocol_error", "output_limit", "query_limit", "idle", "killed", "shutdown", "reply_cut",
     "socket_error", "cross_protocol", "memory_limit",
 )
-REDIRECTION_NAMES = (None, "moved", "ask", "tryagain", "clusterdown", "loading", "readonly", "masterdown")
+REDIRECTION_NAMES = (None, "moved", "ask", "tryagain", "clusterdown", "loading", "readonly", "masterdown",
+                     "noscript")
 RETRY_REASON_NAMES = (
     "connection_lost", "node_down", "tryagain", "clusterdown", "loading", "readonly", "masterdown", "moved",
-    "node_busy",
+    "node_busy", "noscript",
 )
 RETRY_OUTCOME_NAMES = ("retried", "gave_up", "unsafe")
 COUNTERS_SIZE = sizeof(CounterBlock)

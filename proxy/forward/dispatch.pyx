@@ -10,7 +10,7 @@ from libc.string cimport memcpy
 
 from proxy.commands.keys cimport KEYS_OK, asks_to_block, find_keys
 from proxy.commands.lookup cimport (
-    CLASS_ANY, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_REFUSED, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET,
+    CLASS_ANY, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_REFUSED, CLASS_SCRIPT, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET,
     CLASS_SPLIT_SUM, CLASS_TRANSACTION, CLASS_UNSERVED, CMD_BLOCKING, CMD_KNOWN, CMD_NO_AUTH,
 )
 from proxy.forward.answer cimport ask_serve, refuse
@@ -25,6 +25,7 @@ from proxy.forward.gather cimport (
 from proxy.forward.ports cimport Outlet
 from proxy.forward.prepare cimport must_wait, new_request
 from proxy.forward.request cimport TARGET_ANY, TARGET_SLOT, Request
+from proxy.forward.scripts cimport slot_of_function, slot_of_sha
 from proxy.forward.split cimport Plan, plan_trim, split_plan
 from proxy.forward.transaction cimport control, inside
 
@@ -100,6 +101,50 @@ cdef inline int send_on(Client client, Call* call) noexcept:
     else:
         client.path.exchange.submit(r, call.frame, call.n)
     return CALL_DONE
+
+
+cdef int run_script(Client client, Call* call) noexcept:
+    """By the slot of its keys; without any, to the primary that owns its script's slot, or else to any."""
+    cdef Request* r
+    cdef int home, slot = find_slot(call)
+    if slot == SLOT_CROSS:
+        client.replies.say(call.row.metric, CROSSSLOT, CROSSSLOT_LEN)
+        return CALL_DONE
+    if slot == SLOT_NO_MEMORY:
+        client.close(CLOSE_ERROR)
+        return CALL_DONE
+    home = see_script(client, call, slot == SLOT_NONE)
+    if slot != SLOT_NONE or home < 0:
+        return send_on(client, call)
+    if client.path.exchange.full and must_wait(client, call, SLOT_NONE):
+        return CALL_NOT_NOW
+    r = new_request(client, call)
+    if r != NULL:
+        r.node = client.path.exchange.router.home(home)
+        client.path.exchange.submit(r, call.frame, call.n)
+    return CALL_DONE
+
+
+cdef int see_script(Client client, const Call* call, bint keyless) noexcept:
+    """Has the body of an EVAL remembered; the script's own slot if `keyless` asks for it, -1 = it has none.
+
+    Also for what is only queued (a transaction's): it is found there when the transaction is sent.
+    """
+    cdef const char* p
+    cdef size_t n
+    cdef int slot
+    if call.argc < 2:
+        return -1
+    p = call.frame + call.args[1].off
+    n = call.args[1].len
+    if call.row.name[0] == c"f":                                    # fcall, fcall_ro
+        return slot_of_function(p, n) if keyless else -1
+    if call.row.name_len != 4 and call.row.name[4] != c"_":         # neither eval nor eval_ro
+        return slot_of_sha(p, n) if keyless else -1
+    slot = client.path.exchange.scripts.body(p, n, keyless, client.reactor.now)
+    if client.path.exchange.scripts.called:
+        client.budget -= COST_PYTHON
+    return slot
 
 
 # -- split by slot -----------------------------------------------------------------------------------------------------
@@ -217,6 +262,7 @@ for _klass in range(CLASSES):
 HANDLERS[<int> CLASS_FORWARD] = forward
 HANDLERS[<int> CLASS_ANY] = forward_anywhere
 HANDLERS[<int> CLASS_PING] = ping
+HANDLERS[<int> CLASS_SCRIPT] = run_script
 HANDLERS[<int> CLASS_LOCAL] = local
 HANDLERS[<int> CLASS_SPLIT_MGET] = split_array
 HANDLERS[<int> CLASS_SPLIT_MSET] = split_pairs

@@ -7,11 +7,13 @@ from proxy.forward.ports cimport Outlet, Recovery
 from proxy.forward.redirect cimport Redirect
 from proxy.forward.request cimport Request
 from proxy.forward.router cimport Router
+from proxy.forward.scripts cimport Scripts
 
 cdef class Exchange(Recovery):
     cdef readonly Router router
     cdef readonly Redirect redirect
     cdef readonly Parking parking
+    cdef readonly Scripts scripts
     cdef CounterBlock* counts
     cdef object port
     cdef uint32_t full              # connections whose windows are full

@@ -9,6 +9,7 @@ from proxy.forward.ports import Recovery
 from proxy.forward.reactor import Reactor
 from proxy.forward.redirect import Redirect
 from proxy.forward.router import Router
+from proxy.forward.scripts import Scripts
 
 class ExchangePort(Protocol):
     """Control's side of the exchange; the calls come from the data path and must not block or raise."""
@@ -41,5 +42,7 @@ class Exchange(Recovery):
     def redirect(self) -> Redirect: ...
     @property
     def parking(self) -> Parking: ...
+    @property
+    def scripts(self) -> Scripts: ...
     def bind(self, port: ExchangePort) -> None:
         """Gives it control's side."""

@@ -21,6 +21,7 @@ from proxy.forward.request cimport (
     REQ_BLAMED, REQ_READ, REQ_STREAMING, REQ_SWALLOWED, TARGET_LEASE, request_forget, request_free, request_unhold,
 )
 from proxy.forward.router cimport CHOSEN, LOST, UNCOVERED, UNKNOWN, WAIT
+from proxy.forward.scripts cimport Scripts
 
 
 @cython.final
@@ -39,6 +40,7 @@ cdef class Exchange(Recovery):
         self.parking.counts = counters.block
         self.redirect = Redirect(router, self.parking, max_redirections=max_redirections)
         self.redirect.counts = counters.block
+        self.scripts = self.redirect.scripts = Scripts()
         self.waiting = []
         self.text_uncovered = texts["uncovered"]
         self.text_unknown = texts["unknown"]
@@ -86,6 +88,7 @@ cdef class Exchange(Recovery):
             self.give_up(r, self.text_down)
 
     cdef void resubmit(self, Request* r) noexcept:
+        r.repaired = 0                      # it may find another node, or this one begun anew
         self.submit(r, r.own, r.len)
 
     cdef void park(self, Request* r, const char* p, size_t n, int reason) noexcept:
@@ -122,6 +125,7 @@ cdef class Exchange(Recovery):
             return
         (<Sink> r.sink).withdraw(r)         # part of a reply that had to wait for its turn
         r.flags &= ~REQ_SWALLOWED
+        r.redirections = 0                  # it goes to the slot's owner again, which may redirect it again
         self.park(r, bytes, r.len, RETRY_LOST)
 
     cdef void timed_out(self, Request* r, bint sent) noexcept:

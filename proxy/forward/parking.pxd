@@ -25,6 +25,7 @@ cdef class Parking:
     cdef public int64_t backoff_max_ns
     cdef bint park(self, Request* r, const char* p, size_t n, int reason) noexcept
     cdef void wake_soon(self) noexcept
+    cdef bint waits_for(self, Request* r, bytes sha)
     cdef void append(self, Request* r) noexcept
     cdef Request* empty(self) noexcept
     cdef void discard(self, Request* r) noexcept

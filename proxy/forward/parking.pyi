@@ -10,5 +10,7 @@ class Parking:
         """Submits anew what has waited long enough; ends what is past its deadline."""
     def wake_all(self) -> None:
         """Something has changed (a topology, a connection): nothing need wait any longer."""
+    def script_answered(self, sha: bytes, known: bool) -> None:
+        """What waits for this script goes on; when nobody knows it, it gets the node's NOSCRIPT."""
     def stop(self) -> None:
         """Ends the timer and whatever is parked."""

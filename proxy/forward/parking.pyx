@@ -8,11 +8,12 @@ writes to one key must not.
 """
 cimport cython
 
-from proxy.forward.counters cimport OUTCOME_GAVE_UP, OUTCOME_RETRIED
+from proxy.forward.counters cimport OUTCOME_GAVE_UP, OUTCOME_RETRIED, RETRY_NOSCRIPT
 from proxy.forward.ports cimport Sink
 from proxy.forward.request cimport (
     STATE_NEW, STATE_PARKED, request_free, request_keep, request_move,
 )
+from proxy.forward.scripts cimport SHA_LEN, sha_of
 
 TICK_S = 0.005      # how often the parked are looked at
 
@@ -93,8 +94,8 @@ cdef class Parking:
             r.attempts += 1
         r.reason = <unsigned char> reason
         r.wake_ns = self.reactor.now + delay
-        if r.wake_ns > r.deadline_ns:
-            r.wake_ns = r.deadline_ns
+        if r.wake_ns > r.deadline_ns or reason == RETRY_NOSCRIPT:
+            r.wake_ns = r.deadline_ns       # the latter: until script_answered, which is sure to come
         if r.sink != NULL:
             (<Sink> r.sink).unsettle()
         request_move(r, STATE_PARKED)
@@ -144,6 +145,37 @@ cdef class Parking:
         if self.first != NULL and not self.soon:
             self.soon = True
             self.loop.call_soon(self._wake_all)
+
+    def script_answered(self, bytes sha not None, bint known):
+        """What waits for this script goes on; when nobody knows it, it gets the node's NOSCRIPT."""
+        cdef Request* r = self.first
+        cdef Request* following
+        self.reactor.tick()
+        if known:
+            while r != NULL:
+                if self.waits_for(r, sha):
+                    r.wake_ns = self.reactor.now
+                r = r.bnext
+            self.go(False)
+            return
+        r = self.empty()
+        while r != NULL:
+            following = r.bnext
+            r.bnext = NULL
+            if self.waits_for(r, sha) and not abandoned(r):
+                request_move(r, STATE_NEW)
+                self.counts.retries[RETRY_NOSCRIPT][OUTCOME_GAVE_UP] += 1
+                self.recovery.expired(r, RETRY_NOSCRIPT)
+            else:
+                self.append(r)
+            r = following
+
+    cdef bint waits_for(self, Request* r, bytes sha):
+        cdef const char* p
+        if r.reason != RETRY_NOSCRIPT:
+            return False
+        p = sha_of(r.own, r.len)
+        return p != NULL and p[:SHA_LEN].lower() == sha
 
     cdef void go(self, bint everything) noexcept:
         cdef Request* r = self.empty()

@@ -5,6 +5,7 @@ from proxy.forward.node cimport Node
 from proxy.forward.parking cimport Parking
 from proxy.forward.request cimport Request
 from proxy.forward.router cimport Router
+from proxy.forward.scripts cimport Scripts
 
 cdef enum Verdict:
     ORDINARY = 0            # the client's
@@ -14,6 +15,7 @@ cdef enum Verdict:
 cdef class Redirect:
     cdef Router router
     cdef Parking parking
+    cdef Scripts scripts
     cdef CounterBlock* counts
     cdef public object port
     cdef public int max_redirections
@@ -21,4 +23,6 @@ cdef class Redirect:
     cdef Node named(self, bytes line, Node node, int* kind)
     cdef Node known(self, bytes host, int port, Node node)
     cdef int follow(self, Backend backend, Request* r, const char* bytes, Node node, bint ask) noexcept
+    cdef int repair(self, Backend backend, Request* r, const char* bytes, const char* p, size_t n) noexcept
+    cdef int give(self, Backend backend, Request* r, bytes name, bytes load)
     cdef int wait(self, Request* r, const char* bytes, int reason) noexcept

@@ -9,20 +9,34 @@ own words: see cluster.redirection) is parked and sent again.
 A script says what its author likes. A redirection out of one is followed once, for this request alone, and never
 learnt; nor does what a script says make a node unfit. A refusal in the server's exact words is believed, as any
 cluster client does: a script that returns one of them is sent again.
+
+NOSCRIPT is repaired: the node is given the script, if anybody knows it (Scripts), and the command is sent again, once
+for each node that it comes to. The script goes ahead of it as a request of its own that nobody waits for; what else
+comes back from before that point of the connection needs no further copy. So a script that forges NOSCRIPT in the
+server's exact words is run once more (twice if its body had to be asked for), and costs a copy of itself;
+ScriptKeeper.in_vain bounds that. Commands that the client had pipelined behind are not held back: they are carried out
+before the repaired one, as they would be before the EVAL of a client that helps itself.
 """
 cimport cython
+from libc.stdint cimport uint64_t
+from libc.string cimport memcmp
 
 from proxy.cluster.redirection cimport (
-    REDIR_ASK, REDIR_CLUSTERDOWN, REDIR_LOADING, REDIR_MASTERDOWN, REDIR_MOVED, REDIR_NONE, REDIR_READONLY,
-    Redirection, parse_redirection,
+    REDIR_ASK, REDIR_CLUSTERDOWN, REDIR_LOADING, REDIR_MASTERDOWN, REDIR_MOVED, REDIR_NONE, REDIR_NOSCRIPT,
+    REDIR_READONLY, Redirection, parse_redirection,
 )
+from proxy.forward.backend cimport BACKEND_UP
 from proxy.forward.counters cimport (
-    RETRY_CLUSTERDOWN, RETRY_FULL, RETRY_LOADING, RETRY_MASTERDOWN, RETRY_MOVED, RETRY_READONLY, RETRY_TRYAGAIN,
+    RETRY_CLUSTERDOWN, RETRY_FULL, RETRY_LOADING, RETRY_LOST, RETRY_MASTERDOWN, RETRY_MOVED,
+    RETRY_NOSCRIPT, RETRY_READONLY, RETRY_TRYAGAIN,
 )
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
 from proxy.forward.ports cimport Sink
-from proxy.forward.request cimport REQ_SCRIPT, TARGET_LEASE, TARGET_NODE, request_fault, request_forget, request_keep
+from proxy.forward.request cimport (
+    REQ_SCRIPT, TARGET_LEASE, TARGET_NODE, request_fault, request_forget, request_free, request_keep, request_new,
+)
 from proxy.forward.router cimport CHOSEN
+from proxy.forward.scripts cimport SHA_LEN, sha_of
 
 cdef int* REASON_OF = [0, RETRY_MOVED, RETRY_MOVED, RETRY_TRYAGAIN, RETRY_CLUSTERDOWN, RETRY_LOADING, RETRY_READONLY,
                        RETRY_MASTERDOWN]
@@ -30,6 +44,7 @@ cdef int* REASON_OF = [0, RETRY_MOVED, RETRY_MOVED, RETRY_TRYAGAIN, RETRY_CLUSTE
 cdef const char* ASKING = b"*1\r\n$6\r\nASKING\r\n"
 cdef enum:
     ASKING_LEN = 16
+    LOADS_MAX = 64          # scripts of which a connection remembers where they were loaded
 
 
 @cython.final
@@ -51,6 +66,8 @@ cdef class Redirect:
             return ORDINARY
         if r.sink == NULL or not (<Sink> r.sink).alive() or r.target == TARGET_LEASE:
             return ORDINARY                 # (a connection with a state of its client's: sent again, it means another)
+        if kind == REDIR_NOSCRIPT:
+            return self.repair(backend, r, bytes, p, n)
         if kind == REDIR_MOVED or kind == REDIR_ASK:
             if script and to.slot != r.slot:
                 return ORDINARY             # no server says that of this script
@@ -115,6 +132,7 @@ cdef class Redirect:
         """Sends a redirected request to the node named."""
         cdef const char* p = bytes
         cdef int result
+        r.repaired = 0                      # of this node it is not known yet whether it has its script
         # Two nodes that name each other while a slot changes hands: give them time from the second round on.
         if self.router.at(node, r) != CHOSEN or r.redirections > 2 or (
             r.slot >= 0 and self.parking.parked_in[r.slot]
@@ -132,5 +150,61 @@ cdef class Redirect:
             return self.wait(r, p, RETRY_FULL)
         if result != ENQUEUED:
             return STRANDED
+        request_forget(r)
+        return TAKEN
+
+    # -- scripts -------------------------------------------------------------------------------------------------
+
+    cdef int repair(self, Backend backend, Request* r, const char* bytes, const char* p, size_t n) noexcept:
+        """A node does not have the script that a request runs: a Verdict."""
+        cdef const char* sha = sha_of(bytes, r.len)
+        if sha == NULL:
+            return ORDINARY
+        if r.repaired:
+            self.scripts.in_vain(sha)
+            return ORDINARY
+        load = self.scripts.load(sha)
+        if load is None:
+            return ORDINARY
+        self.counts.redirections[<int> REDIR_NOSCRIPT] += 1
+        (<Sink> r.sink).unsettle()
+        request_fault(r, p, n)
+        if not load or backend.state != BACKEND_UP or backend.draining:
+            r.redirections = 0              # it goes to the slot's owner again, which may redirect it here again
+            return self.wait(r, bytes, RETRY_NOSCRIPT if not load else RETRY_LOST)
+        return self.give(backend, r, sha[:SHA_LEN].lower(), load)
+
+    cdef int give(self, Backend backend, Request* r, bytes name, bytes load):
+        """Sends a script, unless that is on its way, and the request again; the bytes stand in the node's window."""
+        cdef const char* own = backend.win.data + backend.win.start + r.prefix
+        cdef bint asked = r.prefix == ASKING_LEN and memcmp(own - ASKING_LEN, ASKING, ASKING_LEN) == 0
+        cdef Request* ahead
+        cdef int result
+        if not request_keep(r, own, r.len):
+            return STRANDED
+        if backend.loads is None or len(backend.loads) >= LOADS_MAX:
+            backend.loads = {}
+        if r.pos >= <uint64_t> backend.loads.get(name, 0):
+            ahead = request_new()
+            if ahead == NULL:
+                return STRANDED
+            ahead.number = r.number
+            ahead.slot = -1
+            ahead.deadline_ns = r.deadline_ns
+            ahead.proto = r.proto
+            result = backend.enqueue(ahead, load, len(load))
+            if result != ENQUEUED:
+                request_free(ahead)
+                return self.wait(r, r.own, RETRY_FULL) if result == WINDOW_FULL else STRANDED
+            backend.loads[name] = ahead.pos + ahead.len
+        if asked:
+            result = backend.enqueue_behind(r, ASKING, ASKING_LEN, 1, r.own, r.len)
+        else:
+            result = backend.enqueue(r, r.own, r.len)
+        if result == WINDOW_FULL:
+            return self.wait(r, r.own, RETRY_FULL)
+        if result != ENQUEUED:
+            return STRANDED
+        r.repaired = 1
         request_forget(r)
         return TAKEN

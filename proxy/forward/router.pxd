@@ -55,6 +55,7 @@ cdef class Router:
     cdef int choose(self, Request* r) noexcept
     cdef int find(self, Request* r) noexcept
     cdef void forget_direct(self) noexcept
+    cdef uint32_t home(self, int slot) noexcept
     cdef int at(self, Node node, Request* r) noexcept
     cdef int anywhere(self, Request* r) noexcept
     cdef Node pick(self, Shard shard, Request* r)

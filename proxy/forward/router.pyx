@@ -420,6 +420,14 @@ cdef class Router:
         r.node = self.served_by = node.number
         return self.at(node, r)
 
+    cdef uint32_t home(self, int slot) noexcept:
+        """Node.number of the primary that owns a slot; 0 when there is none."""
+        cdef int index = self.slots.owner[slot] if slot >= 0 and self.known else NO_SHARD
+        cdef Node node = None
+        if index != NO_SHARD:
+            node = (<Shard> self.shards[index]).primary
+        return 0 if node is None else node.number
+
     cdef int at(self, Node node, Request* r) noexcept:
         """Chooses the request's connection to this node."""
         cdef Pool pool = node.pool(r.proto, r.db)

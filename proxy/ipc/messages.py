@@ -10,6 +10,9 @@ main process                                            worker
    Take (a listener's clients, descriptors)    ------>
    Topology, Commands, NodeFacts, Configure    ------>   (Configure is answered with Applied)
                                                <------   Report (moved, lost, ...: the topology may have changed)
+                                               <------   ScriptSeen, ScriptWanted (answered with ScriptBody),
+   ForgetScripts                               ------>   Forgotten
+                                               <------   FlushScripts (answered with ScriptsFlushed)
    Ask                                         ------>   Status, also once a second unasked
    Retire | Drain | Stop                       ------>   Bye, and the process ends
 ```
@@ -107,6 +110,7 @@ class Start(msgspec.Struct, tag=True, array_like=True):
     commands: Commands
     facts: NodeFacts
     topology: Topology | None  # None: not known yet
+    script_generation: int = 1
 
 
 class Take(msgspec.Struct, tag=True, array_like=True):
@@ -137,6 +141,29 @@ class Others(msgspec.Struct, tag=True, array_like=True):
     """What the other workers count, for INFO: to be added to the worker's own figures of these names."""
 
     figures: dict[str, int]
+
+
+class ScriptBody(msgspec.Struct, tag=True, array_like=True):
+    """The answer to ScriptWanted. None: nobody has seen it."""
+
+    sha: bytes
+    body: bytes | None
+
+
+class ForgetScripts(msgspec.Struct, tag=True, array_like=True):
+    """All scripts are forgotten, up to this generation; 0: some, so that all that is seen is to be told again.
+
+    Answered with Forgotten of the same number.
+    """
+
+    number: int
+    generation: int
+
+
+class ScriptsFlushed(msgspec.Struct, tag=True, array_like=True):
+    """The answer to FlushScripts: every worker has forgotten."""
+
+    number: int
 
 
 class Drain(msgspec.Struct, tag=True, array_like=True):
@@ -195,12 +222,57 @@ class Applied(msgspec.Struct, tag=True, array_like=True):
     error: str = ""
 
 
+class ScriptSeen(msgspec.Struct, tag=True, array_like=True):
+    """A client runs this script, or has loaded it. generation: up to which this worker has forgotten."""
+
+    generation: int
+    sha: bytes  # 40 lower-case hex digits
+    body: bytes
+    loaded: bool
+
+
+class ScriptWanted(msgspec.Struct, tag=True, array_like=True):
+    """A node lacks this script, and so does the worker."""
+
+    sha: bytes
+
+
+class FlushScripts(msgspec.Struct, tag=True, array_like=True):
+    """A client flushes all scripts. Answered with ScriptsFlushed of the same number."""
+
+    number: int
+
+
+class Forgotten(msgspec.Struct, tag=True, array_like=True):
+    """What came of ForgetScripts."""
+
+    number: int
+
+
 class Bye(msgspec.Struct, tag=True, array_like=True):
     """The worker has ended what it was told to end; the process follows."""
 
 
-ToWorker = Start | Take | Topology | Commands | NodeFacts | Configure | Ask | Others | Drain | Retire | Reopen | Stop
-FromWorker = Started | Report | Status | Applied | Bye
+ScriptNews = ScriptSeen | ScriptWanted | FlushScripts
+
+ToWorker = (
+    Start
+    | Take
+    | Topology
+    | Commands
+    | NodeFacts
+    | Configure
+    | Ask
+    | Others
+    | ScriptBody
+    | ForgetScripts
+    | ScriptsFlushed
+    | Drain
+    | Retire
+    | Reopen
+    | Stop
+)
+FromWorker = Started | Report | Status | Applied | ScriptSeen | ScriptWanted | FlushScripts | Forgotten | Bye
 
 TO_WORKER: Final = msgspec.msgpack.Decoder(ToWorker)
 FROM_WORKER: Final = msgspec.msgpack.Decoder(FromWorker)

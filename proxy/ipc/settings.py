@@ -81,7 +81,7 @@ class WorkerSettings(_Plain, frozen=True, array_like=True):
 
     listeners: str(address) -> read policy. endpoint: (host, port) of a TCP listener to name to a cluster-aware client
     that came by a Unix socket; None = there is none. allow: commands let through although refused by default; deny:
-    those refused although served.
+    those refused although served. script_memory: bytes of scripts that the whole proxy remembers.
     """
 
     listeners: dict[str, str]
@@ -92,3 +92,4 @@ class WorkerSettings(_Plain, frozen=True, array_like=True):
     requests: Requests
     backends: Backends
     log: Log
+    script_memory: int = 16 << 20

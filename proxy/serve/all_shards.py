@@ -186,16 +186,6 @@ def of_slot(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Ask:
     return Ask([(where, encode.encode_command(*args), 0)], read=True)
 
 
-def script_load(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Ask:
-    """SCRIPT LOAD script."""
-    return asked(["primaries"], args, all_succeeded, again=True)
-
-
-def script_flush(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Ask:
-    """SCRIPT FLUSH [ASYNC | SYNC]."""
-    return asked(["primaries"], args, all_succeeded, again=True)
-
-
 def script_debug(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     """SCRIPT DEBUG would make a shared connection a debugging session."""
     return errors.not_allowed(b"script|debug")
@@ -269,8 +259,6 @@ COMMANDS: Final[Commands] = {
     b"commandlog|get": (4, slowest),
     b"cluster|countkeysinslot": (3, of_slot),
     b"cluster|getkeysinslot": (4, of_slot),
-    b"script|load": (3, script_load),
-    b"script|flush": (-2, script_flush),
     b"script|debug": (-3, script_debug),
     b"script|kill": (2, kill),
     b"function|kill": (2, kill),

@@ -116,6 +116,14 @@ class NodeState(NamedTuple):
     pending: int  # commands sent and not answered
 
 
+class ScriptsLike(Protocol):
+    """What the proxy remembers of scripts; worker.scripts."""
+
+    def body(self, sha: bytes, /) -> bytes | None: ...  # if this worker has it; sha: 40 lower-case hex digits
+    def loaded(self, body: bytes, /) -> None: ...  # on the servers, by a client
+    def flush(self, ask: Callable[[], Ask], /) -> Later: ...  # nobody knows any; then what is asked of the servers
+
+
 # Called with the command's words, its name included. It raises for no input of a client.
 Handler = Callable[["ServeContext", ClientLike, list[bytes]], Answer]
 # name or "name|subcommand" -> (arity as COMMAND gives it, handler)
@@ -159,6 +167,7 @@ class ServeContext:
     rows: the command table, by name ("get", "config|get"). refused: names of what is not let through; another object
         whenever either of them changes.
     infos: the nodes' INFO documents; catalogs: of the servers' commands; None = nobody to ask.
+    scripts: what is remembered of scripts; None = nothing.
     stats: figures of the whole proxy under the names INFO gives them (connected_clients, maxclients,
         total_connections_received, total_commands_processed, instantaneous_ops_per_sec, total_net_input_bytes,
         total_net_output_bytes, rejected_connections; proxy_client_memory and proxy_client_memory_max, in bytes); what
@@ -187,3 +196,4 @@ class ServeContext:
     refused: frozenset[bytes] = frozenset()
     infos: NodeInfos | None = None
     catalogs: CommandCatalogs | None = None
+    scripts: ScriptsLike | None = None

@@ -16,8 +16,8 @@ from proxy.resp.readers import fault_text
 from proxy.serve import table, transaction
 from proxy.serve.context import Answer, ClientLike, ServeContext
 
-# They may move a client to other connections to the nodes (RESP2, RESP3; with databases SELECT, too), where what follows could overtake what is
-# under way.
+# They may move a client to other connections to the nodes (RESP2, RESP3; with databases SELECT, too), where what
+# follows could overtake what is under way.
 _BARRIERS = frozenset({b"hello", b"reset"})
 
 # What a client did not bring about by itself, or should know of. (Malformed input has its notice already.)

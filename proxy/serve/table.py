@@ -10,7 +10,19 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from proxy.resp import errors
-from proxy.serve import acl_view, all_shards, client, cluster_view, command_info, config_get, info, local, role, scan
+from proxy.serve import (
+    acl_view,
+    all_shards,
+    client,
+    cluster_view,
+    command_info,
+    config_get,
+    info,
+    local,
+    role,
+    scan,
+    scripts,
+)
 from proxy.serve.context import Answer, ClientLike, Commands, ServeContext
 
 COMMANDS: Final[Commands] = {
@@ -24,6 +36,7 @@ COMMANDS: Final[Commands] = {
     **acl_view.COMMANDS,
     **role.COMMANDS,
     **scan.COMMANDS,
+    **scripts.COMMANDS,
 }
 
 # container -> its subcommands that are not served -> the refusal

@@ -52,6 +52,7 @@ def worker_settings(settings: Settings, share: Shares) -> plain.WorkerSettings:
         endpoint=_tcp_endpoint(settings),
         allow=settings.commands.allow,
         deny=settings.commands.deny,
+        script_memory=settings.commands.script_memory,
         clients=_plain(
             plain.Clients,
             clients,

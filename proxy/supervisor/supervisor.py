@@ -23,6 +23,7 @@ from proxy import __version__
 from proxy.config.models import Settings
 from proxy.config.units import Address
 from proxy.control.control_plane import ControlPlane
+from proxy.control.scripts import Scripts
 from proxy.ipc.messages import Start
 from proxy.supervisor.acceptor import Acceptor
 from proxy.supervisor.reload import Reload
@@ -102,12 +103,16 @@ class Supervisor:
         """From start to end. early: signals that came before there was a loop."""
         self.loop = loop = asyncio.get_running_loop()
         self.control = ControlPlane(self.settings, lambda message: self.pool.tell(message))
+        self.scripts = Scripts(
+            self.settings.commands.script_memory, lambda generation: self.pool.forget_scripts(generation)
+        )
         self.pool = WorkerPool(
             loop,
             self._first_message,
             own_figures=lambda: {"rejected_connections": self.acceptor.rejected},
             on_change=lambda: self.acceptor.workers_changed(),
             on_report=self.control.report,
+            on_script=self.scripts.heard,
             on_status=self.status.past.changed,
             on_gone=self.status.gone,
             on_ended=lambda pid, cpu_s: self._process_ended(pid, cpu_s),
@@ -140,6 +145,7 @@ class Supervisor:
                 await asyncio.gather(telling, return_exceptions=True)
             self.acceptor.close_all(accept=False)
             await self.control.stop()
+            await self.scripts.stop()
             await self.pool.stop()
             if hasattr(self, "_admin"):
                 await self._admin.stop()
@@ -218,6 +224,7 @@ class Supervisor:
         """After new settings: what they come to on this machine, in force here; the workers are told by the pool."""
         self.shares = shares(self.settings)
         self.worker_settings = worker_settings(self.settings, self.shares)
+        self.scripts.resize(self.settings.commands.script_memory)
         self.acceptor.max_clients, self.acceptor.per_worker = self.shares.max_clients, self.shares.per_worker
 
     async def move_admin(self, address: Address | None) -> None:
@@ -251,6 +258,7 @@ class Supervisor:
             control.commands,
             control.facts,
             control.topology,
+            self.scripts.generation,
         )
 
     # -- signals -----------------------------------------------------------------------------------------------------

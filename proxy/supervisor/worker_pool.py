@@ -37,6 +37,7 @@ from proxy.system.log import get, warn_limited
 
 SILENT_S: Final = 10.0  # a worker tells its status every second
 ABORT_S: Final = 2.0  # for the stack to be written, and for a process to end after its channel
+FORGET_S: Final = 1.0  # for all workers to forget scripts
 BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
 STEADY_S: Final = 10.0  # a worker that lived so long owes its death to nothing that will recur at once
@@ -112,7 +113,8 @@ class WorkerPool:
     """See the module.
 
     start: makes the first message of worker n. own_figures: what the main process itself counts, under INFO's names.
-    on_change(): workers came or went. on_report(report): one has seen something. on_status(old, new): it tells a new
+    on_change(): workers came or went. on_report(report): one has seen something. on_script(message, say): it
+    says something about scripts, and say() answers. on_status(old, new): it tells a new
     status. on_gone(worker): `counters` and `status` are its last. on_ended(pid, cpu_s): its process has ended.
     on_other_version(): the program on disk is not the one that runs, so no worker can be started.
     """
@@ -125,6 +127,7 @@ class WorkerPool:
         own_figures: Callable[[], Mapping[str, int]],
         on_change: Callable[[], None],
         on_report: Callable[[messages.Report], None],
+        on_script: Callable[[messages.ScriptNews, Callable[[msgspec.Struct], None]], None],
         on_status: Callable[[messages.Status, messages.Status], None],
         on_gone: Callable[[Worker], None],
         on_ended: Callable[[int, float], None],
@@ -137,6 +140,7 @@ class WorkerPool:
         self._own_figures = own_figures
         self._on_change = on_change
         self._on_report = on_report
+        self._on_script = on_script
         self._on_status = on_status
         self._on_gone = on_gone
         self._on_ended = on_ended
@@ -181,6 +185,14 @@ class WorkerPool:
             await asyncio.wait([answer for _, answer in asked], timeout=SILENT_S)
         told = [(worker, answer.result() if answer.done() else "does not answer") for worker, answer in asked]
         return [f"worker {worker.number}: {error}" for worker, error in told if error]
+
+    async def forget_scripts(self, generation: int) -> None:
+        """Until every worker has forgotten its scripts (see messages.ForgetScripts), for a while at most."""
+        asked = [
+            self._ask(worker, lambda number: messages.ForgetScripts(number, generation)) for worker in self.present
+        ]
+        if asked:
+            await asyncio.wait(asked, timeout=FORGET_S)
 
     def tell(self, message: msgspec.Struct) -> None:
         """Sends a message to all."""
@@ -361,6 +373,10 @@ class WorkerPool:
                 self._answered(worker, message.number, message)
             case messages.Report():
                 self._on_report(message)
+            case messages.ScriptSeen() | messages.ScriptWanted() | messages.FlushScripts():
+                self._on_script(message, worker.channel.send)
+            case messages.Forgotten(number):
+                self._answered(worker, number, True)
             case messages.Applied(number, error):
                 self._answered(worker, number, error)
             case messages.Started():

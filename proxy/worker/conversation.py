@@ -124,6 +124,13 @@ class Conversation:
                 self._channel.send(worker.status.status(number))
             case messages.Others(figures):
                 worker.status.others = figures
+            case messages.ScriptBody(sha, body):
+                worker.scripts.answered(sha, body)
+            case messages.ForgetScripts(number, generation):
+                worker.scripts.forget(generation)
+                self._channel.send(messages.Forgotten(number))
+            case messages.ScriptsFlushed(number):
+                worker.scripts.flushed(number)
             case messages.Drain(spread_s, timeout_s):
                 self._go(self._leave(worker.leaving.drain(spread_s, timeout_s)))
             case messages.Retire():

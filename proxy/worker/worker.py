@@ -35,7 +35,7 @@ from proxy.forward.pipeline import BackendSettings
 from proxy.forward.question import ask_node
 from proxy.forward.reactor import Reactor
 from proxy.forward.router import Router
-from proxy.ipc.messages import Commands, NodeFacts, Report, Start, Topology
+from proxy.ipc.messages import Commands, NodeFacts, Report, ScriptNews, Start, Topology
 from proxy.ipc.settings import WorkerSettings
 from proxy.resp import errors
 from proxy.serve.any_primary import AnyPrimary
@@ -49,6 +49,7 @@ from proxy.system.tcp import keepalive
 from proxy.worker.connector import Connector
 from proxy.worker.drain import NEW_S, Leaving
 from proxy.worker.report import Reports
+from proxy.worker.scripts import WorkerScripts
 from proxy.worker.settings import client_limits, ns, of_a_connection
 from proxy.worker.spare import SpareConnections
 from proxy.worker.status import WorkerStatus
@@ -64,14 +65,14 @@ _NAMED_MAX: Final = 100  # characters of what a redirection names that are logge
 class Worker:
     """See the module. Also the port through which the data path asks for something.
 
-    send: takes a Report. memory: for the counters; None = of its own.
+    send: takes a Report or ScriptNews. memory: for the counters; None = of its own.
     """
 
     def __init__(
         self,
         start: Start,
         loop: asyncio.AbstractEventLoop,
-        send: Callable[[Report], None],
+        send: Callable[[Report | ScriptNews], None],
         faults: Faults,
         memory: mmap.mmap | None = None,
     ) -> None:
@@ -115,6 +116,15 @@ class Worker:
         self.context.catalogs = CommandCatalogs(primary)
         self.context.owners = self.router.owners
         self._reports = Reports(loop, send)
+        self.scripts = self.context.scripts = WorkerScripts(
+            loop,
+            send,
+            self.exchange.scripts,
+            self.exchange.parking,
+            faults.show,
+            limit=settings.script_memory,
+            generation=start.script_generation,
+        )
         self._names: NodeNames | None = None
         self._nodes: dict[str, Node] = {}  # of the topology, by label
         self._limits = (0, 0)
@@ -287,6 +297,8 @@ class Worker:
         self._tune()
         if (settings.allow, settings.deny) != (old.allow, old.deny):
             self.path.table = self._table()
+        if settings.script_memory != old.script_memory:
+            self.scripts.resize(settings.script_memory)
         if settings.clients.tcp_keepalive != old.clients.tcp_keepalive:
             self._apply_keepalive()
         if settings.backends != old.backends:

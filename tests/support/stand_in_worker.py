@@ -31,8 +31,11 @@ from proxy.ipc.messages import (
     Bye,
     Configure,
     Drain,
+    ForgetScripts,
+    Forgotten,
     Report,
     Retire,
+    ScriptWanted,
     Start,
     Started,
     Status,
@@ -85,6 +88,9 @@ class StandIn:
                 self.tell(number)
             case Configure(number) if self.fault != "mute":
                 self.channel.send(Applied(number, "cannot" if self.fault == "refuses" else ""))
+            case ForgetScripts(number, generation) if self.fault != "mute":
+                self.channel.send(ScriptWanted(b"%d" % generation))
+                self.channel.send(Forgotten(number))
             case Retire():
                 self.retiring = True
                 self.part()

@@ -22,6 +22,7 @@ NEWER = {"cluster|migration", "sflush"}
 PASSED_ON = {
     CommandClass.FORWARD,
     CommandClass.ANY,
+    CommandClass.SCRIPT,
     CommandClass.SPLIT_MGET,
     CommandClass.SPLIT_MSET,
     CommandClass.SPLIT_SUM,
@@ -34,16 +35,17 @@ def test_every_name_decided_on_exists() -> None:
 
 
 EXPECTED = {
-    "FORWARD": "get set getex getdel sort sort_ro georadius eval evalsha_ro fcall fcall_ro xread xreadgroup spublish "
+    "FORWARD": "get set getex getdel sort sort_ro georadius xread xreadgroup spublish "
     "object|encoding memory|usage xgroup|create dump restore msetnx msetex copy rename zunionstore lmpop",
     "ANY": "lolwut publish module|list acl|cat config|help script|help "
     "object|help xgroup|help latency|help pubsub|help config script slowlog latency pubsub function object memory acl",
     "PING": "ping",
+    "SCRIPT": "eval evalsha eval_ro evalsha_ro fcall fcall_ro",
     "LOCAL": "role lastsave command command|docs command|getkeys acl|whoami "
     "echo quit reset hello auth select readonly readwrite info time asking client client|id client|reply "
     "client|tracking client|kill client|help config|get scan cluster cluster|info cluster|slots cluster|shards "
     "cluster|nodes cluster|myid cluster|keyslot cluster|links cluster|help cluster|replicas "
-    "keys dbsize flushall flushdb randomkey script|load script|exists script|debug function|load function|list "
+    "keys dbsize flushall flushdb randomkey script|load script|flush script|exists script|debug function|load function|list "
     "pubsub|channels pubsub|numpat config|set config|resetstat config|rewrite slowlog|get commandlog|len "
     "latency|latest memory|doctor memory|purge memory|stats memory|malloc-stats cluster|countkeysinslot "
     "cluster|getkeysinslot",

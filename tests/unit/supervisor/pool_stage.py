@@ -43,6 +43,7 @@ class Stage:
         self.ended: list[int] = []
         self.other_version = 0
         self.heard: list[tuple[int, str, Any]] = []  # (worker, kind of message, its fields)
+        self.scripts: list[tuple[Any, Any]] = []
         self.own = {"rejected_connections": 7}
         self.pool = WorkerPool(
             loop,
@@ -50,6 +51,7 @@ class Stage:
             own_figures=lambda: self.own,
             on_change=self.changed.set,
             on_report=self._report,
+            on_script=lambda message, say: self.scripts.append((message, say)),
             on_status=lambda old, new: None,
             on_gone=lambda worker: self.gone.append((worker.number, worker.counters.gone)),
             on_ended=lambda pid, cpu_s: self.ended.append(pid),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.ipc.messages import NodeFacts
+from proxy.ipc.messages import NodeFacts, ScriptBody, ScriptWanted
 from proxy.supervisor import worker_pool as module
 from tests.unit.supervisor.pool_stage import (
     COMMANDS,
@@ -169,6 +169,34 @@ def test_one_that_dies_over_new_settings_is_started_with_them(play: Play) -> Non
         await stage.replaced(second)
 
     play(act)
+
+
+def test_all_have_forgotten_their_scripts(play: Play) -> None:
+    """And what one says about scripts is handed on, with the way to answer it."""
+
+    async def act(stage: Stage) -> None:
+        await stage.pool.forget_scripts(7)
+        assert [fields[-1] for _, fields in stage.told("ForgetScripts")] == [7, 7]
+        assert [message for message, _ in stage.scripts] == [ScriptWanted(b"7")] * 2
+        _, say = stage.scripts[0]
+        say(ScriptBody(b"7", None))
+        await stage.until(lambda: len(stage.told("ScriptBody")) == 1)
+
+    play(act)
+
+
+def test_one_that_does_not_forget_is_not_waited_for_long(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FORGET_S", 0.1)
+
+    async def act(stage: Stage) -> None:
+        stage.fault = "mute"
+        stage.pool.resize(2)
+        await stage.until(lambda: len(stage.candidates) == 2)
+        asked_s = time.monotonic()
+        await stage.pool.forget_scripts(7)
+        assert 0.09 <= time.monotonic() - asked_s < 1.0
+
+    play(act, workers=1)
 
 
 # -- the end -------------------------------------------------------------------------------------------------------
