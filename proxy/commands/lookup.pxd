@@ -22,6 +22,7 @@ cdef enum:
     CMD_KNOWN = 16          # false only for the row that stands for all unknown commands
     CMD_KEYLESS = 32        # has no key specs at all
     CMD_SCRIPT = 64         # runs code of a client's own, whose error lines may be anything
+    CMD_MAY_REPLICATE = 128     # writes, or is sent to replicas all the same: held by CLIENT PAUSE WRITE
 
 cdef enum BeginSearch:
     BEGIN_UNKNOWN = 0

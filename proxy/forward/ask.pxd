@@ -13,6 +13,7 @@ cdef class Ask:
 cdef class Later:
     cdef Gather gather
     cdef object made            # answered before it was in the client's order
+    cdef bint barrier
 
 cdef class AskRounds(Rounds):
     cdef Client client

@@ -25,6 +25,10 @@ class Ask:
     ) -> None: ...
 
 class Later:
-    """A reply that comes from elsewhere than the servers, within a time that whoever makes it bounds."""
+    """A reply that comes from elsewhere than the servers, within a time that whoever makes it bounds.
 
+    barrier: until it is answered, the client's next commands wait.
+    """
+
+    def __init__(self, barrier: bool = False) -> None: ...
     def answer(self, made: bytes | Ask, /) -> None: ...

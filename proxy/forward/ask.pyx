@@ -51,7 +51,10 @@ cdef class Ask:
 @cython.final
 cdef class Later:
     """A reply that comes from elsewhere than the servers: whoever made it calls answer(), once, and sees to it that he
-    does within a bounded time."""
+    does within a bounded time. barrier: until then nothing further that the client has sent is carried out."""
+
+    def __cinit__(self, bint barrier=False):
+        self.barrier = barrier
 
     def answer(self, made):
         """bytes, the whole reply; or an Ask. Without effect the second time, or when the client has left."""
@@ -197,3 +200,4 @@ cdef void send_later(Client client, Call* call, Later later):
         return
     gather_begin(g, parent)
     later.gather = g
+    client.replies.unsettled = client.replies.unsettled or later.barrier

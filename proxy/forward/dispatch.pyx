@@ -24,6 +24,7 @@ from proxy.forward.counters cimport CLOSE_CROSS_PROTOCOL, CLOSE_ERROR
 from proxy.forward.gather cimport (
     Combine, Gather, combine_array, combine_first, combine_sum, gather_begin, gather_new,
 )
+from proxy.forward.hold cimport hold, is_paused
 from proxy.forward.ports cimport Outlet
 from proxy.forward.prepare cimport must_wait, new_request
 from proxy.forward.reactor cimport Reactor, monotonic_ns
@@ -61,6 +62,8 @@ cdef class Dispatch(Dispatcher):
             call.argc != <size_t> arity if arity > 0 else call.argc < <size_t> -arity
         ):
             return refuse(client, call, "arity")
+        if client.path.paused and is_paused(client.path.paused, call.row):
+            return hold(client)
         return HANDLERS[call.row.klass](client, call)
 
 

@@ -10,20 +10,24 @@ from collections.abc import Callable
 from typing import Final
 
 from proxy.resp import errors
-from proxy.serve import client, cluster_view, config_get, info, local
-from proxy.serve.context import Answer, ClientLike, Commands, ServeContext
+from proxy.serve import client, client_all, cluster_view, config_get, info, local
+from proxy.serve.context import Answer, Answerers, ClientLike, Commands, ServeContext
 
 COMMANDS: Final[Commands] = {
     **local.COMMANDS,
     **client.COMMANDS,
+    **client_all.COMMANDS,
     **cluster_view.COMMANDS,
     **info.COMMANDS,
     **config_get.COMMANDS,
 }
 
+# What this worker answers for its share of a question to all workers, by the question's kind.
+ANSWERERS: Final[Answerers] = {**client_all.ANSWERERS}
+
 # container -> its subcommands that are not served -> the refusal
 CONTAINERS: Final[dict[bytes, dict[bytes, Callable[[bytes], bytes]]]] = {
-    b"client": dict.fromkeys(client.UNSERVED, errors.not_served),
+    b"client": {},
     b"cluster": {
         **dict.fromkeys(cluster_view.CHANGING, errors.not_allowed),
         **dict.fromkeys(cluster_view.UNSERVED, errors.not_served),
