@@ -58,6 +58,8 @@ HELP = (
     "    Set client meta attr. Options are:",
     "    * LIB-NAME: the client lib name.",
     "    * LIB-VER: the client lib version.",
+    "TRACKING (ON|OFF) [option ...]",
+    "    Control server assisted client side caching; ON is not served by this proxy yet.",
     "TRACKINGINFO",
     "    Report tracking status for the current connection.",
     "UNBLOCK <clientid> [TIMEOUT|ERROR]",

@@ -157,6 +157,10 @@ def test_reads(name: str) -> None:
 def test_flags() -> None:
     no_auth = {name for name, r in ALL.items() if CommandFlag.NO_AUTH in command_flags(r)}
     assert no_auth == {"hello", "auth", "quit", "reset"}
-    assert command_flags(ALL["publish"]) == CommandFlag.KNOWN | CommandFlag.KEYLESS
-    assert command_flags(ALL["flushall"]) == CommandFlag.KNOWN | CommandFlag.KEYLESS | CommandFlag.WRITE
+    replicated = CommandFlag.KNOWN | CommandFlag.MAY_REPLICATE
+    assert command_flags(ALL["publish"]) == replicated | CommandFlag.KEYLESS
+    assert command_flags(ALL["flushall"]) == replicated | CommandFlag.KEYLESS | CommandFlag.WRITE
+    may_replicate = {name for name, r in ALL.items() if CommandFlag.MAY_REPLICATE in command_flags(r)}
+    by_name = {"eval", "evalsha", "fcall", "pfcount", "publish", "spublish"}
+    assert may_replicate == {name for name, r in ALL.items() if "write" in r.flags} | by_name
     assert command_flags(Row("xread", -4, ("readonly", "movablekeys"), 1, 1, 1)) & CommandFlag.BLOCKING
