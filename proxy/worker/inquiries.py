@@ -99,6 +99,10 @@ class Inquiries:
         while self._queue and len(self._open) < MOST:
             asked = self._queue.popleft()
             inquiry = asked.inquiry
+            if not any(later.wanted for later, _ in asked.waiting):  # a dead client's KILL is none
+                for later, _ in asked.waiting:
+                    later.answer(_ENDED)
+                continue
             self._asked += 1
             self._open[self._asked] = asked
             asked.heard_s = self._loop.time()

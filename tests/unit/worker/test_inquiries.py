@@ -74,6 +74,7 @@ class NotedLater:
     """A Later without a client."""
 
     made: bytes | None = None
+    wanted = True
 
     def answer(self, made: bytes) -> None:
         assert self.made is None
@@ -279,5 +280,22 @@ def test_the_end(play: Play) -> None:
     play(act)
 
 
+def test_what_nobody_waits_for_any_more_is_not_asked(play: Play) -> None:
+    """A client that was killed before its CLIENT KILL had its turn kills nobody."""
+
+    async def act(scene: Scene) -> None:
+        laters = [scene.ask(b"%d" % n) for n in range(module.MOST + 3)]
+        laters[-2].wanted = False
+        for question in scene.questions():
+            scene.inquiries.found(question.number, b"", True, 0)
+        await until(lambda: len(scene.questions()) == module.MOST + 2)
+        assert b"%d" % (module.MOST + 1) not in [question.body for question in scene.questions()]
+        assert laters[-2].made is not None
+
+    play(act)
+
+
 def test_a_later_without_a_client_holds_nothing() -> None:
-    Later(barrier=True).answer(b"+OK\r\n")
+    later = Later(barrier=True)
+    assert later.wanted
+    later.answer(b"+OK\r\n")
