@@ -1,12 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""CLIENT PAUSE in the data path: while it lasts, commands stay in their clients' input, in order, and nothing more is read.
+"""CLIENT PAUSE in the data path: while it lasts, commands stay in their clients' input, in order, and no more is read.
 
 dispatch asks is_paused() of every command after the checks that Redis makes before it holds one, and calls hold(). A
 held client is like one that waits for room: nothing is begun, no deadline runs, and whatever is under way goes on. When
 the pause is over all go on, some in each turn of the loop. As Redis, a client that leaves (or ends its input) while it
 is held takes what was held with it.
 
-The pause itself is the same in all workers; who says so is proxy.serve.everybody.
+The pause itself is the same in all workers: proxy.serve.client_all sees to that.
 """
 from functools import partial
 
@@ -69,8 +69,8 @@ def look(DataPath path):
 def go_on(DataPath path):
     """Those that were held are carried out, unless there is a pause again."""
     cdef Client client
-    cdef int i
-    for i in range(AT_ONCE):
+    cdef int _
+    for _ in range(AT_ONCE):
         if path.paused or not path.held:
             return
         client = path.held.pop()

@@ -20,8 +20,8 @@ from proxy.forward.buffer cimport buffer_append, buffer_len, buffer_release
 from proxy.forward.counters cimport CLOSE_ERROR, CLOSE_OUTPUT_LIMIT, CLOSE_REPLY_CUT, count_error, observe
 from proxy.forward.reactor cimport BROKEN
 from proxy.forward.request cimport (
-    REQ_ERROR, REQ_MUTE, REQ_PUSH, REQ_STREAMING, STATE_ANSWERED, request_disown, request_free, request_hold, request_move,
-    request_new, request_unhold,
+    REQ_ERROR, REQ_MUTE, REQ_PUSH, REQ_STREAMING, STATE_ANSWERED, request_disown, request_free, request_hold,
+    request_move, request_new, request_unhold,
 )
 
 cdef enum:

@@ -37,9 +37,10 @@ class Channel(Protocol):
 class Worker(Protocol):
     """As much of a worker as is needed here."""
 
-    channel: Channel
-    started: bool
-
+    @property
+    def channel(self) -> Channel: ...
+    @property
+    def started(self) -> bool: ...
     @property
     def backlog(self) -> int:
         """Bytes its channel has not taken yet."""

@@ -1,4 +1,4 @@
-"""CLIENT REPLY and PAUSE, HELLO and RESET in the middle of a connection, beside a real server that is asked the same."""
+"""CLIENT REPLY and PAUSE, HELLO and RESET in the middle of a connection, beside a real server asked the same."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def test_reply_in_long_pipelines(proxy: ProxyDaemon, standalone: Standalone) -> 
                 chance.choice(
                     [
                         ON, OFF, SKIP, SKIP, ON, ("INCR", f"{key}:n"), ("APPEND", f"{key}:a", "x"), ("PING", str(n)),
-                        ("GET", f"{key}:n"), ("MGET", *(f"{key}:n" for key in keys)), ("GET",), ("LPUSH", f"{key}:n", "x"),
+                        ("GET", f"{key}:n"), ("MGET", *(f"{key}:n" for key in keys)), ("GET",),
+                        ("LPUSH", f"{key}:n", "x"),
                     ]
                 )
             )  # fmt: skip

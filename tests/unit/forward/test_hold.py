@@ -159,7 +159,7 @@ def test_it_ends_by_itself_and_no_deadline_ran(play: Play) -> None:
     begun_s = time.monotonic()
     stage.until(lambda: stage.accepted.held_back)
     stage.until(lambda: not stage.accepted.held_back, sweep=True)
-    assert 0.05 < time.monotonic() - begun_s
+    assert time.monotonic() - begun_s > 0.05
     assert paused(stage.path) == (0, 0)
     stage.turn()
     exchange(stage, A, SET_A + GET_A, b"+OK\r\n" + bulk("1"))
