@@ -70,7 +70,7 @@ def _client_kill(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> An
     """CLIENT KILL address | filter value [filter value ...]. The client itself goes last, after its reply."""
     old = len(args) == 3
     if old:
-        wanted: client_filter.Filter | bytes = client_filter.Filter({"ADDR": args[2]}, {})
+        wanted = client_filter.parse(ctx, client, [b"ADDR", args[2]], skip_me=False)
     else:
         wanted = client_filter.parse(ctx, client, args[2:], skip_me=True)
     if isinstance(wanted, bytes):

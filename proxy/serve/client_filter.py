@@ -19,7 +19,7 @@ from proxy.serve.client import flags_of, peer
 from proxy.serve.context import ClientLike, ServeContext
 from proxy.serve.words import DEFAULT_USER, integer
 
-MOST_WORDS: Final = 16384  # the question goes to every worker
+MOST_BYTES: Final = 1 << 16  # of all words: the question goes to every worker
 Value = bytes | int | list[int]
 
 _TYPES: Final = {
@@ -69,8 +69,8 @@ def _error(text: bytes, shown: bytes = b"") -> bytes:
 
 def parse(ctx: ServeContext, client: ClientLike, words: list[bytes], *, skip_me: bool) -> Filter | bytes:
     """The filters in these words, or the error; skip_me: unless SKIPME says otherwise."""
-    if len(words) > MOST_WORDS:
-        return _error(b"too many arguments, the limit is %d" % MOST_WORDS)
+    if sum(map(len, words)) + len(words) > MOST_BYTES:
+        return _error(b"the filters are too long, the limit is %d bytes" % MOST_BYTES)
     wanted = Filter({}, {})
     at = 0
     while at < len(words):

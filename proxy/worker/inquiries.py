@@ -7,7 +7,7 @@ worker.conversation.
 Invariants:
 - Whatever is looked up, closed or put together here is done in slices of SLICE_S with pauses of PAUSE_S between them:
   ten thousand clients listed in a loop take a fifth of the worker's time at most, and nobody waits longer than a slice.
-- At most MOST questions are under way; others wait, and those that may share an answer (shared) with one that waits do.
+- At most MOST questions are under way; others wait, as long as they are short, and those that may share an answer (shared) with one that waits do.
   A client has one at a time (its Later is a barrier), so there are never more than there are clients.
 - Every question is answered: with what has come when the main process is silent for SILENT_S.
 """
@@ -33,9 +33,11 @@ MOST: Final = 4
 CHUNK: Final = 1 << 16  # bytes of an answer that are sent together
 ALIVE_S: Final = 0.3  # ... or what there is of it, be it nothing, after so long: supervisor.relay.SILENT_S
 SILENT_S: Final = 2.0
+QUEUED: Final = 16 << 20  # bytes of questions that wait
 BEHIND: Final = 1 << 18  # bytes that the main process has not taken: no answer goes on before it has
 _ENDED: Final = errors.line("ERR the proxy is shutting down")
 _FAILED: Final = errors.line("ERR internal error")
+_TOO_MANY: Final = errors.line("ERR too many questions to all workers are waiting")
 
 
 class _Asked:
@@ -69,6 +71,7 @@ class Inquiries:
         self._on_raised = on_raised
         self._asked = 0
         self._queue: deque[_Asked] = deque()
+        self._queued = 0  # bytes
         self._open: dict[int, _Asked] = {}
         self._work: deque[Iterator[None]] = deque()
         self._turn: asyncio.Handle | None = None
@@ -88,9 +91,13 @@ class Inquiries:
                 if asked.inquiry.kind == inquiry.kind and asked.inquiry.body == inquiry.body:
                     asked.waiting.append((later, reply))
                     return later
+        if self._queued > QUEUED:
+            later.answer(_TOO_MANY)
+            return later
         asked = _Asked(inquiry)
         asked.waiting.append((later, reply))
         self._queue.append(asked)
+        self._queued += len(inquiry.body)
         self._next()
         return later
 
@@ -99,6 +106,7 @@ class Inquiries:
         while self._queue and len(self._open) < MOST:
             asked = self._queue.popleft()
             inquiry = asked.inquiry
+            self._queued -= len(inquiry.body)
             if not any(later.wanted for later, _ in asked.waiting):  # a dead client's KILL is none
                 for later, _ in asked.waiting:
                     later.answer(_ENDED)

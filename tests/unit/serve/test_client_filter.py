@@ -121,7 +121,8 @@ def test_skipme_by_default() -> None:
         (("USER", b"a\0b"), "No such user 'a'"),
         (("TYPE", b"a\r\nb"), "Unknown client type 'a  b'"),
         (("FLAGS", b"\xff"), b"Unknown flags found in the provided filter: \xff"),
-        (("ID", *["1"] * client_filter.MOST_WORDS), "too many arguments, the limit is 16384"),
+        (("ID", *["1"] * 40_000), "the filters are too long, the limit is 65536 bytes"),
+        (("NAME", "x" * 65_536), "the filters are too long, the limit is 65536 bytes"),
     ],
     ids=lambda value: str(value)[:60],
 )

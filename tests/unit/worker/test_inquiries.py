@@ -266,6 +266,23 @@ def test_a_merge_that_raises(play: Play) -> None:
     play(act)
 
 
+def test_what_waits_is_bounded(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "QUEUED", 100_000)
+
+    async def act(scene: Scene) -> None:
+        laters = [scene.ask(b"%060000d" % n) for n in range(module.MOST + 4)]
+        refused = [later for later in laters if later.made]
+        assert [later.made for later in refused] == [b"-ERR too many questions to all workers are waiting\r\n"] * 2
+        for _ in range(2):
+            for question in scene.questions():
+                scene.inquiries.found(question.number, b"", True, 0)
+            await until(lambda: len(scene.questions()) == module.MOST + 2)
+        await until(lambda: all(later.made for later in laters))
+        assert scene.ask(b"next").made is None
+
+    play(act)
+
+
 def test_the_end(play: Play) -> None:
     """Whoever waits is told, and so is who comes then."""
 
