@@ -46,6 +46,7 @@ class CommandFlag(IntFlag):
     KEYLESS = 32
     SCRIPT = 64
     NO_MULTI = 128
+    MAY_REPLICATE = 256
 
 
 _ANY, _FORWARD, _LOCAL = CommandClass.ANY, CommandClass.FORWARD, CommandClass.LOCAL
@@ -219,6 +220,8 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
 
 # They run code that a client wrote, and their reply is what that code returns, error lines included.
 _SCRIPTS: Final = frozenset({"eval", "evalsha", "eval_ro", "evalsha_ro", "fcall", "fcall_ro"})
+# No writes by flag, but replicated, or able to write: Redis's CMD_MAY_REPLICATE, which COMMAND does not show.
+_MAY_REPLICATE: Final = frozenset({"eval", "evalsha", "fcall", "pfcount", "publish", "spublish"})
 # Containers with refused subcommands that old servers list without their subcommands: unless the subcommands are known
 # one by one (the built-in table has them), the whole container is refused.
 _REFUSED_UNDIVIDED: Final = frozenset({"acl", "module"})
@@ -331,4 +334,6 @@ def command_flags(row: Row) -> CommandFlag:
         flags |= CommandFlag.NO_MULTI
     if row.name in _SCRIPTS:
         flags |= CommandFlag.SCRIPT
+    if "write" in row.flags or row.name in _MAY_REPLICATE:
+        flags |= CommandFlag.MAY_REPLICATE
     return flags

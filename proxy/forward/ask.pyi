@@ -34,4 +34,7 @@ class Later:
     """
 
     def __init__(self, barrier: bool = False) -> None: ...
+    @property
+    def wanted(self) -> bool:
+        """Whether its client is still there."""
     def answer(self, made: bytes | Ask, /) -> None: ...

@@ -61,6 +61,11 @@ cdef class Later:
     def __cinit__(self, bint barrier=False):
         self.barrier = barrier
 
+    @property
+    def wanted(self):
+        """Whether anybody waits for it: its client has not left."""
+        return self.gather is None or self.gather.parent != NULL
+
     def answer(self, made):
         """bytes, the whole reply; or an Ask. Without effect the second time, or when the client has left."""
         cdef Gather g = self.gather

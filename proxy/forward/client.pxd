@@ -9,7 +9,8 @@ cdef class Client(ClientInfo):
     cdef uint32_t affinity                  # which of a node's connections
     cdef uint32_t served_by                 # Node.number of the primary its keyless commands went to last
     cdef bint paused                        # not read: too much under way or not taken, or a command must wait
-    cdef bint waits_for_room                # ... on the connection its next command would go to
+    cdef bint waits_for_room                # ... on the connection its next command would go to, or for a pause's end
+    cdef readonly bint held_back            # its next command waits for the end of a CLIENT PAUSE
     cdef bint eof                           # nothing more will come
     cdef readonly bint half_closed          # it said so; what it sent before may not be read yet
     cdef bint closing                       # closed as soon as everything is answered and taken; no more input counts

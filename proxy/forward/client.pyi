@@ -12,6 +12,9 @@ class Client(Outlet):
     lib_ver: bytes
     db: int
     authenticated: bool
+    no_evict: bool
+    no_touch: bool
+    redirects: bool
     lease: Backend | None  # a connection of its own, for what it watches
     watching: int  # the slot of the keys it watches, -1 = none
     asking: bool  # ... on a node that is importing it
@@ -30,6 +33,9 @@ class Client(Outlet):
     @property
     def draining(self) -> bool:
         """Nothing more is read of it: see clients.drain."""
+    @property
+    def held_back(self) -> bool:
+        """Its next command waits for the end of a CLIENT PAUSE."""
     @property
     def half_closed(self) -> bool:
         """It said that it will send nothing more; what it sent before may not be read yet."""
@@ -58,8 +64,10 @@ class Client(Outlet):
     def listener_reads(self) -> str: ...
     def set_reads(self, name: str, /) -> None: ...
     def set_proto(self, proto: int, /) -> None: ...
+    def set_reply(self, mode: str, /) -> None: ...
     def push(self, frame: bytes, behind: bool = False) -> None:
         """Sends a push, between two replies; behind: not before the replies that have come for it already."""
     def close_after_reply(self) -> None: ...
     def reset(self) -> None: ...
     def kill(self) -> None: ...
+    def kill_after_reply(self) -> None: ...

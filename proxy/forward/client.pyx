@@ -25,7 +25,7 @@ from proxy.forward.reactor cimport (
     BROKEN, EVENT_END, EVENT_GONE, EVENT_READ, EVENT_WRITE, SHARED, WANT_END, WANT_READ, WANT_WRITE, check_memory,
     count_active, may_postpone,
 )
-from proxy.forward.reply_queue cimport SEND_FAILED, SENT_ALL, ReplyQueue
+from proxy.forward.reply_queue cimport MUTE_SKIP, SEND_FAILED, SENT_ALL, ReplyQueue
 from proxy.forward.request cimport Request
 from proxy.resp.inline cimport INLINE_EMPTY, INLINE_OK, INLINE_UNBALANCED, inline_command, inline_trim
 from proxy.resp.scanner cimport (
@@ -91,8 +91,13 @@ cdef class Client(ClientInfo):
         """Closes it at once."""
         self.close(CLOSE_KILLED)
 
+    def kill_after_reply(self):
+        """The same as soon as everything asked so far is answered."""
+        self.end(CLOSE_KILLED)
+
     def reset(self):
-        """Forgets what RESET ends and only the data path holds: a transaction, what is watched."""
+        """Forgets what RESET ends and only the data path holds: a transaction, what is watched, CLIENT REPLY OFF."""
+        self.replies.muted &= MUTE_SKIP
         self.leave()
 
     # -- input ---------------------------------------------------------------------------------------------------
@@ -118,7 +123,8 @@ cdef class Client(ClientInfo):
         """See memory."""
         return (
             self.replies.account.held + <int64_t> (
-                self.rest.cap + self.replies.out.cap + self.texts + self.queued_bytes() + self.args_counted * sizeof(Arg)
+                self.rest.cap + self.replies.out.cap + self.texts + self.queued_bytes()
+                + self.args_counted * sizeof(Arg)
                 + self.replies.inflight * sizeof(Request)
             )
         )
@@ -281,6 +287,8 @@ cdef class Client(ClientInfo):
                     self.replies.unsettled = not self.waits_for_room or self.replies.unsettled
                     self.pause()
                     break
+                if self.replies.muted:
+                    self.replies.next_command()
                 done += size
             elif rc == SCAN_MORE:
                 if self.scan.want >= 0 and args == &self.path.args:
@@ -379,6 +387,9 @@ cdef class Client(ClientInfo):
             ):
                 self.depart()
                 return
+            if self.held_back and (self.half_closed or self.eof) and replies.out.end == replies.out.start:
+                self.depart()
+                return
             if self.waits_for_room and (self.half_closed or self.eof) and buffer_len(&self.rest) > LARGE_REST:
                 self.close(CLOSE_CLIENT)        # it has most likely left: this would be kept for nobody
                 return
@@ -446,6 +457,8 @@ cdef class Client(ClientInfo):
         self.replies.forsake()
         self.release_input()
         self.path.clients.discard(self)
+        if self.held_back:
+            self.path.held.discard(self)
         if self.lingering_ns:
             self.path.lingering.discard(self)
         self.path.closed += 1

@@ -18,6 +18,9 @@ cdef class ClientInfo(Outlet):
     cdef public str user
     cdef public int db
     cdef public bint authenticated
+    cdef public bint no_evict               # as it said itself, without an effect: see proxy.serve.client
+    cdef public bint no_touch
+    cdef public bint redirects              # CLIENT CAPA REDIRECT
     cdef readonly double created_s
     cdef readonly uint64_t total_commands
     cdef readonly uint8_t proto

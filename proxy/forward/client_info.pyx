@@ -11,6 +11,7 @@ from proxy.forward.backend cimport BACKEND_CLOSED, Backend
 from proxy.forward.buffer cimport buffer_len
 from proxy.forward.node cimport Node
 from proxy.forward.queued cimport Queued
+from proxy.forward.reply_queue cimport MUTE_NEXT, MUTE_OFF
 from proxy.forward.router cimport Router
 
 from proxy.forward.router import READ_POLICIES
@@ -35,10 +36,10 @@ cdef class ClientInfo(Outlet):
     @property
     def last_command(self):
         """Name of the last command, "other" when the metrics have no name for it."""
-        for name, index in self.path.counters.metrics.items():
-            if index == self.last_metric:
-                return name
-        return "other"
+        cdef dict names = self.path.metric_names
+        if len(names) != len(self.path.counters.metrics):
+            names = self.path.metric_names = {index: name for name, index in self.path.counters.metrics.items()}
+        return names.get(self.last_metric, "other")
 
     @property
     def pending(self):
@@ -72,6 +73,17 @@ cdef class ClientInfo(Outlet):
     def set_proto(self, int proto):
         """Commands from now on go to backends of this protocol, 2 or 3. Before it, what was under way is answered."""
         self.proto = proto
+
+    def set_reply(self, str mode):
+        """CLIENT REPLY: "on", "off" or "skip", which is for the command after the present one."""
+        if mode == "on":
+            self.replies.muted = 0
+        elif mode == "off":
+            self.replies.muted |= MUTE_OFF
+        elif mode != "skip":
+            raise ValueError(mode)
+        elif not self.replies.muted & MUTE_OFF:
+            self.replies.muted |= MUTE_NEXT
 
     @property
     def name(self):

@@ -77,7 +77,7 @@ def close_idle(DataPath path, double idle_s):
     path.reactor.tick()
     limit = path.reactor.now - <int64_t> (idle_s * 1e9)
     for c in list(path.clients):
-        if c.active_ns >= limit or c.replies.head != NULL or c.draining:
+        if c.active_ns >= limit or c.replies.head != NULL or c.draining or c.held_back:
             continue
         if c.takes():
             c.active_ns = path.reactor.now

@@ -49,4 +49,9 @@ cdef class DataPath:
     cdef public object on_close             # called without arguments when a client is closed; or None
     cdef int64_t most_memory                # see max_memory
     cdef readonly set lingering             # clients that were told the end and have not closed
+    cdef uint8_t paused                     # CLIENT PAUSE: see proxy.forward.hold, as for the following three
+    cdef int64_t paused_until
+    cdef object pause_timer
+    cdef dict metric_names                  # by index, as far as they are known: see ClientInfo.last_command
+    cdef set held
     cdef void adopt(self, ClientSettings settings)

@@ -94,6 +94,8 @@ cdef class DataPath:
         self.clients = set()
         self.settings = []
         self.lingering = set()
+        self.held = set()
+        self.metric_names = {}
 
     def __dealloc__(self):
         args_free(&self.args)

@@ -5,7 +5,7 @@ A function carries the call out, or says that it must wait (CALL_NOT_NOW: a barr
 is more than a forward is asked of `DataPath.responder` (proxy.serve): see answer.
 """
 cimport cython
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
 from proxy.commands.keys cimport KEYS_OK, asks_to_block, find_keys
@@ -22,6 +22,7 @@ from proxy.forward.counters cimport CLOSE_CROSS_PROTOCOL, CLOSE_ERROR
 from proxy.forward.gather cimport (
     Combine, Gather, combine_array, combine_first, combine_sum, gather_begin, gather_new,
 )
+from proxy.forward.hold cimport hold, is_paused
 from proxy.forward.ports cimport Outlet
 from proxy.forward.prepare cimport must_wait, new_request
 from proxy.forward.request cimport TARGET_ANY, TARGET_SLOT, Request
@@ -34,6 +35,7 @@ cdef extern from "strings.h" nogil:
 
 cdef enum:
     CLASSES = 16
+    COST_PYTHON = 16        # units of a turn: as much as an answer of proxy.serve takes at least
 
 cdef const char* PONG = b"+PONG\r\n"
 cdef const char* CROSSSLOT = b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
@@ -57,6 +59,8 @@ cdef class Dispatch(Dispatcher):
             call.argc != <size_t> arity if arity > 0 else call.argc < <size_t> -arity
         ):
             return refuse(client, call, "arity") if client.transaction is None else inside(client, call, False)
+        if client.path.paused and is_paused(client.path.paused, call.row):
+            return hold(client)
         if client.transaction is not None:
             return inside(client, call, True)
         return HANDLERS[call.row.klass](client, call)

@@ -1,11 +1,16 @@
 """A client's replies: their order, what is held back, what is not yet taken."""
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from proxy.forward.account cimport Account
 from proxy.forward.buffer cimport Buffer
 from proxy.forward.counters cimport CounterBlock
 from proxy.forward.ports cimport Outlet, Sink
 from proxy.forward.request cimport Request
+
+cdef enum Mute:             # whose replies are kept from a client: see CLIENT REPLY
+    MUTE_OFF = 1            # everybody's, until it says ON
+    MUTE_SKIP = 2           # the present command's
+    MUTE_NEXT = 4           # the next command's
 
 cdef class OutputLimits:
     cdef public uint32_t max_pending        # commands under way before reading pauses
@@ -24,6 +29,7 @@ cdef class ReplyQueue(Sink):
     cdef size_t held                        # reply bytes that wait for their turn
     cdef Account account                    # what requests of the queue own
     cdef bint stopped                       # its client is not read: all clients together hold too much
+    cdef uint8_t muted                      # Mute bits; what comes into the queue with OFF or SKIP is not sent
     cdef Request* head
     cdef Request* tail
     cdef Buffer out                         # reply bytes not yet taken by the kernel
@@ -32,12 +38,14 @@ cdef class ReplyQueue(Sink):
     cdef size_t unproven(self) noexcept
     cdef void begin_burst(self) noexcept
     cdef void append(self, Request* r) noexcept
+    cdef void next_command(self) noexcept
     cdef void say(self, int metric, const char* p, size_t n) noexcept
     cdef Request* ready_made(self, const char* p, size_t n) noexcept
     cdef void push(self, const char* p, size_t n, bint behind) noexcept
     cdef Buffer* room(self, Request* r) noexcept
     cdef void made(self, size_t n) noexcept
     cdef void emit(self, const char* p, size_t n) noexcept
+    cdef void drop(self) noexcept
     cdef void finish(self, Request* r, bint error, const char* p, size_t n) noexcept
     cdef void pop(self) noexcept
     cdef void advance(self) noexcept

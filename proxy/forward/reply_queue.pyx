@@ -9,6 +9,9 @@ client's requests, those of a command with parts apart, whose sink is a gather t
 Back-pressure: `overloaded` tells the client to stop reading while too many commands are under way, or too many reply
 bytes are not taken; `relieved`, that half of that is gone. `unsettled` stops it until everything under way is answered,
 `stopped` until all clients together hold less (proxy.forward.memory).
+
+A client may want no replies (CLIENT REPLY). Its requests are queued, counted and answered like any other; what comes
+for one of them is dropped here, at the last moment. Pushes are no replies.
 """
 cimport cython
 
@@ -17,8 +20,8 @@ from proxy.forward.buffer cimport buffer_append, buffer_len, buffer_release
 from proxy.forward.counters cimport CLOSE_ERROR, CLOSE_OUTPUT_LIMIT, CLOSE_REPLY_CUT, count_error, observe
 from proxy.forward.reactor cimport BROKEN
 from proxy.forward.request cimport (
-    REQ_ERROR, REQ_PUSH, REQ_STREAMING, STATE_ANSWERED, request_disown, request_free, request_hold, request_move,
-    request_new, request_unhold,
+    REQ_ERROR, REQ_MUTE, REQ_PUSH, REQ_STREAMING, STATE_ANSWERED, request_disown, request_free, request_hold,
+    request_move, request_new, request_unhold,
 )
 
 cdef enum:
@@ -91,10 +94,16 @@ cdef class ReplyQueue(Sink):
         else:
             self.tail.cnext = r
         self.tail = r
+        if self.muted & (MUTE_OFF | MUTE_SKIP):
+            r.flags |= REQ_MUTE
         self.inflight += 1
         self.asked += r.len
         self.counts.inflight += 1
         self.account.all[0] += sizeof(Request)
+
+    cdef void next_command(self) noexcept:
+        """A command has been carried out: what CLIENT REPLY SKIP said is for the next one."""
+        self.muted = (self.muted & MUTE_OFF) | (MUTE_SKIP if self.muted & MUTE_NEXT else 0)
 
     cdef void say(self, int metric, const char* p, size_t n) noexcept:
         """An answer of our own, in its turn."""
@@ -105,7 +114,8 @@ cdef class ReplyQueue(Sink):
             if n and p[0] == c"-":
                 count_error(self.counts, metric, p, n)
             observe(&self.counts.command[metric], 0)
-            self.emit(p, n)
+            if not self.muted & (MUTE_OFF | MUTE_SKIP):
+                self.emit(p, n)
             return
         r = self.ready_made(p, n)
         if r == NULL:
@@ -172,14 +182,19 @@ cdef class ReplyQueue(Sink):
                 request_move(r, STATE_ANSWERED)
                 self.finish(r, error, p, n)
                 self.pop()
-                self.emit(p, n)                 # before the request is freed: p may be its own bytes
+                if not r.flags & REQ_MUTE:
+                    self.emit(p, n)             # before the request is freed: p may be its own bytes
+                else:
+                    self.drop()
                 request_free(r)
                 if self.head != NULL:
                     self.advance()
-            else:
+            elif not r.flags & REQ_MUTE:
                 r.flags |= REQ_STREAMING
                 self.emit(p, n)
             return
+        if r.flags & REQ_MUTE and not (final and error):        # an error is counted by its text
+            n = 0
         if not request_hold(r, p, n):
             if final:
                 request_move(r, STATE_ANSWERED)
@@ -195,7 +210,7 @@ cdef class ReplyQueue(Sink):
     cdef Buffer* room(self, Request* r) noexcept:
         """The output itself, when it is this request's turn: its reply may be written there, and then made() and
         deliver() with nothing be called. NULL otherwise."""
-        return &self.out if r == self.head and self.outlet != NULL else NULL
+        return &self.out if r == self.head and self.outlet != NULL and not r.flags & REQ_MUTE else NULL
 
     cdef void made(self, size_t n) noexcept:
         """n bytes of the head's reply were written into the output."""
@@ -234,9 +249,10 @@ cdef class ReplyQueue(Sink):
         while r != NULL:
             if r.hold_len:
                 self.held -= r.hold_len
-                self.emit(r.hold, r.hold_len)
-                if self.outlet == NULL:
-                    return
+                if not r.flags & REQ_MUTE:
+                    self.emit(r.hold, r.hold_len)
+                    if self.outlet == NULL:
+                        return
             if r.state != STATE_ANSWERED:
                 if r.hold_len:
                     r.flags |= REQ_STREAMING
@@ -246,6 +262,8 @@ cdef class ReplyQueue(Sink):
                 charge(&self.account, -<ssize_t> sizeof(Request))
             else:
                 self.finish(r, (r.flags & REQ_ERROR) != 0, r.hold, r.hold_len)
+                if r.flags & REQ_MUTE:
+                    self.drop()
             self.pop()
             request_free(r)
             r = self.head
@@ -284,6 +302,14 @@ cdef class ReplyQueue(Sink):
             self.over()
         if not outlet.touched:
             outlet.reactor.touch(outlet)
+
+    cdef void drop(self) noexcept:
+        """In the place of emit(): nothing is to be sent, but there may be room again."""
+        cdef Outlet outlet
+        if self.outlet != NULL:
+            outlet = <Outlet> self.outlet
+            if not outlet.touched:
+                outlet.reactor.touch(outlet)
 
     cdef int send_out(self) noexcept:
         """Gives the output to the kernel: a SendResult."""

@@ -12,6 +12,7 @@ cdef enum RequestFlag:
     REQ_PUSH = 32           # no command but a push, in its place among the replies
     REQ_BLAMED = 128        # the node broke the protocol over it, or lost the connection in the middle of it before
     REQ_SWALLOWED = 64      # `fault` is the first error among the replies it swallows
+    REQ_MUTE = 256          # its client wants no reply to it (CLIENT REPLY OFF, SKIP)
 
 cdef enum RequestState:     # who owns it; the legal moves are in request.pyx
     STATE_NEW = 0           # whoever made it, or is moving it from one owner to the next
@@ -52,8 +53,8 @@ cdef struct Request:
     uint16_t command        # metric index
     int16_t slot            # TARGET_SLOT, else -1
     uint16_t prefix         # bytes before its own in the window (ASKING)
+    uint16_t flags          # RequestFlag
     uint8_t prefix_replies  # how many of `swallow` belong to the prefix
-    uint8_t flags           # RequestFlag
     uint8_t state           # RequestState
     uint8_t target          # TargetKind
     uint8_t policy          # ReadPolicy

@@ -16,16 +16,17 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memcmp
 
 from proxy.commands.lookup cimport (
-    CLASS_ANY, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_REFUSED, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET,
+    CLASS_ANY, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_REFUSED, CLASS_SCRIPT, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET,
     CLASS_SPLIT_SUM, CLASS_TRANSACTION, CMD_BLOCKING, CMD_KNOWN, CMD_NO_MULTI, CMD_READONLY,
 )
 from proxy.forward.answer cimport ask_serve, refuse
 from proxy.forward.buffer cimport buffer_append, buffer_len
 from proxy.forward.call cimport CALL_DONE, CALL_NOT_NOW, SLOT_CROSS, SLOT_NO_MEMORY, SLOT_NONE, find_slot
 from proxy.forward.counters cimport CLOSE_ERROR
+from proxy.forward.hold cimport hold
 from proxy.forward.prepare cimport must_wait, new_request
 from proxy.forward.queued cimport Queued
-from proxy.forward.request cimport REQ_READ, TARGET_ANY, Request
+from proxy.forward.request cimport REQ_READ, Request
 from proxy.forward.router cimport READS_PRIMARY
 
 cdef const char* OK = b"+OK\r\n"
@@ -123,8 +124,9 @@ cdef int inside(Client client, Call* call, bint fits) noexcept:
         return ask_serve(client, call, client.path.responder.answer, ())
     if call.row.flags & CMD_BLOCKING:                   # which do not block in a transaction
         return queue_forward(client, call, queued)
-    if klass in (CLASS_FORWARD, CLASS_ANY, CLASS_PING, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET, CLASS_SPLIT_SUM) or named(
-        call, b"echo", 4) or named(call, b"time", 4):
+    if klass in (
+        CLASS_FORWARD, CLASS_SCRIPT, CLASS_ANY, CLASS_PING, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET, CLASS_SPLIT_SUM,
+    ) or named(call, b"echo", 4) or named(call, b"time", 4):
         return queue_forward(client, call, queued)
     if klass == CLASS_LOCAL:
         return queue_local(client, call)
@@ -178,6 +180,8 @@ cdef int execute(Client client, Call* call) noexcept:
     if queued.spoiled:
         client.leave()
         return say(client, call, ABORTED, ABORTED_LEN)
+    if client.path.paused and not queued.reads:
+        return hold(client)
     if client.lease is None and client.watching < 0 and not queued.local:
         if queued.sent == 0:
             client.end_multi()

@@ -14,6 +14,9 @@ main process                                            worker
    ForgetScripts                               ------>   Forgotten
                                                <------   FlushScripts (answered with ScriptsFlushed)
    Ask                                         ------>   Status, also once a second unasked
+                                               <------   Question (to the other workers)
+   Query (somebody's question)                 ------>   Answer, in pieces
+   Found (the others' answers, in pieces)      ------>
    Retire | Drain | Stop                       ------>   Bye, and the process ends
 ```
 """
@@ -166,6 +169,23 @@ class ScriptsFlushed(msgspec.Struct, tag=True, array_like=True):
     number: int
 
 
+class Query(msgspec.Struct, tag=True, array_like=True):
+    """A question of some worker. Answered with Answer of the same number, which 0 does not want."""
+
+    number: int
+    kind: str
+    body: bytes
+
+
+class Found(msgspec.Struct, tag=True, array_like=True):
+    """A piece of somebody's answer to the Question of that number. With the last one: how many workers' are missing."""
+
+    number: int
+    body: bytes
+    last: bool
+    missing: int
+
+
 class Drain(msgspec.Struct, tag=True, array_like=True):
     """Part with every client: spread over spread_s; what is under way may take until timeout_s. Then Bye, and end."""
 
@@ -201,6 +221,26 @@ class Report(msgspec.Struct, tag=True, array_like=True):
 
     signs: list[str]
     unfit: dict[str, str] = {}  # "host:port" -> why
+
+
+class Question(msgspec.Struct, tag=True, array_like=True):
+    """For all other workers; everyone: for this one too and for those that start later, in the same order for all.
+
+    Answered with Found of the same number, the last of which comes within a bounded time.
+    """
+
+    number: int
+    kind: str
+    body: bytes
+    everyone: bool
+
+
+class Answer(msgspec.Struct, tag=True, array_like=True):
+    """To the Query of that number. In pieces, none much above 64 KB and one a second at least, until the last."""
+
+    number: int
+    body: bytes
+    last: bool
 
 
 class Status(msgspec.Struct, tag=True, array_like=True):
@@ -267,12 +307,16 @@ ToWorker = (
     | ScriptBody
     | ForgetScripts
     | ScriptsFlushed
+    | Query
+    | Found
     | Drain
     | Retire
     | Reopen
     | Stop
 )
-FromWorker = Started | Report | Status | Applied | ScriptSeen | ScriptWanted | FlushScripts | Forgotten | Bye
+FromWorker = (
+    Started | Report | Status | Applied | ScriptSeen | ScriptWanted | FlushScripts | Forgotten | Question | Answer | Bye
+)
 
 TO_WORKER: Final = msgspec.msgpack.Decoder(ToWorker)
 FROM_WORKER: Final = msgspec.msgpack.Decoder(FromWorker)

@@ -1,4 +1,4 @@
-"""The CLIENT family, for this client itself.
+"""The CLIENT family, for this client itself; serve.client_all has what concerns the others.
 
 Why: it concerns a client's own connection, which ends at the proxy. Called through serve.table.
 
@@ -12,27 +12,69 @@ import time
 
 from proxy.resp import encode, errors
 from proxy.serve.context import ClientLike, Commands, ServeContext
-from proxy.serve.words import DEFAULT_USER, OK, printable
+from proxy.serve.words import DEFAULT_USER, OK, integer, printable
 
 HELP = (
     "CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "CACHING (YES|NO)",
+    "    Enable/disable tracking of the keys for next command in OPTIN/OPTOUT modes.",
+    "CAPA <option> [options...]",
+    "    The client claims its some capability options. Options are:",
+    "    * REDIRECT",
+    "      The client can handle redirection during primary and replica failover in standalone mode.",
+    "GETREDIR",
+    "    Return the client ID we are redirecting to when tracking is enabled.",
     "GETNAME",
     "    Return the name of the current connection.",
     "ID",
     "    Return the ID of the current connection.",
+    "IMPORT-SOURCE (ON|OFF)",
+    "    Mark this connection as an import source if import-mode is enabled.",
     "INFO",
     "    Return information about the current client connection.",
+    "KILL <ip:port>",
+    "    Kill connection made from <ip:port>.",
+    "KILL <option> <value> [<option> <value> [...]]",
+    "    Kill connections. Options are those of LIST; SKIPME (YES|NO) is YES by default.",
+    "LIST [options ...]",
+    "    Return information about client connections. Options:",
+    "    * [NOT-]ADDR, [NOT-]LADDR (<ip:port>|<unixsocket>:0)",
+    "    * [NOT-]ID <client-id> [<client-id>...]",
+    "    * [NOT-]TYPE (NORMAL|PRIMARY|REPLICA|PUBSUB)",
+    "    * [NOT-]CAPA, [NOT-]DB, [NOT-]FLAGS, [NOT-]IP, [NOT-]LIB-NAME, [NOT-]LIB-VER, [NOT-]NAME, [NOT-]USER <value>",
+    "    * IDLE, MAXAGE <seconds>",
+    "    * SKIPME (YES|NO)",
+    "NO-EVICT (ON|OFF)",
+    "    Protect current client connection from eviction.",
+    "NO-TOUCH (ON|OFF)",
+    "    Accepted without an effect: connections to the servers are shared with other clients.",
+    "PAUSE <timeout> [WRITE|ALL]",
+    "    Suspend all, or just write, clients for <timeout> milliseconds.",
+    "REPLY (ON|OFF|SKIP)",
+    "    Control the replies sent to the current connection.",
     "SETNAME <name>",
     "    Assign the name <name> to the current connection.",
     "SETINFO <option> <value>",
     "    Set client meta attr. Options are:",
     "    * LIB-NAME: the client lib name.",
     "    * LIB-VER: the client lib version.",
-    "NO-EVICT (ON|OFF)",
-    "    Protect current client connection from eviction.",
+    "TRACKING (ON|OFF) [option ...]",
+    "    Control server assisted client side caching; ON is not served by this proxy yet.",
+    "TRACKINGINFO",
+    "    Report tracking status for the current connection.",
+    "UNBLOCK <clientid> [TIMEOUT|ERROR]",
+    "    Unblock the specified blocked client.",
+    "UNPAUSE",
+    "    Stop the current client pause, resuming traffic.",
     "HELP",
     "    Print this help.",
 )
+
+CACHING_OFF = errors.line(
+    "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled"
+)
+UNBLOCK_REASON = errors.line("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR")
+NOT_IMPORTING = errors.line("ERR Server is not in import mode")
 
 
 def _client_id(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
@@ -72,19 +114,15 @@ def client_line(client: ClientLike, now_s: float, command: str) -> bytes:
     The fields are Redis 7.2's and no others: go-redis refuses a line with a field it does not know. Buffers are the
     proxy's: qbuf is what is held of unfinished commands, omem what is held of replies; there are no others (0).
     """
-    unix = client.address.startswith("unix:")
-    flags = "U" if unix else ""
-    if client.reads != "primary" and client.reads != client.listener_reads:
-        flags += "r"
     fields: tuple[tuple[str, str | int], ...] = (
         ("id", client.id),
-        ("addr", _peer(client.address)),
-        ("laddr", _peer(client.local_address)),
+        ("addr", peer(client.address)),
+        ("laddr", peer(client.local_address)),
         ("fd", client.fd),
         ("name", client.name.decode("ascii", "replace")),
         ("age", max(0, int(now_s - client.created_s))),
         ("idle", max(0, int(now_s - client.last_active_s))),
-        ("flags", flags or "N"),
+        ("flags", flags_of(client) or "N"),
         ("db", client.db),
         ("sub", 0),
         ("psub", 0),
@@ -111,14 +149,111 @@ def client_line(client: ClientLike, now_s: float, command: str) -> bytes:
     return " ".join(f"{field}={value}" for field, value in fields).encode()
 
 
-def _peer(address: str) -> str:
+def flags_of(client: ClientLike) -> str:
+    """Redis's letters for what a client is or does, in Redis's order; "" where Redis writes N."""
+    flags = "b" if client.held_back else ""
+    if client.address.startswith("unix:"):
+        flags += "U"
+    if client.reads != "primary" and client.reads != client.listener_reads:
+        flags += "r"
+    if client.no_evict:
+        flags += "e"
+    return flags + "T" if client.no_touch else flags
+
+
+def peer(address: str) -> str:
     """Redis writes a Unix socket as path:0 (genClientAddrString)."""
     return f"{address.removeprefix('unix:')}:0" if address.startswith("unix:") else address
 
 
+def _switch(word: bytes) -> bool | None:
+    """ON or OFF; None = neither."""
+    return {b"ON": True, b"OFF": False}.get(word.upper())
+
+
 def _client_no_evict(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     """+OK without an effect: no client is exempt from the proxy's limits of memory and output."""
-    return OK if args[2].upper() in (b"ON", b"OFF") else errors.SYNTAX
+    on = _switch(args[2])
+    if on is None:
+        return errors.SYNTAX
+    client.no_evict = on
+    return OK
+
+
+def _client_no_touch(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+    """+OK without an effect: the servers would have to be told, on connections shared with others."""
+    on = _switch(args[2])
+    if on is None:
+        return errors.SYNTAX
+    client.no_touch = on
+    return OK
+
+
+def _client_reply(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+    """OFF and SKIP answer nothing; an error is not answered either when replies are off."""
+    mode = args[2].upper()
+    if mode not in (b"ON", b"OFF", b"SKIP"):
+        return errors.SYNTAX
+    client.set_reply(mode.decode().lower())
+    return OK if mode == b"ON" else b""
+
+
+def _client_trackinginfo(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+    pairs = (
+        (b"flags", encode.set_([encode.bulk(b"off")], client.proto)),
+        (b"redirect", encode.integer(-1)),
+        (b"prefixes", encode.array([])),
+    )
+    return encode.map_([(encode.bulk(field), value) for field, value in pairs], client.proto)
+
+
+def _client_getredir(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+    """-1: no tracking."""
+    return encode.integer(-1)
+
+
+def _client_caching(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+    return CACHING_OFF
+
+
+def _client_tracking(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+    """OFF is what it is; ON is refused, after the options have been looked at as Redis does."""
+    at = 3
+    while at < len(args):
+        option, more = args[at].upper(), len(args) - at - 1
+        if option == b"REDIRECT" and more:
+            if integer(args[at + 1]) is None:
+                return errors.NOT_AN_INTEGER
+            at += 2
+        elif option == b"PREFIX" and more:
+            at += 2
+        elif option in (b"BCAST", b"OPTIN", b"OPTOUT", b"NOLOOP"):
+            at += 1
+        else:
+            return errors.SYNTAX
+    on = _switch(args[2])
+    if on is None:
+        return errors.SYNTAX
+    return errors.not_served(b"client|tracking") if on else OK
+
+
+def _client_unblock(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+    """0: nobody waits for anything yet."""
+    if len(args) == 4 and args[3].upper() not in (b"TIMEOUT", b"ERROR"):
+        return UNBLOCK_REASON
+    return encode.integer(0) if integer(args[2]) is not None else errors.NOT_AN_INTEGER
+
+
+def _client_capa(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+    """REDIRECT is noted for CLIENT LIST, without an effect: the proxy redirects nobody. Others are ignored."""
+    if b"REDIRECT" in [word.upper() for word in args[2:]]:
+        client.redirects = True
+    return OK
+
+
+def _client_import_source(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+    """As a server that is not importing."""
+    return OK if args[2].upper() == b"OFF" else NOT_IMPORTING
 
 
 def _client_help(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
@@ -126,29 +261,20 @@ def _client_help(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> by
 
 
 COMMANDS: Commands = {
+    b"client|caching": (3, _client_caching),
+    b"client|capa": (-3, _client_capa),
     b"client|getname": (2, _client_getname),
+    b"client|getredir": (2, _client_getredir),
     b"client|help": (2, _client_help),
     b"client|id": (2, _client_id),
+    b"client|import-source": (3, _client_import_source),
     b"client|info": (2, _client_info),
     b"client|no-evict": (3, _client_no_evict),
+    b"client|no-touch": (3, _client_no_touch),
+    b"client|reply": (3, _client_reply),
     b"client|setinfo": (4, _client_setinfo),
     b"client|setname": (3, _client_setname),
+    b"client|tracking": (-3, _client_tracking),
+    b"client|trackinginfo": (2, _client_trackinginfo),
+    b"client|unblock": (-3, _client_unblock),
 }
-
-# Subcommands that exist in Redis or Valkey and are not served. NO-TOUCH among them: the servers would have to be told,
-# on connections shared with clients who never asked for it.
-UNSERVED = (
-    b"caching",
-    b"capa",
-    b"getredir",
-    b"import-source",
-    b"kill",
-    b"list",
-    b"no-touch",
-    b"pause",
-    b"reply",
-    b"tracking",
-    b"trackinginfo",
-    b"unblock",
-    b"unpause",
-)

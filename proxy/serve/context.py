@@ -11,9 +11,9 @@ nothing here awaits, and nothing here is called per forwarded command.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from proxy.commands.rows import Row
 from proxy.forward.ask import Ask, Later
@@ -61,9 +61,14 @@ class ClientLike(Protocol):
     def reads(self) -> str: ...  # read policy in force; changed with set_reads
     @property
     def listener_reads(self) -> str: ...  # read policy of the listener it came by
+    @property
+    def held_back(self) -> bool: ...  # its next command waits for the end of a CLIENT PAUSE
 
     db: int
     authenticated: bool
+    no_evict: bool  # these three: as the client said, without an effect
+    no_touch: bool
+    redirects: bool
     user: str
     name: bytes  # b"" = none
     lib_name: bytes
@@ -96,11 +101,18 @@ class ClientLike(Protocol):
 
     def set_proto(self, proto: int, /) -> None: ...
     def set_reads(self, name: str, /) -> None: ...
+    def set_reply(self, mode: str, /) -> None: ...  # on, off, or skip: for the command after the present one
     def close_after_reply(self) -> None:
         """Send the answer at hand and what precedes it, then close; whatever else the client sent is ignored."""
 
+    def kill(self) -> None:
+        """Close it at once."""
+
+    def kill_after_reply(self) -> None:
+        """The same as soon as the answer at hand is sent."""
+
     def reset(self) -> None:
-        """Forget the state of RESET that only the data path holds (a transaction, a subscription).
+        """Forget the state of RESET that only the data path holds (a transaction, a subscription, CLIENT REPLY OFF).
 
         local.answer itself puts back proto, db, name, reads and authentication, before it calls this.
         """
@@ -124,10 +136,39 @@ class ScriptsLike(Protocol):
     def flush(self, ask: Callable[[], Ask], /) -> Later: ...  # nobody knows any; then what is asked of the servers
 
 
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """A question to all workers: ANSWERERS of this kind answer it, each for its own clients.
+
+    merge(pieces of the answers, in the order they came; how many workers' are missing, -1: those of all others) is
+    called once, for everybody who waits for this answer. shared: askers of the same kind and body may get the same one.
+    everyone: it is an order rather than a question, in the same order for all workers, and holds for those to come.
+    """
+
+    kind: str
+    body: bytes
+    merge: Callable[[list[bytes], int], Any]
+    shared: bool = False
+    everyone: bool = False
+
+
 # Called with the command's words, its name included. It raises for no input of a client.
 Handler = Callable[["ServeContext", ClientLike, list[bytes]], Answer]
 # name or "name|subcommand" -> (arity as COMMAND gives it, handler)
 Commands = Mapping[bytes, tuple[int, Handler]]
+
+
+# Pieces of one worker's share of an answer, made with little work between two of them; b"": nothing to say yet.
+Answerer = Callable[[bytes], Iterator[bytes]]
+Answerers = Mapping[str, Callable[["ServeContext", bytes], Iterator[bytes]]]
+
+
+def _no_clients() -> Collection[ClientLike]:
+    return ()
+
+
+def _nobody(inquiry: Inquiry, reply: Callable[[Any], bytes]) -> Answer:
+    return reply(inquiry.merge([], 0))
 
 
 def _no_figures() -> Mapping[str, int | float]:
@@ -168,6 +209,10 @@ class ServeContext:
         whenever either of them changes.
     infos: the nodes' INFO documents; catalogs: of the servers' commands; None = nobody to ask.
     scripts: what is remembered of scripts; None = nothing.
+    clients: of this worker; one of them may be closed (fd below 0) by the time it is looked at.
+    inquire: asks all workers; reply makes the answer of what Inquiry.merge has made.
+    pause: sets what CLIENT PAUSE holds in this worker (0 nothing, 1 what may write, 2 all; until this
+        time.monotonic_ns()); paused: what is held now, (0, 0) = nothing.
     stats: figures of the whole proxy under the names INFO gives them (connected_clients, maxclients,
         total_connections_received, total_commands_processed, instantaneous_ops_per_sec, total_net_input_bytes,
         total_net_output_bytes, rejected_connections; proxy_client_memory and proxy_client_memory_max, in bytes); what
@@ -197,3 +242,7 @@ class ServeContext:
     infos: NodeInfos | None = None
     catalogs: CommandCatalogs | None = None
     scripts: ScriptsLike | None = None
+    clients: Callable[[], Collection[ClientLike]] = _no_clients
+    inquire: Callable[[Inquiry, Callable[[Any], bytes]], Answer] = _nobody
+    pause: Callable[[int, int], None] = lambda level, until_ns: None
+    paused: Callable[[], tuple[int, int]] = lambda: (0, 0)

@@ -67,6 +67,7 @@ def _reset(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     client.name = b""
     client.user = DEFAULT_USER
     client.authenticated = ctx.client_password is None
+    client.no_evict = client.no_touch = False
     client.reset()
     return encode.simple("RESET")
 

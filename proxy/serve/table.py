@@ -14,6 +14,7 @@ from proxy.serve import (
     acl_view,
     all_shards,
     client,
+    client_all,
     cluster_view,
     command_info,
     config_get,
@@ -23,11 +24,12 @@ from proxy.serve import (
     scan,
     scripts,
 )
-from proxy.serve.context import Answer, ClientLike, Commands, ServeContext
+from proxy.serve.context import Answer, Answerers, ClientLike, Commands, ServeContext
 
 COMMANDS: Final[Commands] = {
     **local.COMMANDS,
     **client.COMMANDS,
+    **client_all.COMMANDS,
     **cluster_view.COMMANDS,
     **info.COMMANDS,
     **config_get.COMMANDS,
@@ -39,9 +41,12 @@ COMMANDS: Final[Commands] = {
     **scripts.COMMANDS,
 }
 
+# What this worker answers for its share of a question to all workers, by the question's kind.
+ANSWERERS: Final[Answerers] = {**client_all.ANSWERERS}
+
 # container -> its subcommands that are not served -> the refusal
 CONTAINERS: Final[dict[bytes, dict[bytes, Callable[[bytes], bytes]]]] = {
-    b"client": dict.fromkeys(client.UNSERVED, errors.not_served),
+    b"client": {},
     b"cluster": {
         **dict.fromkeys(cluster_view.CHANGING, errors.not_allowed),
         **dict.fromkeys(cluster_view.UNSERVED, errors.not_served),

@@ -97,7 +97,8 @@ class Conversation:
         (descriptor,) = descriptors
         memory = mmap.mmap(descriptor, 0)
         os.close(descriptor)
-        self._worker = Worker(start, self._loop, self._channel.send, self._faults, memory)
+        channel = self._channel
+        self._worker = Worker(start, self._loop, channel.send, self._faults, memory, lambda: channel.backlog)
         self._worker.apply_log()
         self._worker.start(start)
         self._channel.send(messages.Started())
@@ -131,6 +132,10 @@ class Conversation:
                 self._channel.send(messages.Forgotten(number))
             case messages.ScriptsFlushed(number):
                 worker.scripts.flushed(number)
+            case messages.Query(number, kind, body):
+                worker.inquiries.query(number, kind, body)
+            case messages.Found(number, body, last, missing):
+                worker.inquiries.found(number, body, last, missing)
             case messages.Drain(spread_s, timeout_s):
                 self._go(self._leave(worker.leaving.drain(spread_s, timeout_s)))
             case messages.Retire():

@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+import msgspec
+
 from proxy import __version__
 from proxy.cluster.node_names import NodeNames
 from proxy.cluster.topology import Address
@@ -30,12 +32,13 @@ from proxy.forward.clients import accept, close_all, close_idle, close_lingering
 from proxy.forward.counters import Counters
 from proxy.forward.datapath import ClientSettings, DataPath
 from proxy.forward.exchange import Exchange
+from proxy.forward.hold import pause, paused
 from proxy.forward.node import Node
 from proxy.forward.pipeline import BackendSettings
 from proxy.forward.question import ask_node
 from proxy.forward.reactor import Reactor
 from proxy.forward.router import Router
-from proxy.ipc.messages import Commands, NodeFacts, Report, ScriptNews, Start, Topology
+from proxy.ipc.messages import Commands, NodeFacts, Start, Topology
 from proxy.ipc.settings import WorkerSettings
 from proxy.resp import errors
 from proxy.serve.any_primary import AnyPrimary
@@ -43,11 +46,13 @@ from proxy.serve.command_catalogs import CommandCatalogs
 from proxy.serve.context import ServeContext
 from proxy.serve.node_infos import NodeInfos
 from proxy.serve.responder import Responder
+from proxy.serve.table import ANSWERERS
 from proxy.system import log as logs
 from proxy.system.faults import Faults
 from proxy.system.tcp import keepalive
 from proxy.worker.connector import Connector
 from proxy.worker.drain import NEW_S, Leaving
+from proxy.worker.inquiries import Inquiries
 from proxy.worker.report import Reports
 from proxy.worker.scripts import WorkerScripts
 from proxy.worker.settings import client_limits, ns, of_a_connection
@@ -65,16 +70,18 @@ _NAMED_MAX: Final = 100  # characters of what a redirection names that are logge
 class Worker:
     """See the module. Also the port through which the data path asks for something.
 
-    send: takes a Report or ScriptNews. memory: for the counters; None = of its own.
+    send: takes a Report, a Question, an Answer or ScriptNews. memory: for the counters; None = of its own. backlog:
+    bytes that were sent and not taken.
     """
 
     def __init__(
         self,
         start: Start,
         loop: asyncio.AbstractEventLoop,
-        send: Callable[[Report | ScriptNews], None],
+        send: Callable[[msgspec.Struct], None],
         faults: Faults,
         memory: mmap.mmap | None = None,
+        backlog: Callable[[], int] = lambda: 0,
     ) -> None:
         self.settings = settings = start.settings
         self.loop = loop
@@ -100,6 +107,10 @@ class Worker:
         self.context = ServeContext(None, "7.0.0", __version__, start.started_s, start.run_id, start.process_id)
         responder = Responder(self.context, on_notice=self._notice, on_raised=faults.show)
         self.path = DataPath(self.reactor, self.exchange, self.counters, CommandTable((), "", {}), responder)
+        answerers = {kind: partial(answerer, self.context) for kind, answerer in ANSWERERS.items()}
+        self.inquiries = Inquiries(loop, send, answerers, backlog=backlog, on_raised=faults.show)
+        self.context.inquire, self.context.clients = self.inquiries.inquire, lambda: self.path.clients
+        self.context.pause, self.context.paused = partial(pause, self.path), partial(paused, self.path)
         self.leaving = Leaving(loop, self.path)
         self.connector = Connector(settings.backends, on_up=self._backend_up, on_trouble=self.stale, on_fault=faults)
         self.status = WorkerStatus(self.path, self.exchange, self.reactor, self.counters, settings.clients)
@@ -155,7 +166,9 @@ class Worker:
         if self._reports.timer is not None:
             self._reports.timer.cancel()
         self.infos.stop()
+        self.inquiries.stop()
         close_all(self.path)
+        pause(self.path, 0, 0)
         await self.connector.stop()
         self.router.close()
         self.exchange.parking.stop()  # after it: what the connections leave behind is parked

@@ -45,7 +45,8 @@ EXPECTED = {
     "echo quit reset hello auth select readonly readwrite info time asking client client|id client|reply "
     "client|tracking client|kill client|help config|get scan cluster cluster|info cluster|slots cluster|shards "
     "cluster|nodes cluster|myid cluster|keyslot cluster|links cluster|help cluster|replicas "
-    "keys dbsize flushall flushdb randomkey script|load script|flush script|exists script|debug function|load function|list "
+    "keys dbsize flushall flushdb randomkey script|load script|flush script|exists script|debug function|load "
+    "function|list "
     "pubsub|channels pubsub|numpat config|set config|resetstat config|rewrite slowlog|get commandlog|len "
     "latency|latest memory|doctor memory|purge memory|stats memory|malloc-stats cluster|countkeysinslot "
     "cluster|getkeysinslot",
@@ -205,6 +206,10 @@ def test_reads(name: str) -> None:
 def test_flags() -> None:
     no_auth = {name for name, r in ALL.items() if CommandFlag.NO_AUTH in command_flags(r)}
     assert no_auth == {"hello", "auth", "quit", "reset"}
-    assert command_flags(ALL["publish"]) == CommandFlag.KNOWN | CommandFlag.KEYLESS
-    assert command_flags(ALL["flushall"]) == CommandFlag.KNOWN | CommandFlag.KEYLESS | CommandFlag.WRITE
+    replicated = CommandFlag.KNOWN | CommandFlag.MAY_REPLICATE
+    assert command_flags(ALL["publish"]) == replicated | CommandFlag.KEYLESS
+    assert command_flags(ALL["flushall"]) == replicated | CommandFlag.KEYLESS | CommandFlag.WRITE
+    may_replicate = {name for name, r in ALL.items() if CommandFlag.MAY_REPLICATE in command_flags(r)}
+    by_name = {"eval", "evalsha", "fcall", "pfcount", "publish", "spublish"}
+    assert may_replicate == {name for name, r in ALL.items() if "write" in r.flags} | by_name
     assert command_flags(Row("xread", -4, ("readonly", "movablekeys"), 1, 1, 1)) & CommandFlag.BLOCKING

@@ -105,7 +105,7 @@ def test_a_row() -> None:
     assert facts == {
         "name": "hset",
         "klass": CommandClass.FORWARD,
-        "flags": CommandFlag.KNOWN | CommandFlag.WRITE,
+        "flags": CommandFlag.KNOWN | CommandFlag.WRITE | CommandFlag.MAY_REPLICATE,
         "arity": -4,
         "only_key": 1,
         "metric": facts["metric"],

@@ -240,3 +240,34 @@ def test_a_later_reply_that_makes_no_sense(play: Play, made: object) -> None:
     later.answer(made)
     stage.turn()
     assert client.get() == INTERNAL + b"+PONG\r\n"
+
+
+def test_a_later_may_be_a_barrier(play: Play) -> None:
+    """What the client has sent behind it waits; without, it is sent at once."""
+    for barrier in (False, True):
+        stage = play()
+        later = Later(barrier=barrier)
+        asking(stage, lambda args, later=later: later)  # type: ignore[misc]
+        client = stage.client()
+        client.send(ECHO + GET_A)
+        stage.turn()
+        assert (A in stage.nodes) != barrier
+        later.answer(bulk("x"))
+        stage.turn()
+        exchange(stage, A, GET_A, bulk("1"))
+        assert client.get() == bulk("x") + bulk("1")
+
+
+def test_a_later_knows_whether_its_client_is_there(play: Play) -> None:
+    stage = play()
+    later = Later()
+    asking(stage, lambda args: later)
+    client = stage.client()
+    assert later.wanted
+    client.send(ECHO)
+    stage.turn()
+    assert later.wanted
+    client.close()
+    stage.turn()
+    assert not later.wanted
+    later.answer(bulk("x"))

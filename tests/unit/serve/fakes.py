@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-from proxy.serve.context import ServeContext
+from proxy.serve import table
+from proxy.serve.context import Inquiry, ServeContext
 
 RUN_ID = "0123456789abcdef0123456789abcdef01234567"
 
@@ -36,6 +38,12 @@ class FakeClient:
     listener_reads: str = "primary"
     closing: bool = False
     resets: int = 0
+    held_back: bool = False
+    no_evict: bool = False
+    no_touch: bool = False
+    redirects: bool = False
+    reply: str = "on"
+    killed: bool = False
 
     def set_proto(self, proto: int, /) -> None:
         assert proto in (2, 3)
@@ -45,8 +53,20 @@ class FakeClient:
         assert name in ("primary", "prefer_primary", "replica", "prefer_replica", "any")
         self.reads = name
 
+    def set_reply(self, mode: str, /) -> None:
+        assert mode in ("on", "off", "skip")
+        self.reply = mode
+
     def close_after_reply(self) -> None:
         self.closing = True
+
+    def kill_after_reply(self) -> None:
+        self.closing = True
+
+    def kill(self) -> None:
+        assert not self.killed
+        self.killed = True
+        self.fd = -1
 
     def reset(self) -> None:
         self.resets += 1
@@ -62,6 +82,20 @@ def context(**changes: Any) -> ServeContext:
         "run_id": RUN_ID,
     }
     return ServeContext(**(values | changes))
+
+
+def alone(ctx: ServeContext, clients: list[FakeClient]) -> ServeContext:
+    """A proxy of one worker with these clients, and whatever is paused."""
+    state = [(0, 0)]
+
+    def inquire(inquiry: Inquiry, reply: Callable[[Any], bytes]) -> bytes:
+        return reply(inquiry.merge(list(table.ANSWERERS[inquiry.kind](ctx, inquiry.body)), 0))
+
+    def pause(level: int, until_ns: int) -> None:
+        state[0] = (level, until_ns)
+
+    ctx.clients, ctx.inquire, ctx.pause, ctx.paused = lambda: clients, inquire, pause, lambda: state[0]
+    return ctx
 
 
 def topology(*slots: tuple[int, int], epoch: int = 5) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from proxy.serve import table
 from tests.support.cluster import servers
 from tests.support.raw import RawClient
 from tests.support.resp import ServerWith
-from tests.unit.serve.fakes import FakeClient, context, topology
+from tests.unit.serve.fakes import FakeClient, alone, context, topology
 
 PASSWORD = "s3cret"
 Words = tuple[str | bytes, ...]
@@ -148,6 +148,138 @@ CASES = [
 ]
 
 
+NEWER = {"redis": "Redis 7.0 lacks it, and here it works with any servers"}
+IDS = {"redis": "Redis 7.0 words it otherwise; the proxy speaks as Valkey 9"}
+WORDS = {"redis": "Redis 7.0 wants no further words"}
+
+# Those that are answered alike whoever is connected: of nobody, or in error.
+FILTERS = [
+    *(
+        Case(("CLIENT", "LIST", *words), differs=differs)
+        for words, differs in (
+            (("TYPE",), {}),
+            (("TYPE", "x"), {}),
+            (("TYPE", "master"), {}),
+            (("TYPE", "replica"), {}),
+            (("TYPE", "slave"), {}),
+            (("TYPE", "pubsub"), {}),
+            (("TYPE", "primary"), NEWER),
+            (("foo",), {}),
+            (("foo", "bar"), {}),
+            (("ID",), {}),
+            (("ID", "9999999"), {}),
+            (("ID", "9999999", "9999998"), {}),
+            (("ID", "x"), IDS),
+            (("ID", "0"), IDS),
+            (("ID", "-1"), IDS),
+            (("ID", "9999999", "x"), IDS),
+            (("ID", "9999999", "TYPE", "normal"), IDS),
+            (("USER", "nobody"), NEWER),
+            (("NOT-USER", "nobody"), NEWER),
+            (("NOT-USER", "default"), NEWER),
+            (("NOT-TYPE", "normal"), NEWER),
+            (("NOT-FLAGS", "N"), NEWER),
+            (("NOT-DB", "0"), NEWER),
+            (("NOT-MAXAGE", "1"), NEWER),
+            (("NOT-SKIPME", "yes"), NEWER),
+            (("NOT-IDLE", "1"), NEWER),
+            (("SKIPME", "x"), NEWER),
+            (("NAME", ""), NEWER),
+            (("NAME", "a b"), NEWER),
+            (("LIB-NAME", ""), NEWER),
+            (("LIB-VER", "x"), NEWER),
+            (("FLAGS", "NZ"), NEWER),
+            (("FLAGS", "b"), NEWER),
+            (("CAPA", "z"), NEWER),
+            (("CAPA", "r"), NEWER),
+            (("DB", "x"), NEWER),
+            (("IDLE", "0"), NEWER),
+            (("IDLE", "x"), NEWER),
+            (("IDLE", "1000000000000"), NEWER),
+            (("MAXAGE", "0"), NEWER),
+            (("MAXAGE", "-1"), NEWER),
+            (("MAXAGE", "x"), NEWER),
+            (("MAXAGE", "1000000000000"), NEWER),
+            (("LADDR", "x"), NEWER),
+            (("IP", "9.9.9.9"), NEWER),
+        )
+    ),
+    *(
+        Case(("CLIENT", "KILL", *words), differs=differs)
+        for words, differs in (
+            ((), {}),
+            (("1.1.1.1:1",), {}),
+            (("ID",), {}),
+            (("ID", "9999999"), {}),
+            (("id", "9999999", "user", "default"), {}),
+            (("ID", "0"), {}),
+            (("ID", "-1"), {}),
+            (("ID", "x"), IDS),
+            (("ID", "9999999", "9999998"), NEWER),
+            (("TYPE", "x"), {}),
+            (("TYPE", "replica"), {}),
+            (("TYPE", "master"), {}),
+            (("TYPE", "normal", "SKIPME", "yes", "ID", "9999999"), {}),
+            (("SKIPME", "foo"), {}),
+            (("USER", "nobody"), {}),
+            (("ADDR", "x"), {}),
+            (("LADDR", "x"), {}),
+            (("ADDR", "x", "LADDR"), {}),
+            (("FOO", "bar"), {}),
+            (("MAXAGE", "x"), NEWER),
+            (("MAXAGE", "1000000000000"), NEWER),
+            (("NAME", "x"), NEWER),
+            (("NOT-ID", "1", "NAME", "x"), NEWER),
+        )
+    ),
+    Case(("CLIENT", "NO-TOUCH", "on"), differs=NEWER),
+    Case(("CLIENT", "NO-TOUCH", "x"), differs=NEWER),
+    Case(("CLIENT", "NO-TOUCH"), differs=NEWER),
+    Case(("CLIENT", "TRACKINGINFO")),
+    Case(("CLIENT", "TRACKINGINFO"), (("HELLO", "3"),)),
+    Case(("CLIENT", "TRACKINGINFO", "x")),
+    Case(("CLIENT", "GETREDIR")),
+    *(Case(("CLIENT", "CACHING", word)) for word in ("yes", "no", "x")),
+    *(Case(("CLIENT", "UNBLOCK", *words)) for words in (("5",), ("x",), ("5", "ERROR"), ("5", "timeout"), ("5", "x"))),
+    Case(("CLIENT", "UNBLOCK", "-5")),
+    Case(("CLIENT", "UNBLOCK")),
+    Case(("CLIENT", "UNBLOCK", "5", "error", "x"), differs=WORDS),
+    *(Case(("CLIENT", "TRACKING", *words)) for words in (("off",), ("x",), (), ("off", "bcast"), ("off", "x"))),
+    Case(("CLIENT", "TRACKING", "on", "redirect", "x")),
+    Case(("CLIENT", "TRACKING", "on", "redirect")),
+    Case(("CLIENT", "CAPA", "redirect"), differs=NEWER),
+    Case(("CLIENT", "CAPA", "x"), differs=NEWER),
+    Case(("CLIENT", "CAPA"), differs=NEWER),
+    *(Case(("CLIENT", "IMPORT-SOURCE", word), differs=NEWER) for word in ("on", "off", "x")),
+    *(
+        Case(("CLIENT", "PAUSE", *words))
+        for words in (
+            (),
+            ("x",),
+            ("-1",),
+            ("1.5",),
+            ("",),
+            (" 5",),
+            ("+5",),
+            ("05",),
+            ("0",),
+            ("0", "x"),
+            ("0", "write"),
+        )
+    ),
+    Case(("CLIENT", "PAUSE", "9223372036854775808")),
+    Case(("CLIENT", "PAUSE", "9223372036854775807"), differs={"redis": "Redis 7.0 lets the sum overflow"}),
+    Case(("CLIENT", "PAUSE", "0", "ALL", "x"), differs=WORDS),
+    Case(("CLIENT", "UNPAUSE")),
+    Case(("CLIENT", "UNPAUSE", "x")),
+    Case(("CLIENT", "REPLY")),
+    Case(("CLIENT", "REPLY", "x")),
+    Case(("CLIENT", "REPLY", "on")),
+    Case(("CLIENT", "REPLY", "on", "x")),
+]
+CASES += FILTERS
+
+
 @dataclass
 class Server:
     """The two real servers of one kind, open and locked, and what their versions are."""
@@ -185,7 +317,7 @@ def test_case(case: Case, real: Server) -> None:
     if why := case.differs.get(real.kind):
         pytest.skip(why)
     client = FakeClient(authenticated=not case.locked)
-    ctx = context(client_password=PASSWORD if case.locked else None, server_version=real.version)
+    ctx = alone(context(client_password=PASSWORD if case.locked else None, server_version=real.version), [client])
     with (real.locked if case.locked else real.open).raw() as direct:
         for words in case.before:
             direct.command(*words)

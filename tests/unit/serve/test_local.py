@@ -207,9 +207,7 @@ def test_client_info_spells_addresses_and_flags_as_redis(changes: dict[str, obje
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["CLIENT", "KILL", "x"], errors.not_served(b"client|kill")),
-        (["client", "no-touch", "on"], errors.not_served(b"client|no-touch")),
-        (["CLIENT", "REPLY", "ON"], errors.not_served(b"client|reply")),
+        (["CLIENT", "TRACKING", "on"], errors.not_served(b"client|tracking")),
         (["CLIENT", "NoSuch"], b"-ERR unknown subcommand 'NoSuch'. Try CLIENT HELP.\r\n"),
         (["CLUSTER", "SETSLOT", "1", "STABLE"], errors.not_allowed(b"cluster|setslot")),
         (["CLUSTER", "LINKS"], errors.not_served(b"cluster|links")),

@@ -1,0 +1,164 @@
+"""CLIENT LIST, KILL, PAUSE and UNPAUSE: the part of the CLIENT family that concerns the clients of all workers.
+
+Why: each worker knows its own clients only; the answer is made of what all of them say (ServeContext.inquire). Called
+through serve.table, and by worker.inquiries for the share of this worker in everybody's questions (ANSWERERS).
+
+Invariants: as serve.local. An answerer does little between two pieces, for others are served in between. A client has
+one such question under way, and nothing further of it is carried out before the answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from proxy.resp import encode, errors
+from proxy.serve import client_filter
+from proxy.serve.client import client_line
+from proxy.serve.context import Answer, Answerers, ClientLike, Commands, Inquiry, ServeContext
+from proxy.serve.words import OK, integer
+
+NO_SUCH_CLIENT: Final = errors.line("ERR No such client")
+PAUSE_MODE: Final = errors.line("ERR CLIENT PAUSE mode must be WRITE or ALL")
+TIMEOUT_NOT_AN_INTEGER: Final = errors.line("ERR timeout is not an integer or out of range")
+TIMEOUT_NEGATIVE: Final = errors.line("ERR timeout is negative")
+TIMEOUT_OUT_OF_RANGE: Final = errors.line("ERR timeout is out of range")
+NO_MAIN_PROCESS: Final = errors.line("ERR the proxy's main process does not answer; not all clients may have been told")
+_LONGEST: Final = 2**63 - 1
+_LEVELS: Final = {b"WRITE": 1, b"ALL": 2}
+
+_pauses = msgspec.msgpack.Decoder(tuple[int, int])
+
+
+# -- LIST ----------------------------------------------------------------------------------------------------------
+
+
+def _client_list(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
+    """Sorted by id, which is the order in which they came, as Redis's list is."""
+    if len(args) == 3:
+        return errors.SYNTAX
+    wanted = client_filter.parse(ctx, client, args[2:], skip_me=False)
+    if isinstance(wanted, bytes):
+        return wanted
+    if client.pending:
+        return None
+    inquiry = Inquiry("client|list", client_filter.encode(wanted), _sorted_lines, shared=True)
+    return ctx.inquire(inquiry, lambda text: encode.verbatim(text, "txt", client.proto))
+
+
+def _list_own(ctx: ServeContext, body: bytes) -> Iterator[bytes]:
+    now_s = time.time()
+    fits = client_filter.tester(client_filter.decode(body))
+    for client in sorted(ctx.clients(), key=lambda client: client.id):
+        listed = client.fd >= 0 and fits(client, now_s)
+        yield client_line(client, now_s, client.last_command) + b"\n" if listed else b""
+
+
+def _sorted_lines(parts: list[bytes], missing: int) -> bytes:
+    lines = b"".join(parts).splitlines(keepends=True)
+    lines.sort(key=lambda line: int(line[3 : line.index(b" ")]))
+    return b"".join(lines)
+
+
+# -- KILL ----------------------------------------------------------------------------------------------------------
+
+
+def _client_kill(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
+    """CLIENT KILL address | filter value [filter value ...]. The client itself goes last, after its reply."""
+    old = len(args) == 3
+    if old:
+        wanted = client_filter.parse(ctx, client, [b"ADDR", args[2]], skip_me=False)
+    else:
+        wanted = client_filter.parse(ctx, client, args[2:], skip_me=True)
+    if isinstance(wanted, bytes):
+        return wanted
+    if client.pending:
+        return None
+    suicide = client_filter.tester(wanted)(client, time.time())
+    wanted.skip = client.id
+
+    def reply(killed: int) -> bytes:
+        if suicide:
+            client.kill_after_reply()
+        killed += suicide
+        if old:
+            return OK if killed else NO_SUCH_CLIENT
+        return encode.integer(killed)
+
+    return ctx.inquire(Inquiry("client|kill", client_filter.encode(wanted), _total), reply)
+
+
+def _kill_own(ctx: ServeContext, body: bytes) -> Iterator[bytes]:
+    now_s = time.time()
+    fits = client_filter.tester(client_filter.decode(body))
+    killed = 0
+    for client in list(ctx.clients()):
+        if client.fd >= 0 and fits(client, now_s):
+            client.kill()
+            killed += 1
+        yield b""
+    yield b"%d\n" % killed
+
+
+def _total(parts: list[bytes], missing: int) -> int:
+    return sum(map(int, b"".join(parts).split()))
+
+
+# -- PAUSE, UNPAUSE ------------------------------------------------------------------------------------------------
+
+
+def _client_pause(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
+    """CLIENT PAUSE milliseconds [WRITE|ALL]; words after that are ignored, as Valkey ignores them."""
+    level = 2
+    if len(args) == 4:
+        level = _LEVELS.get(args[3].upper(), 0)
+        if not level:
+            return PAUSE_MODE
+    timeout_ms = integer(args[2])
+    if timeout_ms is None:
+        return TIMEOUT_NOT_AN_INTEGER
+    if timeout_ms < 0:
+        return TIMEOUT_NEGATIVE
+    if timeout_ms > _LONGEST - time.time_ns() // 1_000_000:
+        return TIMEOUT_OUT_OF_RANGE
+    return _tell(ctx, client, _longer((level, min(time.monotonic_ns() + timeout_ms * 1_000_000, _LONGEST)), ctx))
+
+
+def _client_unpause(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
+    return _tell(ctx, client, (0, 0))
+
+
+def _tell(ctx: ServeContext, client: ClientLike, pause: tuple[int, int]) -> Answer:
+    if client.pending:
+        return None
+    inquiry = Inquiry("client|pause", msgspec.msgpack.encode(pause), lambda parts, missing: missing, everyone=True)
+    return ctx.inquire(inquiry, lambda missing: OK if missing >= 0 else NO_MAIN_PROCESS)
+
+
+def _longer(pause: tuple[int, int], ctx: ServeContext) -> tuple[int, int]:
+    """A pause on top of the one in force: none becomes shorter, or milder (pauseClientsByClient)."""
+    level, until_ns = ctx.paused()
+    return max(level, pause[0]), max(until_ns, pause[1])
+
+
+def _pause_own(ctx: ServeContext, body: bytes) -> Iterator[bytes]:
+    pause = _pauses.decode(body)
+    ctx.pause(*(_longer(pause, ctx) if pause[0] else pause))
+    yield b""
+
+
+COMMANDS: Commands = {
+    b"client|kill": (-3, _client_kill),
+    b"client|list": (-2, _client_list),
+    b"client|pause": (-3, _client_pause),
+    b"client|unpause": (2, _client_unpause),
+}
+
+ANSWERERS: Answerers = {
+    "client|kill": _kill_own,
+    "client|list": _list_own,
+    "client|pause": _pause_own,
+}
