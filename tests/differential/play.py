@@ -7,7 +7,7 @@ its own, so that it can be played again alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from random import Random
 from types import TracebackType
@@ -229,10 +229,8 @@ class _Playing:
         if client is None:
             return [b"(closed)"] * len(steps)
         said = []
-        try:
+        with suppress(OSError, Closed):  # what a server said before it closed can be read
             client.exchange(self._pieces(b"".join(step.sent for step in steps)))
-        except OSError:
-            pass  # closed by the server; what it said before can be read
         for step in steps:
             if step.closes:
                 said.append(self._until_closed(client))

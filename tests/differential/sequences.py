@@ -23,7 +23,6 @@ RAW_ENDS = [
     b"*1\r\n:1\r\n",
     b"*-5\r\n*1\r\n$4\r\nPING\r\n*x\r\n",
     b"*1\r\n$536870913\r\n",
-    b"*2\r\n$3\r\nGET\r\nx",
     b'SET "unbalanced\r\n',
     b"GET 'a'b\r\n",
     b"QUIT\r\n",
