@@ -1,4 +1,4 @@
-"""What is not compared, and what may differ between one server and the proxy in front of a cluster, each with its reason.
+"""What is not compared, and what may differ between one server and the proxy, each with its reason.
 
 Called by: sequences (EXCLUDED) and play (verdict). Everything that is not named here is equal byte for byte.
 """
@@ -6,7 +6,7 @@ Called by: sequences (EXCLUDED) and play (verdict). Everything that is not named
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from fnmatch import fnmatchcase
 
@@ -15,20 +15,67 @@ from tests.differential.frames import Value, parse
 # Commands that are not generated. A container's name means all its subcommands.
 EXCLUDED: dict[str, str] = {
     **dict.fromkeys(
-        "blpop brpop brpoplpush blmove blmpop bzpopmin bzpopmax bzmpop wait waitaof client|unblock".split(),
+        [
+            "blpop",
+            "brpop",
+            "brpoplpush",
+            "blmove",
+            "blmpop",
+            "bzpopmin",
+            "bzpopmax",
+            "bzmpop",
+            "wait",
+            "waitaof",
+            "client|unblock",
+        ],
         "waits: compared by tests of blocking commands",
     ),
     **dict.fromkeys(
-        "subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe publish spublish pubsub monitor".split(),
+        [
+            "subscribe",
+            "psubscribe",
+            "ssubscribe",
+            "unsubscribe",
+            "punsubscribe",
+            "sunsubscribe",
+            "publish",
+            "spublish",
+            "pubsub",
+            "monitor",
+        ],
         "pushes: compared by tests of the hub",
     ),
     **dict.fromkeys(
-        "client|tracking client|caching client|trackinginfo client|getredir".split(), "tracking: has tests of its own"
+        ["client|tracking", "client|caching", "client|trackinginfo", "client|getredir"],
+        "tracking: has tests of its own",
     ),
     **dict.fromkeys(
-        """shutdown debug replicaof slaveof sync psync replconf failover migrate module|load module|loadex module|unload
-        save bgsave bgrewriteaof swapdb move acl|setuser acl|deluser acl|load acl|save pfselftest restore-asking
-        pfdebug""".split(),
+        [
+            "shutdown",
+            "debug",
+            "replicaof",
+            "slaveof",
+            "sync",
+            "psync",
+            "replconf",
+            "failover",
+            "migrate",
+            "module|load",
+            "module|loadex",
+            "module|unload",
+            "save",
+            "bgsave",
+            "bgrewriteaof",
+            "swapdb",
+            "move",
+            "acl|setuser",
+            "acl|deluser",
+            "acl|load",
+            "acl|save",
+            "pfselftest",
+            "restore-asking",
+            "pfdebug",
+        ],
         "refused by default",
     ),
     "cluster": "one server without cluster mode has no such view",
@@ -66,47 +113,49 @@ EXCLUDED: dict[str, str] = {
     "hotkeys": "depends on time",
 }
 
-Same = Callable[[Value, Value], bool]
+Same = Callable[[Value, Value, list[bytes]], bool]  # the server's reply, the proxy's, and the command
 
 
-def kinds(one: Value, other: Value) -> bool:
+def kinds(one: Value, other: Value, words: Sequence[bytes] = ()) -> bool:
     """Replies of the same type, errors apart."""
     return one.kind == other.kind != "-" and (one.body is None) == (other.body is None)
 
 
-def lengths(one: Value, other: Value) -> bool:
+def lengths(one: Value, other: Value, words: Sequence[bytes] = ()) -> bool:
     """Of the same type, and with as many items."""
     return kinds(one, other) and len(one.items) == len(other.items)
 
 
-def multisets(one: Value, other: Value) -> bool:
+def multisets(one: Value, other: Value, words: Sequence[bytes] = ()) -> bool:
     """The same items in any order, at any depth."""
     return kinds(one, other) and _sorted(one) == _sorted(other)
 
 
-def subset(one: Value, other: Value) -> bool:
+def subset(one: Value, other: Value, words: Sequence[bytes] = ()) -> bool:
     """Of another length at most: every item of the proxy's reply is one of the server's, in any order, or null."""
     known = {_sorted(item) for item in one.items}
     return kinds(one, other) and all(item.body is None or _sorted(item) in known for item in other.items)
 
 
-def pairs(one: Value, other: Value) -> bool:
+def pairs(one: Value, other: Value, words: Sequence[bytes] = ()) -> bool:
     """The same keys with the same values in any order: of a map, or of a flat array."""
     if not lengths(one, other) or len(one.items) % 2:
         return False
     return _pairs(one) == _pairs(other)
 
 
-def cursors(one: Value, other: Value) -> bool:
+def cursors(one: Value, other: Value, words: list[bytes]) -> bool:
     """A page of an iteration: the same one when it is all, else any."""
+    if words[2:3] != [b"0"]:
+        return kinds(one, other)
     if not (kinds(one, other) and len(one.items) == len(other.items) == 2):
         return False
     if one.items[0].text == other.items[0].text == b"0":
-        return multisets(one.items[1], other.items[1])
+        return multisets(one.items[1], other.items[1], words)
     return one.items[0].kind == other.items[0].kind and one.items[1].kind == other.items[1].kind
 
 
-def times(one: Value, other: Value) -> bool:
+def times(one: Value, other: Value, words: Sequence[bytes] = ()) -> bool:
     """Equal but for integers (also those in a bulk's text) up to 20,000 apart: milliseconds, or fewer seconds."""
     if one.kind != other.kind or one.kind == "-":
         return False
@@ -117,7 +166,7 @@ def times(one: Value, other: Value) -> bool:
     return one.body == other.body
 
 
-def hello(one: Value, other: Value) -> bool:
+def hello(one: Value, other: Value, words: Sequence[bytes] = ()) -> bool:
     """The same fields with the same values, but for the connection's number and what the proxy says it is."""
     if not lengths(one, other):
         return False
@@ -126,7 +175,7 @@ def hello(one: Value, other: Value) -> bool:
     return list(mine) == list(theirs) and all(mine[key] == theirs[key] for key in mine.keys() - free)
 
 
-def fields_of_client(one: Value, other: Value) -> bool:
+def fields_of_client(one: Value, other: Value, words: Sequence[bytes] = ()) -> bool:
     """CLIENT INFO: the names of the server's fields, and maybe of newer ones, with values of this connection."""
 
     def names(value: Value) -> list[bytes]:
@@ -143,14 +192,27 @@ ALLOWED: list[tuple[str, Same, str]] = [
     ("time", kinds, "the time"),
     *(
         (name, times, "time passes between the two runs")
-        for name in "ttl pttl expiretime pexpiretime httl hpttl hexpiretime hpexpiretime object|idletime".split()
+        for name in [
+            "ttl",
+            "pttl",
+            "expiretime",
+            "pexpiretime",
+            "httl",
+            "hpttl",
+            "hexpiretime",
+            "hpexpiretime",
+            "object|idletime",
+        ]
     ),
     ("xinfo|*", times, "idle and seen times"),
     ("xpending", times, "idle times"),
-    *((name, multisets, "a set has no order") for name in "smembers sunion sinter sdiff hkeys hvals keys".split()),
+    *(
+        (name, multisets, "a set has no order")
+        for name in ["smembers", "sunion", "sinter", "sdiff", "hkeys", "hvals", "keys"]
+    ),
     ("hgetall", pairs, "a hash has no order"),
-    *((name, cursors, "an iteration's order and cursor are the server's own") for name in "sscan hscan zscan".split()),
-    *((name, lengths, "random") for name in "srandmember hrandfield zrandmember".split()),
+    *((name, cursors, "an iteration's order and cursor are the server's own") for name in ["sscan", "hscan", "zscan"]),
+    *((name, lengths, "random") for name in ["srandmember", "hrandfield", "zrandmember"]),
     ("randomkey", kinds, "random"),
     ("lolwut", kinds, "art"),
     ("dump", kinds, "the order of sets and hashes, and times in streams"),
@@ -171,7 +233,7 @@ OF_CLUSTERS: list[tuple[str, re.Pattern[bytes], str]] = [
     ("sort*", re.compile(rb"(?i)-ERR (BY|GET) option of SORT denied in cluster mode"), "keys of other nodes"),
     ("eval*", re.compile(rb"-ERR SELECT is not allowed in cluster mode"), "Redis Cluster has one database"),
     ("select", re.compile(rb"-ERR SELECT is not allowed in cluster mode"), "Redis Cluster has one database"),
-    ("copy", re.compile(rb"-ERR (Copying to another database is not allowed|DB index)"), "Redis Cluster has one database"),
+    ("copy", re.compile(rb"-ERR (Copying to another database is not allowed|DB index)"), "one database"),
 ]
 CROSSSLOT = b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
 
@@ -194,13 +256,22 @@ def excluded(name: str) -> bool:
     return name in EXCLUDED or name.partition("|")[0] in EXCLUDED
 
 
-def verdict(name: str, one: bytes, other: bytes, crosses: Callable[[], bool], queued: list[str]) -> Verdict:
+def verdict(
+    words: list[bytes],
+    containers: set[str],
+    one: bytes,
+    other: bytes,
+    crosses: Callable[[], bool],
+    queued: list[list[bytes]],
+) -> Verdict:
     """Of the server's reply to a command and the proxy's.
 
-    crosses: whether the command's keys are in several slots; queued: names of a transaction's commands, of EXEC.
+    containers: commands with subcommands; crosses: whether the command's keys are in several slots; queued: a
+    transaction's commands, of EXEC.
     """
     if one == other:
         return Verdict.EQUAL
+    name = name_of(words, containers)
     if other == CROSSSLOT and crosses():
         return Verdict.OVER
     if any(fnmatchcase(name, pattern) and text.match(other) for pattern, text, _ in OF_CLUSTERS):
@@ -209,14 +280,15 @@ def verdict(name: str, one: bytes, other: bytes, crosses: Callable[[], bool], qu
         return Verdict.DIFFERENT
     mine, theirs = parse(one), parse(other)
     if name == "exec" and len(mine.items) == len(theirs.items) == len(queued):
-        fine = all(_alike(n, a, b) for n, a, b in zip(queued, mine.items, theirs.items, strict=True))
+        queue = zip(queued, mine.items, theirs.items, strict=True)
+        fine = all(_alike(name_of(command, containers), command, a, b) for command, a, b in queue)
     else:
-        fine = _alike(name, mine, theirs)
+        fine = _alike(name, words, mine, theirs)
     return Verdict.EQUAL if fine else Verdict.DIFFERENT
 
 
-def _alike(name: str, one: Value, other: Value) -> bool:
-    return one == other or any(fnmatchcase(name, pattern) and same(one, other) for pattern, same, _ in ALLOWED)
+def _alike(name: str, words: list[bytes], one: Value, other: Value) -> bool:
+    return one == other or any(fnmatchcase(name, pattern) and same(one, other, words) for pattern, same, _ in ALLOWED)
 
 
 def _sorted(value: Value) -> str:

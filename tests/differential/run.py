@@ -1,6 +1,6 @@
 """Many sequences, until they are played or the time is over.
 
-    python -m tests.differential.run [--sequences 3000] [--seed N] [--server valkey] [--workers 2] [--reads prefer_replica]
+    python -m tests.differential.run [--sequences 3000] [--seed N] [--server valkey] [--workers 2] [--reads ...]
     python -m tests.differential.run --seed 7 --number 41          # this one, shown whole
 
 Prints the seed, and for each kind of difference the smallest sequence that shows it. Ends with 1 when there is any.
@@ -33,7 +33,7 @@ def maker_for(pair: Pair) -> Maker:
 
 
 def compare(pair: Pair, seed: int, numbers: range, give_up: float = float("inf")) -> tuple[int, list[Difference]]:
-    """Plays sequences until time.monotonic() is give_up: how many, and the first difference of each kind, made small."""
+    """Plays sequences until time.monotonic() is give_up: how many, and one difference of each kind, made small."""
     maker = maker_for(pair)
     unserved = sorted(set(pair.commands) - set(maker.commands) - {name for name in pair.commands if excluded(name)})
     print(f"seed {seed}: {len(maker.commands)} commands; not served yet: {' '.join(unserved) or 'none'}", flush=True)
@@ -65,7 +65,8 @@ def main() -> int:
         for workers, reads in ways:
             with Fleet(servers()[kind], workers, reads) as pair:
                 print(f"--- {kind}, {workers} worker(s), reads: {reads}", flush=True)
-                numbers = range(options.sequences) if options.number is None else range(options.number, options.number + 1)
+                first = options.number or 0
+                numbers = range(first, first + (options.sequences if options.number is None else 1))
                 started = time.monotonic()
                 if options.number is not None:
                     print("\n".join(map(str, maker_for(pair).make(options.seed, options.number).steps)))

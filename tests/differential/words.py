@@ -43,7 +43,8 @@ SCRIPTS = [
     b"return redis.call('subscribe', 'x')",
     b"return string.rep('x', 5000)",
 ]
-SHAS = [hashlib.sha1(body).hexdigest().encode() for body in SCRIPTS] + [b"f" * 40, b"x", hashlib.sha1(b"").hexdigest().upper().encode()]
+SHAS = [hashlib.sha1(body).hexdigest().encode() for body in SCRIPTS]
+SHAS += [b"f" * 40, b"x", hashlib.sha1(SCRIPTS[0]).hexdigest().upper().encode()]
 LIBRARIES = [
     b"#!lua name=one\nredis.register_function('one', function(keys, args) return {keys, args} end)",
     b"#!lua name=two\nredis.register_function{function_name='two', flags={'no-writes'},"
