@@ -75,7 +75,9 @@ def test_keys_in_one_slot_reach_their_node(name: str, tag: str, raw: RawClient, 
     assert not through.startswith((b"-MOVED", b"-CROSSSLOT", b"-ERR syntax"))
 
 
-@pytest.mark.parametrize("count", ["+1", "01", " 1", "\t1", "1x", "1.5", "4294967297", "18446744073709551617", "-0", "x", ""])
+@pytest.mark.parametrize(
+    "count", ["+1", "01", " 1", "\t1", "1x", "1.5", "4294967297", "18446744073709551617", "-0", "x"]
+)
 @pytest.mark.parametrize("tag", ["{a}", "{b}", "{c}"])
 def test_an_odd_count_of_keys_is_the_servers_error_and_no_redirection(
     count: str, tag: str, raw: RawClient, standalone: Standalone
