@@ -231,6 +231,7 @@ ALLOWED: list[tuple[str, Same, str]] = [
 # What only a cluster says. After it the two sides' keys may differ: the sequence ends there.
 OF_CLUSTERS: list[tuple[str, re.Pattern[bytes], str]] = [
     ("sort*", re.compile(rb"(?i)-ERR (BY|GET) option of SORT denied in cluster mode"), "keys of other nodes"),
+    ("scan", re.compile(rb"-ERR invalid cursor"), "a cursor is the proxy's own"),
     ("eval*", re.compile(rb"-ERR SELECT is not allowed in cluster mode"), "Redis Cluster has one database"),
     ("select", re.compile(rb"-ERR SELECT is not allowed in cluster mode"), "Redis Cluster has one database"),
     ("copy", re.compile(rb"-ERR (Copying to another database is not allowed|DB index)"), "one database"),
