@@ -15,7 +15,7 @@ from types import TracebackType
 
 import redis
 
-from proxy.embedded import EmbeddedCluster
+from proxy.embedded import HOST, EmbeddedCluster, EmbeddedNode
 from tests.differential.differences import Verdict, name_of, verdict
 from tests.differential.frames import parse
 from tests.differential.grammar import Command, read_commands
@@ -69,7 +69,8 @@ class Pair:
         self._stack = ExitStack()
         self._server, self._proxy = server, proxy
         self._oracle = self._stack.enter_context(server.raw())
-        self._nodes = [self._stack.enter_context(RawClient(("127.0.0.1", n.port))) for n in cluster.primaries()]
+        self._nodes = [self._direct(node) for node in cluster.primaries()]
+        self._replica_nodes = [self._direct(node) for node in cluster.replicas()]
         self._replicas = reads != "primary"
         self.commands: dict[str, Command] = read_commands(self._oracle)
         self._oracle.command("HELLO", 2)
@@ -125,10 +126,17 @@ class Pair:
     def empty(self) -> None:
         """No keys, scripts or functions on either side."""
         clean = [("FLUSHALL",), ("SCRIPT", "FLUSH"), ("FUNCTION", "FLUSH")]
-        for client in (self._oracle, *self._nodes):
+        every = (
+            self._oracle,
+            *self._nodes,
+            *self._replica_nodes,
+        )  # a replica keeps its own scripts, and refuses the rest
+        for client in every:
             client.send(b"".join(encode(*words) for words in clean))
-        for client in (self._oracle, *self._nodes):
+        for client in every:
             client.frames(len(clean))
+        with self._proxy.raw() as client:
+            client.command("SCRIPT", "FLUSH")  # it remembers bodies
         if self._replicas:
             self._settle()
 
@@ -161,6 +169,9 @@ class Pair:
         return replace(found, sequence=replace(found.sequence, steps=kept))
 
     # Servers
+
+    def _direct(self, node: EmbeddedNode) -> RawClient:
+        return self._stack.enter_context(RawClient((HOST, node.port)))
 
     def _settle(self) -> None:
         """Until the replicas have what the primaries have; WAIT is for what its own connection saw last."""
