@@ -246,6 +246,7 @@ ALLOWED: list[tuple[str, Same, str]] = [
 OF_CLUSTERS: list[tuple[str, re.Pattern[bytes], str]] = [
     ("sort*", re.compile(rb"(?i)-ERR (BY|GET) option of SORT denied in cluster mode"), "keys of other nodes"),
     ("scan", re.compile(rb"-ERR invalid cursor"), "a cursor is the proxy's own"),
+    ("*_ro", re.compile(rb"-ERR (Script a|A)ttempted to access a non local key"), "a replica refuses a script's write"),
     ("eval*", re.compile(rb"-ERR SELECT is not allowed in cluster mode"), "Redis Cluster has one database"),
     ("select", re.compile(rb"-ERR SELECT is not allowed in cluster mode"), "Redis Cluster has one database"),
     ("copy", re.compile(rb"-ERR (Copying to another database is not allowed|DB index)"), "one database"),
