@@ -15,12 +15,17 @@ _LEAST, _NO_LIMIT = 1 << 20, 1 << 48
 
 def limit(reply: object) -> int:
     """The bytes in a decoded reply to CONFIG GET of one option, RESP2 or RESP3; 0 = not told, or no limit."""
+    told = number(reply)
+    return told if _LEAST <= told < _NO_LIMIT else 0
+
+
+def number(reply: object) -> int:
+    """The number in such a reply; 0 = there is none."""
     if isinstance(reply, dict):
         reply = [word for pair in reply.items() for word in pair]
     if not isinstance(reply, list) or len(reply) != 2:
         return 0
     try:
-        told = int(reply[1])
+        return int(reply[1])
     except (TypeError, ValueError):
         return 0
-    return told if _LEAST <= told < _NO_LIMIT else 0

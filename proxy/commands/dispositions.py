@@ -31,6 +31,7 @@ class CommandClass(IntEnum):
     SPLIT_SUM = 6
     REFUSED = 7  # -ERR command 'x' is not allowed through this proxy
     UNSERVED = 8  # not served yet: a clear error
+    TRANSACTION = 9  # MULTI, EXEC, DISCARD, WATCH, UNWATCH
 
 
 class CommandFlag(IntFlag):
@@ -43,10 +44,12 @@ class CommandFlag(IntFlag):
     KNOWN = 16
     KEYLESS = 32
     SCRIPT = 64
+    NO_MULTI = 128
 
 
 _ANY, _FORWARD, _LOCAL = CommandClass.ANY, CommandClass.FORWARD, CommandClass.LOCAL
 _REFUSED, _UNSERVED = CommandClass.REFUSED, CommandClass.UNSERVED
+_TRANSACTION = CommandClass.TRANSACTION
 
 # fmt: off
 DISPOSITIONS: Final[dict[str, CommandClass]] = {
@@ -129,11 +132,11 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "xreadgroup": _FORWARD,
 
     # Transactions: state of a connection.
-    "multi": _UNSERVED,
-    "exec": _UNSERVED,
-    "discard": _UNSERVED,
-    "watch": _UNSERVED,
-    "unwatch": _UNSERVED,
+    "multi": _TRANSACTION,
+    "exec": _TRANSACTION,
+    "discard": _TRANSACTION,
+    "watch": _TRANSACTION,
+    "unwatch": _TRANSACTION,
 
     # Subscriptions: state of a connection; PUBSUB would tell of one server's subscribers only.
     "subscribe": _UNSERVED,
@@ -289,6 +292,8 @@ def command_flags(row: Row) -> CommandFlag:
         flags |= CommandFlag.NO_AUTH
     if not row.keyed:
         flags |= CommandFlag.KEYLESS
+    if "no_multi" in row.flags:
+        flags |= CommandFlag.NO_MULTI
     if row.name in _SCRIPTS:
         flags |= CommandFlag.SCRIPT
     return flags

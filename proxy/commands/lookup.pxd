@@ -13,6 +13,7 @@ cdef enum CommandClass:
     CLASS_SPLIT_SUM = 6     # an integer, the sum of the parts
     CLASS_REFUSED = 7       # -ERR command 'x' is not allowed through this proxy
     CLASS_UNSERVED = 8      # not served yet: a clear error
+    CLASS_TRANSACTION = 9   # MULTI, EXEC, DISCARD, WATCH, UNWATCH
 
 cdef enum:
     CMD_WRITE = 1
@@ -22,6 +23,7 @@ cdef enum:
     CMD_KNOWN = 16          # false only for the row that stands for all unknown commands
     CMD_KEYLESS = 32        # has no key specs at all
     CMD_SCRIPT = 64         # runs code of a client's own, whose error lines may be anything
+    CMD_NO_MULTI = 128      # refused between MULTI and EXEC
 
 cdef enum BeginSearch:
     BEGIN_UNKNOWN = 0

@@ -132,6 +132,9 @@ class Backends(Section):
     ORDER = (("backoff_min", "longer than", "backoff_max"),)
 
     connections: kind.Connections = _option(1, "Shared connections per node and protocol.")
+    max_leased: kind.Count = _option(
+        1000, "Connections per node, protocol, database and worker that clients have for themselves (WATCH)."
+    )
     connect_timeout: kind.Seconds = _option("1s", "How long connecting and the handshake may take.")
     max_window: kind.Window = _option(
         "16mb", "Unanswered bytes per connection after which clients wait; at least 64kb."

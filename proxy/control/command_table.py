@@ -15,6 +15,7 @@ from proxy.cluster.topology import Address
 from proxy.commands.rows import Row, rows_from_command_reply
 from proxy.control.node_client import ErrorReply, NodeClientError, NodeClientSettings, node_client
 
+MOST_DATABASES = 1 << 14  # what fits everywhere
 MOST_ROWS = 2048  # Redis with all of its modules has a quarter of them; each worker makes a table of them on its loop
 
 
@@ -48,11 +49,13 @@ async def load_rows(address: Address, settings: NodeClientSettings) -> ServerCom
     return ServerCommands(rows, server, version, _fields(text).get("redis_version", version))
 
 
-async def load_limits(address: Address, settings: NodeClientSettings) -> tuple[int, int]:
-    """(proto-max-bulk-len, client-query-buffer-limit) of a node in bytes, 0 = not told. Errors as load_rows."""
+async def load_limits(address: Address, settings: NodeClientSettings) -> tuple[tuple[int, int], int]:
+    """((proto-max-bulk-len, client-query-buffer-limit), databases) of a node, 0 = not told. Errors as load_rows."""
     async with node_client(address, settings) as node:
-        bulk, query = await node.ask(*node_limits.COMMANDS)
-    return node_limits.limit(bulk), node_limits.limit(query)
+        # Valkey 9 has numbered databases in a cluster; others answer with nothing.
+        bulk, query, databases = await node.ask(*node_limits.COMMANDS, ("CONFIG", "GET", "cluster-databases"))
+    limits = node_limits.limit(bulk), node_limits.limit(query)
+    return limits, min(max(0, node_limits.number(databases)), MOST_DATABASES)
 
 
 def server_version(info: str) -> tuple[str, str]:

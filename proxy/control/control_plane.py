@@ -97,7 +97,8 @@ class ControlPlane:
         self.topology = told
         here = {str(node.address) for node in topology.nodes()}
         limits = {address: told for address, told in self.facts.limits.items() if address in here}
-        self.facts = messages.NodeFacts(usable={}, limits=limits)  # who is usable is in the topology
+        databases = self.facts.databases
+        self.facts = messages.NodeFacts(usable={}, limits=limits, databases=databases)  # who is usable is in the topology
 
     def _health_changed(self, address: Address, usable: bool, reason: str) -> None:
         text = "replica is used for reads" if usable else "replica not used for reads"
@@ -140,18 +141,21 @@ class ControlPlane:
         return False
 
     async def _learn_limits(self) -> None:
-        limits = {}
+        limits, databases = {}, 0
         for node in self._primaries():
             try:
-                told = await load_limits(node.address, node_client_settings(self._settings))
+                told, several = await load_limits(node.address, node_client_settings(self._settings))
             except Exception as error:
                 log.debug("node does not tell what it takes", node=str(node.address), error=str(error))
                 continue
             if any(told) and told != self.facts.limits.get(str(node.address)):
                 limits[str(node.address)] = told
-        if limits:
-            self._send(messages.NodeFacts(usable={}, limits=limits))
+            databases = min(databases or several, several or databases)  # what all of them have
+        if limits or (databases and databases != self.facts.databases):
+            databases = databases or self.facts.databases
+            self._send(messages.NodeFacts(usable={}, limits=limits, databases=databases))
             self.facts.limits.update(limits)
+            self.facts.databases = databases
 
     def _registered(self, rows: tuple[Row, ...]) -> dict[str, int]:
         """The counters' indexes by name, those of new commands added; an index once given is never another's.

@@ -20,6 +20,7 @@ cdef class Backend(Pipeline):
     cdef readonly Node node
     cdef Pool pool                          # None: a lease
     cdef readonly int proto
+    cdef readonly int db                    # SELECT n is to be sent in the handshake, if it is not 0
     cdef readonly bint readonly             # READONLY was or is to be sent in the handshake
     cdef public int state
     cdef object port
@@ -42,6 +43,7 @@ cdef class Backend(Pipeline):
     cdef bint pushed(self, const char* p, size_t n, bint final) noexcept
     cdef void reply(self, const char* p, size_t n) noexcept
     cdef void settle(self, Request* r, const char* p, size_t n, bint error) noexcept
+    cdef bint explain(self, Request* r, const char* fault, size_t n) noexcept
     cdef bint sent_on(self, Request* r, const char* p, size_t n) noexcept
     cdef void lose(self, str reason) noexcept
     cdef void start_over(self) noexcept

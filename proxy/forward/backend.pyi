@@ -33,6 +33,7 @@ class Backend(Pipeline):
         node: Node,
         pool: Pool | None,
         proto: int,
+        db: int,
         recovery: Recovery,
         port: BackendPort,
         counters: Counters,
@@ -43,6 +44,9 @@ class Backend(Pipeline):
     def node(self) -> Node: ...
     @property
     def proto(self) -> int: ...
+    @property
+    def db(self) -> int:
+        """Number of the database it works in."""
     @property
     def readonly(self) -> bool:
         """READONLY belongs to its handshake."""

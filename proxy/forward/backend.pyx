@@ -12,7 +12,7 @@ cimport cython
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy, strerror
+from libc.string cimport memcmp, memcpy, strerror
 
 from proxy.forward.buffer cimport buffer_append, buffer_len, buffer_release, buffer_shrink
 from proxy.forward.counters cimport Counters, observe
@@ -38,6 +38,11 @@ cdef enum:
     SALVAGE_ROUNDS = 64         # ... of a connection that is about to be given up
     FLUSH_MAX = 1 << 20         # bytes sent to one node before the others have their turn
     LISTEN = WANT_READ | WANT_END
+    EXECABORT_LEN = 11
+    BECAUSE_LEN = 45
+
+cdef const char* EXECABORT = b"-EXECABORT "
+cdef const char* BECAUSE = b"-EXECABORT Transaction discarded because of: "
 
 
 class BackendState:
@@ -56,13 +61,14 @@ cdef class Backend(Pipeline):
     pool: the one it belongs to; None for a lease.
     """
 
-    def __cinit__(self, Reactor reactor, Node node, Pool pool, int proto, Recovery recovery, port, Counters counters,
-                  BackendSettings settings, PushPort pushes):
+    def __cinit__(self, Reactor reactor, Node node, Pool pool, int proto, int db, Recovery recovery, port,
+                  Counters counters, BackendSettings settings, PushPort pushes):
         self.fd = -1
         self.reactor = reactor
         self.node = node
         self.pool = pool
         self.proto = proto
+        self.db = db
         self.readonly = node.replica
         self.recovery = recovery
         self.port = port
@@ -353,8 +359,23 @@ cdef class Backend(Pipeline):
         r.flags &= ~REQ_SWALLOWED
         fault = request_take_fault(r)
         taken = fault != NULL and self.recovery.error(self, r, bytes, fault, r.fault_len)
+        if not taken and fault != NULL and n >= EXECABORT_LEN and memcmp(p, EXECABORT, EXECABORT_LEN) == 0:
+            taken = self.explain(r, fault, r.fault_len)
         free(fault)
         return taken
+
+    cdef bint explain(self, Request* r, const char* fault, size_t n) noexcept:
+        """EXEC was refused because of an error that its client was not shown: it was told QUEUED. Redis's own form."""
+        cdef Buffer text = Buffer(NULL, 0, 0, 0, NULL)
+        cdef size_t skip = 5 if n > 5 and memcmp(fault, b"-ERR ", 5) == 0 else 1
+        if r.sink == NULL or not buffer_append(&text, BECAUSE, BECAUSE_LEN) or not buffer_append(
+            &text, fault + skip, n - skip
+        ):
+            buffer_release(&text)
+            return False
+        (<Sink> r.sink).deliver(r, text.data, buffer_len(&text), True, True)
+        buffer_release(&text)
+        return True
 
     # -- losses --------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,6 @@
 """A client's connection: reads its commands and has them carried out."""
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from proxy.forward.backend cimport Backend
 from proxy.forward.call cimport Call
 from proxy.forward.client_info cimport ClientInfo
 from proxy.resp.scanner cimport ArgVec, CommandScan
@@ -9,7 +8,6 @@ from proxy.resp.scanner cimport ArgVec, CommandScan
 cdef class Client(ClientInfo):
     cdef uint32_t affinity                  # which of a node's connections
     cdef uint32_t served_by                 # Node.number of the primary its keyless commands went to last
-    cdef public Backend lease               # a connection of its own, closed with it; or None
     cdef bint paused                        # not read: too much under way or not taken, or a command must wait
     cdef bint waits_for_room                # ... on the connection its next command would go to
     cdef bint eof                           # nothing more will come
@@ -43,7 +41,6 @@ cdef class Client(ClientInfo):
     cdef void drain(self) noexcept
     cdef void depart(self) noexcept
     cdef void close(self, int reason) noexcept
-    cdef void give_lease_back(self) noexcept
     cdef void release_input(self) noexcept
     cdef void count_args(self) noexcept
     cdef void free_args(self) noexcept

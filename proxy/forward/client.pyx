@@ -92,8 +92,8 @@ cdef class Client(ClientInfo):
         self.close(CLOSE_KILLED)
 
     def reset(self):
-        """Forgets what RESET ends and only the data path holds: a connection of its own."""
-        self.give_lease_back()
+        """Forgets what RESET ends and only the data path holds: a transaction, what is watched."""
+        self.leave()
 
     # -- input ---------------------------------------------------------------------------------------------------
 
@@ -118,7 +118,7 @@ cdef class Client(ClientInfo):
         """See memory."""
         return (
             self.replies.account.held + <int64_t> (
-                self.rest.cap + self.replies.out.cap + self.texts + self.args_counted * sizeof(Arg)
+                self.rest.cap + self.replies.out.cap + self.texts + self.queued_bytes() + self.args_counted * sizeof(Arg)
                 + self.replies.inflight * sizeof(Request)
             )
         )
@@ -449,7 +449,7 @@ cdef class Client(ClientInfo):
         if self.lingering_ns:
             self.path.lingering.discard(self)
         self.path.closed += 1
-        self.give_lease_back()
+        self.leave()
         try:
             self.path.responder.closed(self, reason)
         except Exception as error:
@@ -457,11 +457,6 @@ cdef class Client(ClientInfo):
             self.path.responder.raised("close", error)
         if self.path.on_close is not None:
             self.path.on_close()
-
-    cdef void give_lease_back(self) noexcept:
-        if self.lease is not None:
-            self.lease.close()
-            self.lease = None
 
     cdef void release_input(self) noexcept:
         buffer_release(&self.rest)

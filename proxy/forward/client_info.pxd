@@ -1,9 +1,11 @@
 """What proxy.serve reads of a client and changes."""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from proxy.forward.backend cimport Backend
 from proxy.forward.buffer cimport Buffer
 from proxy.forward.datapath cimport ClientSettings, DataPath
 from proxy.forward.ports cimport Outlet
+from proxy.forward.queued cimport Queued
 from proxy.forward.reply_queue cimport ReplyQueue
 
 cdef class ClientInfo(Outlet):
@@ -27,4 +29,13 @@ cdef class ClientInfo(Outlet):
     cdef bytes own_lib_name
     cdef bytes own_lib_ver
     cdef size_t texts                       # bytes of these three, as far as they are counted in Reactor.memory
+    cdef public Backend lease               # a connection of its own, for what it watches; or None
+    cdef public int watching                # the slot of the keys it watches; -1 = none
+    cdef public bint asking                 # ... on a node that is importing the slot
+    cdef Queued transaction                 # since MULTI; None outside of a transaction
     cdef void count_texts(self) noexcept
+    cdef void begin_multi(self) noexcept
+    cdef void end_multi(self) noexcept
+    cdef void leave(self) noexcept
+    cdef size_t queued_bytes(self) noexcept
+    cdef void give_lease_back(self) noexcept

@@ -6,7 +6,12 @@ texts are as long as the client likes: they are counted as memory held for it, w
 """
 import time
 
+from proxy.cluster.redirection cimport REDIR_ASK
+from proxy.forward.backend cimport BACKEND_CLOSED, Backend
 from proxy.forward.buffer cimport buffer_len
+from proxy.forward.node cimport Node
+from proxy.forward.queued cimport Queued
+from proxy.forward.router cimport Router
 
 from proxy.forward.router import READ_POLICIES
 
@@ -19,6 +24,7 @@ cdef class ClientInfo(Outlet):
         self.user = "default"
         self.own_name = self.own_lib_name = self.own_lib_ver = b""
         self.created_s = time.time()
+        self.watching = -1
 
     @property
     def last_active_s(self):
@@ -99,3 +105,89 @@ cdef class ClientInfo(Outlet):
         cdef size_t now = len(self.own_name) + len(self.own_lib_name) + len(self.own_lib_ver) if self.fd >= 0 else 0
         self.reactor.memory += <ssize_t> now - <ssize_t> self.texts
         self.texts = now
+
+    # -- a transaction -------------------------------------------------------------------------------------------
+
+    @property
+    def multi(self):
+        """Commands queued since MULTI; -1 outside of a transaction."""
+        return -1 if self.transaction is None else <int> self.transaction.n
+
+    def queue(self, list words not None):
+        """Queues a command that the proxy answers itself, its words bytes: whether there was room for it."""
+        return self.transaction.add_local(words, self.settings.max_query)
+
+    def spoil(self):
+        """A command between MULTI and EXEC was refused: so will EXEC be."""
+        self.transaction.spoil()
+
+    cdef void begin_multi(self) noexcept:
+        self.transaction = Queued()
+        self.transaction.count(&self.reactor.memory)
+
+    cdef void end_multi(self) noexcept:
+        if self.transaction is not None:
+            self.transaction.drop()
+            self.transaction = None
+
+    cdef void leave(self) noexcept:
+        """A transaction is over, and with it whatever is watched."""
+        self.end_multi()
+        self.give_lease_back()
+
+    cdef size_t queued_bytes(self) noexcept:
+        """What is held for its transaction."""
+        return 0 if self.transaction is None else self.transaction.frames.cap + self.transaction.texts
+
+    # -- a connection of its own ---------------------------------------------------------------------------------
+
+    def take_lease(self, Node node not None):
+        """Gives it a connection of its own to the node; whether there was one to be had."""
+        self.give_lease_back()
+        self.lease = self.path.leases.take(node, self.proto, self.db)
+        return self.lease is not None
+
+    def lease_slot(self, int slot):
+        """A connection of its own to the primary of a slot; why there is none: "busy", "uncovered", "unknown"."""
+        cdef Router router = self.path.exchange.router
+        cdef Node node = router.primary_of(slot)
+        if node is None:
+            self.path.exchange.redirect.port.stale("uncovered")
+            return "uncovered" if router.known else "unknown"
+        return "" if self.take_lease(node) else "busy"
+
+    def lease_redirected(self, bytes line not None):
+        """... to the node that a MOVED or ASK of its leased connection names; whether that could be done."""
+        cdef int kind = 0
+        cdef Node node = None
+        if self.lease is not None:
+            node = self.path.exchange.redirect.named(line, self.lease.node, &kind)
+        if node is None or not self.take_lease(node):
+            return False
+        self.asking = kind == REDIR_ASK
+        return True
+
+    def leased_at(self, int slot):
+        """Whether its connection still leads to where commands for the slot are carried out."""
+        if self.lease is None or self.lease.state == BACKEND_CLOSED:
+            return False
+        return self.asking or self.path.exchange.router.primary_of(slot) is self.lease.node
+
+    def forfeit(self):
+        """Closes its connection; what it watched counts as changed."""
+        if self.lease is not None:
+            self.lease.close()
+            self.lease = None
+
+    def release(self):
+        """Gives its connection back: nothing is watched there any more."""
+        self.watching = -1
+        self.give_lease_back()
+
+    cdef void give_lease_back(self) noexcept:
+        cdef Backend lease = self.lease
+        if lease is not None:
+            self.lease = None
+            self.path.leases.give(lease, self.watching >= 0)
+        self.watching = -1
+        self.asking = False

@@ -6,6 +6,7 @@ from proxy.commands.lookup cimport CommandTable
 from proxy.forward.call cimport Dispatcher
 from proxy.forward.counters cimport CounterBlock, Counters
 from proxy.forward.exchange cimport Exchange
+from proxy.forward.leases cimport Leases
 from proxy.forward.reactor cimport Reactor
 from proxy.forward.reply_queue cimport OutputLimits
 from proxy.forward.split cimport Plan
@@ -28,6 +29,7 @@ cdef class ClientSettings(OutputLimits):
 cdef class DataPath:
     cdef readonly Reactor reactor
     cdef readonly Exchange exchange
+    cdef readonly Leases leases
     cdef readonly Counters counters
     cdef CounterBlock* counts               # the counters'
     cdef public CommandTable table

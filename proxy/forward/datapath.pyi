@@ -5,6 +5,7 @@ from proxy.commands.lookup import CommandTable
 from proxy.forward.client import Client
 from proxy.forward.counters import Counters
 from proxy.forward.exchange import Exchange
+from proxy.forward.leases import Leases
 from proxy.forward.reactor import Reactor
 
 class ClientSettings:
@@ -60,6 +61,8 @@ class DataPath:
     max_memory: int  # bytes that all clients together may hold, 0 = no limit; may be changed at any time
     responder: Any  # proxy.serve.responder.Responder, which this layer must not name
     on_close: Callable[[], object] | None  # called when a client is closed; must not raise
+    @property
+    def leases(self) -> Leases: ...
     def __init__(
         self, reactor: Reactor, exchange: Exchange, counters: Counters, table: CommandTable, responder: Any
     ) -> None: ...

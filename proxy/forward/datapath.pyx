@@ -86,6 +86,7 @@ cdef class DataPath:
     def __cinit__(self, Reactor reactor, Exchange exchange, Counters counters, CommandTable table, responder):
         self.reactor = reactor
         self.exchange = exchange
+        self.leases = Leases(exchange.router)
         self.counters = counters
         self.counts = counters.block
         self.table = table

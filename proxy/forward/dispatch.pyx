@@ -2,9 +2,7 @@
 """What is done with each class of command: a table from class to function.
 
 A function carries the call out, or says that it must wait (CALL_NOT_NOW: a barrier) before it has done anything. What
-is more than a forward is asked of `DataPath.responder` (proxy.serve), which answers with ready bytes, with None (not
-now), or with an Ask: commands for the servers and how to make one reply of theirs. Such answers have a few milliseconds
-of each batch; who comes later waits for the next one (CALL_LATER).
+is more than a forward is asked of `DataPath.responder` (proxy.serve): see answer.
 """
 cimport cython
 from libc.stdint cimport int64_t, uint32_t
@@ -13,11 +11,11 @@ from libc.string cimport memcpy
 from proxy.commands.keys cimport KEYS_OK, asks_to_block, find_keys
 from proxy.commands.lookup cimport (
     CLASS_ANY, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_REFUSED, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET,
-    CLASS_SPLIT_SUM, CLASS_UNSERVED, CMD_BLOCKING, CMD_KNOWN, CMD_NO_AUTH,
+    CLASS_SPLIT_SUM, CLASS_TRANSACTION, CLASS_UNSERVED, CMD_BLOCKING, CMD_KNOWN, CMD_NO_AUTH,
 )
-from proxy.forward.ask cimport Ask, Later, send_ask, send_later
+from proxy.forward.answer cimport ask_serve, refuse
 from proxy.forward.call cimport (
-    CALL_DONE, CALL_LATER, CALL_NOT_NOW, SLOT_CROSS, SLOT_NO_MEMORY, SLOT_NONE, Call, find_slot,
+    CALL_DONE, CALL_NOT_NOW, SLOT_CROSS, SLOT_NO_MEMORY, SLOT_NONE, Call, find_slot,
 )
 from proxy.forward.client cimport Client
 from proxy.forward.counters cimport CLOSE_CROSS_PROTOCOL, CLOSE_ERROR
@@ -26,18 +24,15 @@ from proxy.forward.gather cimport (
 )
 from proxy.forward.ports cimport Outlet
 from proxy.forward.prepare cimport must_wait, new_request
-from proxy.forward.reactor cimport Reactor, monotonic_ns
 from proxy.forward.request cimport TARGET_ANY, TARGET_SLOT, Request
 from proxy.forward.split cimport Plan, plan_trim, split_plan
+from proxy.forward.transaction cimport control, inside
 
 cdef extern from "strings.h" nogil:
     int strncasecmp(const char* a, const char* b, size_t n)
 
 cdef enum:
     CLASSES = 16
-    COST_PYTHON = 16        # units of a turn that an answer of proxy.serve takes at least: some 5 us
-    TURN_MOST = 1 << 20
-    UNIT_NS = 300           # ... and a unit more for each so many nanoseconds it took
 
 cdef const char* PONG = b"+PONG\r\n"
 cdef const char* CROSSSLOT = b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
@@ -60,7 +55,9 @@ cdef class Dispatch(Dispatcher):
         if call.row.flags & CMD_KNOWN and (
             call.argc != <size_t> arity if arity > 0 else call.argc < <size_t> -arity
         ):
-            return refuse(client, call, "arity")
+            return refuse(client, call, "arity") if client.transaction is None else inside(client, call, False)
+        if client.transaction is not None:
+            return inside(client, call, True)
         return HANDLERS[call.row.klass](client, call)
 
 
@@ -182,37 +179,8 @@ cdef int ping(Client client, Call* call) noexcept:
 
 
 cdef int local(Client client, Call* call) noexcept:
-    """Answered by proxy.serve. An answer that raises is an error for this client and nobody else."""
-    cdef size_t i
-    cdef list words = []
-    cdef int metric = call.row.metric
-    cdef Reactor reactor = client.reactor
-    cdef int64_t began_ns, took_ns
-    if reactor.python_ns <= 0 or (reactor.late and not reactor.in_turns):
-        return CALL_LATER
-    began_ns = monotonic_ns()
-    for i in range(call.argc):
-        words.append(call.frame[call.args[i].off:call.args[i].off + call.args[i].len])
-    try:
-        answer = client.path.responder.answer(client, words)
-        if client.fd < 0:
-            pass                            # closed by its own command
-        elif answer is None:
-            if client.replies.inflight == 0:
-                raise RuntimeError("there is nothing to wait for")
-            return CALL_NOT_NOW
-        elif isinstance(answer, Ask):
-            send_ask(client, call, <Ask> answer)
-        elif isinstance(answer, Later):
-            send_later(client, call, <Later> answer)
-        else:
-            client.say(metric, answer)
-    except Exception as error:
-        client.failed(metric, words[0].decode("ascii", "replace"), error)
-    took_ns = monotonic_ns() - began_ns
-    reactor.python_ns -= took_ns
-    client.budget -= COST_PYTHON + <int> min(took_ns // UNIT_NS, <int64_t> TURN_MOST)
-    return CALL_DONE
+    """Answered by proxy.serve."""
+    return ask_serve(client, call, client.path.responder.answer, ())
 
 
 cdef int refuse_forbidden(Client client, Call* call) noexcept:
@@ -221,20 +189,6 @@ cdef int refuse_forbidden(Client client, Call* call) noexcept:
 
 cdef int refuse_unserved(Client client, Call* call) noexcept:
     return refuse(client, call, "unserved")
-
-
-cdef int refuse(Client client, Call* call, str why) noexcept:
-    """Answered with an error that proxy.serve words."""
-    cdef int metric = call.row.metric
-    client.budget -= COST_PYTHON
-    name = call.frame[call.args[0].off:call.args[0].off + call.args[0].len]
-    sub = call.frame[call.args[1].off:call.args[1].off + call.args[1].len] if (
-        call.row.container and call.argc > 1) else None
-    try:
-        client.say(metric, client.path.responder.refuse(why, call.row.name[:call.row.name_len], name, sub))
-    except Exception as error:
-        client.failed(metric, name.decode("ascii", "replace"), error)
-    return CALL_DONE
 
 
 cdef inline bint is_word(const Call* call, const char* lower, size_t n) noexcept nogil:
@@ -267,5 +221,6 @@ HANDLERS[<int> CLASS_LOCAL] = local
 HANDLERS[<int> CLASS_SPLIT_MGET] = split_array
 HANDLERS[<int> CLASS_SPLIT_MSET] = split_pairs
 HANDLERS[<int> CLASS_SPLIT_SUM] = split_sum
+HANDLERS[<int> CLASS_TRANSACTION] = control
 HANDLERS[<int> CLASS_REFUSED] = refuse_forbidden
 HANDLERS[<int> CLASS_UNSERVED] = refuse_unserved

@@ -259,6 +259,7 @@ cdef void adopt(Gather g, Request* parent) noexcept:
         part.command = parent.command
         part.policy = parent.policy
         part.proto = parent.proto
+        part.db = parent.db
     g.parent = parent
     parent.gather = <void*> g
     charge(&g.replies.account, g.size)

@@ -8,6 +8,7 @@ cdef class Node
 cdef class Pool:
     cdef Node node
     cdef readonly int proto
+    cdef readonly int db
     cdef list backends                      # Backends, made on first use
     cdef int64_t down_since_ns              # 0 = not known to be down
 
@@ -26,6 +27,8 @@ cdef class Node:
     cdef Histogram duration
     cdef Pool resp2
     cdef Pool resp3
-    cdef list leases                        # Backends each of which one client owns
+    cdef dict numbered                      # pools of databases other than 0: (proto, db) -> Pool
+    cdef list leases                        # Backends each of which one client owns, or may own next
     cdef list retired                       # Backends of a former role, draining
-    cdef Pool pool(self, int proto)
+    cdef Pool pool(self, int proto, int db)
+    cdef list pools(self)

@@ -6,7 +6,7 @@ from proxy.forward.backend import Backend
 STATE_NAMES: tuple[str, ...]
 
 class Pool:
-    """The connections to a node in one protocol."""
+    """The connections to a node in one protocol and database."""
 
     @property
     def proto(self) -> int: ...

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """A server of the cluster as the data path knows it: its pools of connections and what is counted.
 
-A pool holds what clients of one protocol share. Whether a node is down is known per pool: a handshake that fails in one
+A pool holds what clients of one protocol and database share. Whether a node is down is known per pool: a handshake that fails in one
 protocol says nothing of the connections in the other. Made and kept by Router; a Backend points to its pool.
 """
 cimport cython
@@ -14,11 +14,12 @@ cdef uint32_t numbers = 0
 
 
 cdef class Pool:
-    """The connections to a node in one protocol."""
+    """The connections to a node in one protocol and database."""
 
-    def __cinit__(self, Node node, int proto):
+    def __cinit__(self, Node node, int proto, int db):
         self.node = node
         self.proto = proto
+        self.db = db
         self.backends = []
 
 
@@ -35,8 +36,9 @@ cdef class Node:
         self.replica = replica
         self.usable = True
         self.shard = -1
-        self.resp2 = Pool(self, 2)
-        self.resp3 = Pool(self, 3)
+        self.resp2 = Pool(self, 2, 0)
+        self.resp3 = Pool(self, 3, 0)
+        self.numbered = {}
         self.leases = []
         self.retired = []
 
@@ -48,21 +50,34 @@ cdef class Node:
     @property
     def down(self):
         """Whether it could not be reached lately, in any protocol it is used in."""
-        return not self.up and (self.resp2.down_since_ns != 0 or self.resp3.down_since_ns != 0)
+        return not self.up and any((<Pool> pool).down_since_ns != 0 for pool in self.pools())
 
-    cdef Pool pool(self, int proto):
-        return self.resp3 if proto == 3 else self.resp2
+    cdef Pool pool(self, int proto, int db):
+        cdef Pool found
+        if db == 0:
+            return self.resp3 if proto == 3 else self.resp2
+        found = self.numbered.get((proto, db))
+        if found is None:
+            found = self.numbered[proto, db] = Pool(self, proto, db)
+        return found
+
+    cdef list pools(self):
+        return [self.resp2, self.resp3, *self.numbered.values()]
 
     def backends(self):
         """All its connections, leased ones and those still draining included."""
-        return [*self.resp2.backends, *self.resp3.backends, *self.leases, *self.retired]
+        cdef Pool pool
+        cdef list found = []
+        for pool in self.pools():
+            found += pool.backends
+        return found + self.leases + self.retired
 
     def figures(self):
-        """{role, up, usable, pending, connections: {state: n}, connect_failures, buckets, sum_s}."""
-        connections = dict.fromkeys(STATE_NAMES, 0)
+        """{role, up, usable, pending, connections: {(purpose, state): n}, connect_failures, buckets, sum_s}."""
+        connections = {(purpose, state): 0 for purpose in ("shared", "leased") for state in STATE_NAMES}
         pending = 0
         for b in self.backends():
-            connections[STATE_NAMES[b.state]] += 1
+            connections["leased" if b.leased else "shared", STATE_NAMES[b.state]] += 1
             pending += b.pending
         buckets, sum_s = histogram_values(&self.duration)
         return {

@@ -32,6 +32,7 @@ cdef void aim(Request* r, Client client, const Call* call, int slot) noexcept:
     r.flags = (REQ_READ if call.row.flags & CMD_READONLY else 0) | (REQ_SCRIPT if call.row.flags & CMD_SCRIPT else 0)
     r.policy = client.policy
     r.proto = client.proto
+    r.db = <unsigned short> client.db
     r.slot = <short> slot
     r.target = TARGET_SLOT if slot >= 0 else TARGET_ANY
     r.node = client.served_by

@@ -18,6 +18,7 @@ cdef class Redirect:
     cdef public object port
     cdef public int max_redirections
     cdef int judge(self, Backend backend, Request* r, const char* bytes, const char* p, size_t n) noexcept
+    cdef Node named(self, bytes line, Node node, int* kind)
     cdef Node known(self, bytes host, int port, Node node)
     cdef int follow(self, Backend backend, Request* r, const char* bytes, Node node, bint ask) noexcept
     cdef int wait(self, Request* r, const char* bytes, int reason) noexcept

@@ -49,13 +49,13 @@ cdef class Redirect:
         cdef Node node
         if kind == REDIR_NONE:
             return ORDINARY
-        if r.sink == NULL or not (<Sink> r.sink).alive():
-            return ORDINARY
+        if r.sink == NULL or not (<Sink> r.sink).alive() or r.target == TARGET_LEASE:
+            return ORDINARY                 # (a connection with a state of its client's: sent again, it means another)
         if kind == REDIR_MOVED or kind == REDIR_ASK:
             if script and to.slot != r.slot:
                 return ORDINARY             # no server says that of this script
-            if r.target == TARGET_NODE or r.target == TARGET_LEASE:
-                return ORDINARY             # for this node or connection and no other
+            if r.target == TARGET_NODE:
+                return ORDINARY             # for this node and no other
             self.counts.redirections[kind] += 1
             (<Sink> r.sink).unsettle()
             request_fault(r, p, n)              # for the case that its time is over before it is answered
@@ -84,6 +84,24 @@ cdef class Redirect:
         request_fault(r, p, n)
         r.redirections = 0                  # a later round begins anew; the deadline bounds the rounds
         return self.wait(r, bytes, REASON_OF[kind])
+
+    cdef Node named(self, bytes line, Node node, int* kind):
+        """The node of the topology that a MOVED or ASK to a command on a leased connection names, or None.
+
+        MOVED is learnt, as that of a command for the slot. node: who said it. kind: of the redirection.
+        """
+        cdef Redirection to
+        cdef Node found
+        kind[0] = parse_redirection(line, len(line), &to)
+        if kind[0] != REDIR_MOVED and kind[0] != REDIR_ASK:
+            return None
+        self.counts.redirections[kind[0]] += 1
+        found = self.known(to.host[:to.host_len], to.port, node)
+        if kind[0] == REDIR_MOVED or found is None:
+            self.port.stale("moved")
+        if kind[0] == REDIR_MOVED and found is not None:
+            self.router.learn(to.slot, found)
+        return found
 
     cdef Node known(self, bytes host, int port, Node node):
         """The node of the topology that a redirection names; None when there is none. node: who said it."""

@@ -58,6 +58,7 @@ cdef struct Request:
     uint8_t target          # TargetKind
     uint8_t policy          # ReadPolicy
     uint8_t proto           # 2 or 3
+    uint16_t db             # number of the database
     uint8_t redirections
     uint8_t attempts        # times parked
     uint8_t reason          # RetryReason it was last parked for

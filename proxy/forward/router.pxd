@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t
 from proxy.cluster.slot_table cimport SlotTable
 from proxy.forward.backend cimport Backend
 from proxy.forward.counters cimport Counters
-from proxy.forward.node cimport Node
+from proxy.forward.node cimport Node, Pool
 from proxy.forward.pipeline cimport BackendSettings
 from proxy.forward.ports cimport PushPort, Recovery
 from proxy.forward.reactor cimport Reactor
@@ -50,6 +50,7 @@ cdef class Router:
     cdef void* chosen               # Backend, borrowed: by the last choose() that returned CHOSEN
     cdef void** direct              # Backends, borrowed: a shard's primary has no other connection; see Router.choose
     cdef int ndirect                # shards it has room for, two each
+    cdef Node primary_of(self, int slot)
     cdef int choose(self, Request* r) noexcept
     cdef int find(self, Request* r) noexcept
     cdef void forget_direct(self) noexcept
@@ -57,7 +58,8 @@ cdef class Router:
     cdef int anywhere(self, Request* r) noexcept
     cdef Node pick(self, Shard shard, Request* r)
     cdef Node least(self, Shard shard, Request* r, bint with_primary)
-    cdef list fill(self, Node node, int proto)
+    cdef list fill(self, Node node, int proto, int db)
+    cdef void trim(self, Pool pool) noexcept
     cdef void learn(self, int slot, Node node) noexcept
     cdef bint astray(self, Node node, Request* r) noexcept
     cdef void find_primaries(self)

@@ -75,7 +75,7 @@ class Router:
         Nothing that is under way is lost or overtaken: its clients send nothing new until it is answered. What was
         known of nodes that are down is forgotten with their connections.
         """
-    def lease(self, node: Node, proto: int) -> Backend:
+    def lease(self, node: Node, proto: int, db: int = 0) -> Backend:
         """A connection of its own for one client, connected when it is first used; whoever leases it closes it."""
     def warm(self, proto: int) -> None:
         """Connects to every primary that is not connected yet."""

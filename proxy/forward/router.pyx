@@ -24,6 +24,8 @@ from proxy.forward.request cimport REQ_READ, TARGET_ANY, TARGET_NODE, TARGET_SLO
 cdef enum:
     EXACT_MAX = 256     # requests under way up to which those for one slot are looked for: see unsettle_slot
 
+cdef int64_t IDLE_NS = 60_000_000_000       # ... of a connection to a database other than 0: see trim
+
 READ_POLICIES = ("primary", "prefer_primary", "replica", "prefer_replica", "any")
 
 
@@ -155,12 +157,14 @@ cdef class Router:
         that nobody would have the new connections made.
         """
         cdef Backend b
-        cdef list old = node.resp2.backends + node.resp3.backends
-        node.resp2.down_since_ns = node.resp3.down_since_ns = 0
+        cdef Pool pool
+        cdef list old = []
         self.unsettle(node, True)
+        for pool in node.pools():
+            old += pool.backends
+            pool.down_since_ns = 0
+            pool.backends = []
         if old:
-            node.resp2.backends = []
-            node.resp3.backends = []
             for b in old:
                 b.retire()
             node.retired = [b for b in node.retired + old if b.state != BACKEND_CLOSED]
@@ -205,14 +209,12 @@ cdef class Router:
         """Unsettles the clients of what is under way at this node: of everything, or of what would go elsewhere now."""
         cdef Backend b
         cdef Request* r
-        cdef list some
-        for some in (node.resp2.backends, node.resp3.backends, node.leases, node.retired):
-            for b in some:
-                r = b.head
-                while r != NULL:
-                    if r.sink != NULL and (everything or self.astray(node, r)):
-                        (<Sink> r.sink).unsettle()
-                    r = r.bnext
+        for b in node.backends():
+            r = b.head
+            while r != NULL:
+                if r.sink != NULL and (everything or self.astray(node, r)):
+                    (<Sink> r.sink).unsettle()
+                r = r.bnext
 
     cdef void unsettle_slot(self, Node node, int slot) noexcept:
         """Unsettles the clients of what is under way at this node for a slot that has gone elsewhere.
@@ -224,19 +226,17 @@ cdef class Router:
         cdef Backend b
         cdef Request* r
         cdef bint everything
-        cdef list some
-        for some in (node.resp2.backends, node.resp3.backends, node.leases, node.retired):
-            for b in some:
-                if b.tail == NULL or b.tail.pos < b.unsettled_to:
-                    continue
-                everything = b.pending > EXACT_MAX
-                r = b.head
-                while r != NULL:
-                    if r.sink != NULL and (everything or r.slot == slot and self.astray(node, r)):
-                        (<Sink> r.sink).unsettle()
-                    r = r.bnext
-                if everything:
-                    b.unsettled_to = b.win_pos + (b.win.end - b.win.start)
+        for b in node.backends():
+            if b.tail == NULL or b.tail.pos < b.unsettled_to:
+                continue
+            everything = b.pending > EXACT_MAX
+            r = b.head
+            while r != NULL:
+                if r.sink != NULL and (everything or r.slot == slot and self.astray(node, r)):
+                    (<Sink> r.sink).unsettle()
+                r = r.bnext
+            if everything:
+                b.unsettled_to = b.win_pos + (b.win.end - b.win.start)
 
     cdef bint astray(self, Node node, Request* r) noexcept:
         """Whether a request under way at this node would be sent to another one now."""
@@ -267,12 +267,12 @@ cdef class Router:
             old += self.replace(node)
         return old
 
-    def lease(self, Node node, int proto):
+    def lease(self, Node node, int proto, int db=0):
         """A connection of its own for one client, connected when it is first used.
 
         Whoever leases it closes it; when it is lost, what is under way on it fails and it is not made again.
         """
-        backend = Backend(self.reactor, node, None, proto, self.recovery, self.port, self.counters, self.settings,
+        backend = Backend(self.reactor, node, None, proto, db, self.recovery, self.port, self.counters, self.settings,
                           self.pushes)
         node.leases.append(backend)
         return backend
@@ -282,23 +282,36 @@ cdef class Router:
         cdef Node node
         cdef Backend b
         for node in self.primaries:
-            for b in self.fill(node, proto):
+            for b in self.fill(node, proto, 0):
                 b.demand()
 
     def sweep(self):
         """Deadlines, stalls and trimming of every connection; to be called some ten times a second."""
         cdef Node node
         cdef Backend b
+        cdef Pool pool
         self.reactor.tick()
         for node in [*self.nodes.values(), *self.retired]:
             for b in node.backends():
                 b.sweep(self.reactor.now)
+            for pool in node.numbered.values():
+                self.trim(pool)
             if node.retired:
                 node.retired = [b for b in node.retired if (<Backend> b).state != BACKEND_CLOSED]
             if node.leases:
                 node.leases = [b for b in node.leases if (<Backend> b).state != BACKEND_CLOSED]
         if self.retired:
             self.retired = [n for n in self.retired if (<Node> n).retired or (<Node> n).leases]
+
+    cdef void trim(self, Pool pool) noexcept:
+        """Closes the connections to a database other than 0 that nobody has used for a while: there may be many."""
+        cdef Backend b
+        for b in pool.backends:
+            if b.state != BACKEND_UP or b.head != NULL or self.reactor.now - b.progress_ns < IDLE_NS:
+                return
+        for b in pool.backends:
+            b.close()
+        pool.backends = []
 
     def close(self):
         """Closes every connection; what is pending is handed to recovery."""
@@ -309,15 +322,21 @@ cdef class Router:
 
     # -- the data path's side ------------------------------------------------------------------------------------
 
-    cdef list fill(self, Node node, int proto):
-        """The node's connections in that protocol, made on first use."""
-        cdef Pool pool = node.pool(proto)
+    cdef list fill(self, Node node, int proto, int db):
+        """The node's connections in that protocol and database, made on first use."""
+        cdef Pool pool = node.pool(proto, db)
         if not pool.backends:
             for _ in range(self.connections):
                 pool.backends.append(Backend(
-                    self.reactor, node, pool, proto, self.recovery, self.port, self.counters, self.settings, self.pushes
+                    self.reactor, node, pool, proto, db, self.recovery, self.port, self.counters, self.settings,
+                    self.pushes
                 ))
         return pool.backends
+
+    cdef Node primary_of(self, int slot):
+        """The slot's primary; None when it has none, or nothing is known yet."""
+        cdef int index = self.slots.owner[slot]
+        return None if index == NO_SHARD else (<Shard> self.shards[index]).primary
 
     cdef int choose(self, Request* r) noexcept:
         """Finds the backend for a request (`chosen`); says why there is none otherwise.
@@ -327,7 +346,7 @@ cdef class Router:
         """
         cdef int index, result
         cdef void* backend
-        if r.target == TARGET_SLOT and (r.policy == READS_PRIMARY or not r.flags & REQ_READ):
+        if r.target == TARGET_SLOT and (r.policy == READS_PRIMARY or not r.flags & REQ_READ) and r.db == 0:
             index = self.slots.owner[r.slot]
             if index < self.ndirect:
                 backend = self.direct[2 * index + (r.proto == 3)]
@@ -382,10 +401,10 @@ cdef class Router:
         cdef Py_ssize_t n = len(self.primaries), i
         if n == 0:
             return UNCOVERED
-        if node is None or node.replica or node.pool(r.proto).down_since_ns or not node.owner:
+        if node is None or node.replica or node.pool(r.proto, r.db).down_since_ns or not node.owner:
             for i in range(n):
                 node = <Node> self.primaries[(r.affinity + i) % n]
-                if node.pool(r.proto).down_since_ns == 0:
+                if node.pool(r.proto, r.db).down_since_ns == 0:
                     break
             else:
                 node = <Node> self.primaries[r.affinity % n]
@@ -394,12 +413,12 @@ cdef class Router:
 
     cdef int at(self, Node node, Request* r) noexcept:
         """Chooses the request's connection to this node."""
-        cdef Pool pool = node.resp3 if r.proto == 3 else node.resp2
+        cdef Pool pool = node.pool(r.proto, r.db)
         cdef list backends = pool.backends
         cdef Backend b
         cdef Py_ssize_t n = len(backends)
         if n == 0:
-            backends = self.fill(node, r.proto)
+            backends = self.fill(node, r.proto, r.db)
             n = len(backends)
         b = <Backend> backends[0 if n == 1 else <Py_ssize_t> (r.affinity % n)]
         if b.state == BACKEND_UP:
@@ -419,7 +438,7 @@ cdef class Router:
         if r.policy == READS_PRIMARY or not r.flags & REQ_READ:
             return node
         if r.policy == READS_PREFER_PRIMARY:
-            if node is not None and node.pool(r.proto).down_since_ns == 0:
+            if node is not None and node.pool(r.proto, r.db).down_since_ns == 0:
                 return node
             node = self.least(shard, r, False)
             return shard.primary if node is None else node
@@ -440,7 +459,7 @@ cdef class Router:
         for i in range(n):
             place = <Py_ssize_t> (r.affinity + i) % n
             node = <Node> shard.replicas[place] if place < replicas else shard.primary
-            pool = node.pool(r.proto)
+            pool = node.pool(r.proto, r.db)
             if pool.down_since_ns or (node.replica and not node.usable):
                 continue
             pending = (<Backend> pool.backends[0]).pending if pool.backends else 0

@@ -73,11 +73,12 @@ class NodeFacts(msgspec.Struct, tag=True, array_like=True):
     """What was learnt about single nodes since the topology was published; both by "host:port".
 
     usable: replicas that may, or may no longer, be read from. limits: (proto-max-bulk-len, client-query-buffer-limit),
-    0 = not told.
+    0 = not told. databases: numbered ones that all nodes have; 0 = not told.
     """
 
     usable: dict[str, bool] = {}
     limits: dict[str, tuple[int, int]] = {}
+    databases: int = 0
 
 
 class NodeStatus(msgspec.Struct, array_like=True):

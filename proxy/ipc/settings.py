@@ -59,6 +59,7 @@ class Backends(_Plain, frozen=True, array_like=True):
     connections: int
     connect_timeout: float
     max_window: int
+    max_leased: int
     batch_pause: float
     stall_timeout: float
     backoff_min: float

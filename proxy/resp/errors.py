@@ -134,6 +134,9 @@ WATCH_IN_MULTI = line("ERR WATCH inside MULTI is not allowed")
 EXEC_WITHOUT_MULTI = line("ERR EXEC without MULTI")
 DISCARD_WITHOUT_MULTI = line("ERR DISCARD without MULTI")
 EXECABORT = line("EXECABORT Transaction discarded because of previous errors.")
+EXEC_ARITY = line("EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command")
+# Redis 7; Valkey names the command: not_in_transaction().
+NOT_IN_MULTI = line("ERR Command not allowed inside a transaction")
 
 NO_KEYS_IN_COMMAND = line("ERR The command has no key arguments")
 INVALID_COMMAND = line("ERR Invalid command specified")
@@ -155,6 +158,15 @@ def not_served(name: bytes | str) -> bytes:
     return line(b"ERR command '" + _c_string(raw.lower()) + b"' is not served by this proxy yet")
 
 
+def not_inside(name: bytes | str) -> bytes:
+    """Refuse a command between MULTI and EXEC that one server alone cannot answer."""
+    raw = name.encode() if isinstance(name, str) else name
+    return line(b"ERR command '" + _c_string(raw.lower()) + b"' is not possible inside a transaction here")
+
+
+SELECT_INSIDE = line("ERR SELECT of another database is not possible inside a transaction here")
+TRANSACTION_TOO_LONG = line("ERR the transaction is too long (clients.max_query)")
+NO_LEASE = line("ERR no connection to the node is free for WATCH (backends.max_leased)")
 TIMED_OUT = line("ERR timed out waiting for the node's reply")
 TIMED_OUT_WRITE = line("ERR timed out waiting for the node's reply; the command may have been executed")
 MAYBE_EXECUTED = line("ERR connection to the node was lost after the command was sent; it may have been executed")

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from proxy.commands.rows import Row
 from proxy.forward.ask import Ask, Later
+from proxy.forward.backend import Backend
 
 Proto = Literal[2, 3]
 # Ready bytes; or what to ask the servers; or that the answer comes from elsewhere; or None: not before all that the
@@ -65,6 +66,31 @@ class ClientLike(Protocol):
     name: bytes  # b"" = none
     lib_name: bytes
     lib_ver: bytes
+    watching: int  # the slot of the keys it watches, -1 = none
+    asking: bool  # ... on a node that is importing that slot
+
+    @property
+    def lease(self) -> Backend | None: ...  # the connection that watches them; None: it was lost
+    def queue(self, words: list[bytes], /) -> bool:
+        """Queues a command for EXEC; False when the transaction is too long, and therefore lost."""
+
+    def spoil(self) -> None:
+        """EXEC is to fail."""
+
+    def lease_slot(self, slot: int, /) -> str:
+        """Leases a connection to the slot's primary; why not: "busy", "uncovered", "unknown"; "" = done."""
+
+    def lease_redirected(self, line: bytes, /) -> bool:
+        """Leases one to the node that a MOVED or ASK of the leased connection names, if it is a known one."""
+
+    def leased_at(self, slot: int, /) -> bool:
+        """Whether the leased connection still leads to where the slot's commands are carried out."""
+
+    def release(self) -> None:
+        """Gives the connection back; nothing is watched there any more."""
+
+    def forfeit(self) -> None:
+        """Closes the connection; what was watched counts as changed."""
 
     def set_proto(self, proto: int, /) -> None: ...
     def set_reads(self, name: str, /) -> None: ...

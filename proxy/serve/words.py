@@ -8,7 +8,15 @@ from proxy.resp import encode
 
 DEFAULT_USER: Final = "default"
 OK: Final = encode.simple("OK")
+# Commands that the proxy answers and that have subcommands.
+CONTAINERS: Final = frozenset({b"acl", b"client", b"cluster", b"command", b"config", b"function", b"script"})
 _PRINTABLE: Final = bytes(range(0x21, 0x7F))
+
+
+def full_name(words: list[bytes]) -> bytes:
+    """The command's name as COMMAND writes it, taken for a container when it has a further word: see CONTAINERS."""
+    name = words[0].lower()
+    return name + b"|" + words[1].lower() if name in CONTAINERS and len(words) > 1 else name
 
 
 def integer(word: bytes) -> int | None:

@@ -234,6 +234,8 @@ class Connector:
                 commands.append(("AUTH", username, password) if username else ("AUTH", password))
             if name:
                 commands.append(("CLIENT", "SETNAME", name))
+        if backend.db:
+            commands.append(("SELECT", str(backend.db)))
         if backend.readonly:
             commands.append(("READONLY",))
         return commands or [("PING",)]

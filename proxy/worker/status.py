@@ -69,7 +69,6 @@ class WorkerStatus:
         nodes = {}
         for node in self._exchange.router.nodes.values():
             seen = node.figures()
-            connections = {("shared", state): count for state, count in seen["connections"].items()}
             rest = (seen[name] for name in ("connect_failures", "pending", "buckets", "sum_s"))
-            nodes[node.label] = NodeStatus(seen["role"], seen["up"], connections, *rest)
+            nodes[node.label] = NodeStatus(seen["role"], seen["up"], seen["connections"], *rest)
         return nodes

@@ -140,6 +140,7 @@ class Worker:
         if due_s is not None:
             self.status.lag_s = max(0.0, now_s - due_s)
         self.router.sweep()
+        self.path.leases.sweep()
         close_lingering(self.path, _LINGER_S)
         if idle_s := self.settings.clients.idle_timeout:
             close_idle(self.path, idle_s)
@@ -219,6 +220,7 @@ class Worker:
         for label, usable in facts.usable.items():
             if (node := self._nodes.get(label)) is not None and node.replica:
                 node.usable = usable
+        self.context.databases = facts.databases or self.context.databases
         if facts.limits:
             self.connector.learn_limits(facts.limits)
             self._limit()
@@ -269,6 +271,7 @@ class Worker:
         if settings.backends != old.backends:
             self.connector.reconfigure(settings.backends)
         if of_a_connection(settings.backends) != of_a_connection(old.backends):
+            self.path.leases.close_idle()
             for backend in self.router.renew():  # the old ones end when what they carry is answered
                 if not backend.pending:
                     self.connector.forget(backend)
@@ -281,6 +284,7 @@ class Worker:
         self.reactor.pause_ns = ns(backends.batch_pause)
         self.backend_settings.stall_ns = ns(backends.stall_timeout)
         self.router.connections = backends.connections
+        self.path.leases.most = backends.max_leased
         self.router.failover_ns = ns(requests.failover_timeout)
         self.exchange.parking.backoff_min_ns = ns(requests.retry_backoff_min)
         self.exchange.parking.backoff_max_ns = ns(requests.retry_backoff_max)

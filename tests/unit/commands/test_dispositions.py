@@ -47,7 +47,8 @@ EXPECTED = {
     "REFUSED": "shutdown debug replicaof slaveof sync psync replconf failover migrate module|load module|loadex "
     "module|unload save bgsave bgrewriteaof swapdb move acl|setuser acl|deluser acl|load acl|save pfselftest "
     "restore-asking cluster|setslot cluster|failover cluster|meet cluster|reset cluster|addslots cluster|forget",
-    "UNSERVED": "multi exec discard watch unwatch subscribe psubscribe ssubscribe unsubscribe punsubscribe "
+    "TRANSACTION": "multi exec discard watch unwatch",
+    "UNSERVED": "subscribe psubscribe ssubscribe unsubscribe punsubscribe "
     "sunsubscribe monitor scan keys dbsize flushall flushdb randomkey script|load script|exists function|load "
     "function|list pubsub|channels config|set config|resetstat config|rewrite slowlog|get latency|latest "
     "memory|doctor memory|purge memory|stats memory|malloc-stats wait waitaof blpop brpop brpoplpush blmove blmpop "
@@ -126,7 +127,7 @@ def test_commands_nobody_decided_on(made: Row, klass: str) -> None:
         ("acl", "acl|setuser", "ANY"),
         ("sync", "sync", "UNSERVED"),
         ("blpop", "blpop", "UNSERVED"),
-        ("multi", "multi", "UNSERVED"),
+        ("multi", "multi", "TRANSACTION"),
         ("get", "get", "FORWARD"),
     ],
 )

@@ -232,7 +232,7 @@ def test_only_key_is_for_exactly_one_key() -> None:
 
 @pytest.mark.parametrize("tail", [b"\0", b"\0x", b"\0" * 100, b"\0get"])
 def test_a_name_ends_at_a_nul_as_on_a_server_that_compares_c_strings(tail: bytes) -> None:
-    for name, klass in (("shutdown", "REFUSED"), ("multi", "UNSERVED"), ("get", "FORWARD"), ("select", "LOCAL")):
+    for name, klass in (("shutdown", "REFUSED"), ("multi", "TRANSACTION"), ("get", "FORWARD"), ("select", "LOCAL")):
         facts = TABLE.lookup(name.upper().encode() + tail, b"k")
         assert (facts["name"], facts["klass"].name) == (name, klass)
     for name, klass in (("config|set", "UNSERVED"), ("config|get", "LOCAL"), ("acl|setuser", "REFUSED")):

@@ -181,7 +181,7 @@ def row(name: bytes, arity: int = 2) -> bytes:
 
 def tell_limits(node: FakeNode, bulk_len: int, query: int) -> None:
     values = {b"proto-max-bulk-len": bulk_len, b"client-query-buffer-limit": query}
-    node.on("CONFIG GET", lambda session, words: array(bulk(words[2]), bulk(b"%d" % values[words[2]])))
+    node.on("CONFIG GET", lambda session, words: array(bulk(words[2]), bulk(b"%d" % values.get(words[2], 1))))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from proxy.forward.node import STATE_NAMES
 from proxy.resp.encode import bulk, encode_command
 from tests.support.datapath import THIRDS, A, B, C, Play
 from tests.support.dialogue import GET_A, exchange
@@ -15,7 +16,8 @@ def test_figures(play: Play) -> None:
     client.send(GET_A)
     stage.turn()
     figures = node.figures()
-    assert figures["connections"] == {"idle": 0, "connecting": 0, "up": 1, "backoff": 0, "closed": 0}
+    assert {key: n for key, n in figures["connections"].items() if n} == {("shared", "up"): 1}
+    assert {state for purpose, state in figures["connections"] if purpose == "leased"} == set(STATE_NAMES)
     assert (figures["role"], figures["up"], figures["pending"]) == ("primary", True, 1)
     assert repr(node.backends()[0]) == "<Backend 10.0.0.1:7001 RESP2 up pending=1>"
     stage.node(A).send(bulk("1"))
@@ -28,7 +30,7 @@ def test_figures(play: Play) -> None:
     stage.turn(1)
     stage.turn(1)
     figures = node.figures()
-    assert figures["connections"]["backoff"] == 1
+    assert figures["connections"]["shared", "backoff"] == 1
     assert (figures["up"], figures["connect_failures"] > 0, node.down) == (False, True, True)
     stage.unreachable.clear()
     stage.turn()

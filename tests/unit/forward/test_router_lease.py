@@ -82,7 +82,7 @@ def test_it_is_one_of_its_nodes_connections(play: Play) -> None:
     client.send(ECHO)
     stage.turn()
     figures = node.figures()
-    assert (figures["pending"], figures["connections"]["up"]) == (1, 1)
+    assert (figures["pending"], figures["connections"]["leased", "up"]) == (1, 1)
     assert repr(lease) == "<Backend 10.0.0.1:7001 RESP2 up pending=1>"
     stage.node(A).send(b"*-1\r\n")
     stage.turn()
@@ -242,15 +242,17 @@ def test_pushes_come_from_it(play: Play) -> None:
     assert (frames, client.get()) == ([(lease, push)], b"*-1\r\n")
 
 
-def test_a_refusal_is_sent_again_on_it(play: Play) -> None:
+def test_a_refusal_on_it_is_the_answer(play: Play) -> None:
+    """EXEC that was refused watches nothing any more: sent again, it would be carried out whatever has changed."""
     stage = play()
     client = stage.client()
     leased(stage)
-    client.send(ECHO)
-    stage.turn()
-    exchange(stage, A, POP, REFUSALS["tryagain"])
-    exchange(stage, A, POP, b"*-1\r\n")
-    assert (client.get(), len(stage.nodes[A])) == (b"*-1\r\n", 1)
+    for line in REFUSALS.values():
+        client.send(ECHO)
+        stage.turn()
+        exchange(stage, A, POP, line)
+        assert client.get() == line
+    assert stage.parking.waiting == 0
 
 
 @pytest.mark.parametrize("line", [moved(B), ask(B)])
@@ -288,25 +290,3 @@ def test_a_timeout_that_closes_its_client(play: Play) -> None:
     stage.turn()
     assert stage.count("closed")["output_limit"] == 1
     assert live() == stage.live
-
-
-def test_what_is_parked_for_a_lease_that_was_given_up(play: Play) -> None:
-    """By its client, which stays: what waits to be sent on it again is told that it is gone."""
-    stage = play(backoff_s=1000.0, timeout_s=5000.0)
-    client, other = stage.client(), stage.client()
-    inside = stage.accepted
-    inside.lease = stage.router.lease(stage.router.nodes[A], 2)
-    asking(stage, lambda args: Ask([(inside.lease or SLOT_A, POP, 0)]))
-    other.send(ECHO)
-    stage.turn()
-    exchange(stage, A, POP, REFUSALS["tryagain"])
-    assert stage.parking.waiting == 1
-    inside.lease.close()
-    inside.lease = None
-    stage.turn()
-    stage.router.sweep()
-    client.send(GET_B)
-    stage.turn()
-    stage.parking.wake_all()
-    stage.turn()
-    assert other.get() == REFUSALS["tryagain"]

@@ -52,7 +52,7 @@ def configured(
         ),
         requests=msgspec.structs.replace(Requests(5.0, 3.0, 0.01, 0.5, 5), **requests or {}),
         backends=msgspec.structs.replace(
-            Backends("", "", 1, 1.0, 1 << 30, 0.00005, 2.0, 0.05, 2.0, "redis-proxy", 60.0), **backends or {}
+            Backends("", "", 1, 1.0, 1 << 30, 1000, 0.00005, 2.0, 0.05, 2.0, "redis-proxy", 60.0), **backends or {}
         ),
         log=msgspec.structs.replace(Log("info", "logfmt", ""), **log or {}),
         **({"listeners": {TCP: "primary", UNIX: "primary"}, "endpoint": ("127.0.0.1", 7617), "allow": ()} | more),

@@ -1,0 +1,97 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Connections that one client owns for a while, because its commands leave a state there (WATCH).
+
+They are taken, given back clean and taken again by somebody else; how many there may be of a node, protocol and
+database is bounded, and idle ones are closed. One that cannot be given back clean is closed.
+"""
+cimport cython
+from libc.stdint cimport int64_t
+
+from proxy.forward.backend cimport BACKEND_CLOSED, BACKEND_UP
+from proxy.forward.pipeline cimport ENQUEUED
+from proxy.forward.request cimport TARGET_LEASE, Request, request_free, request_new
+
+cdef const char* UNWATCH = b"*1\r\n$7\r\nUNWATCH\r\n"
+cdef enum:
+    UNWATCH_LEN = 17
+
+cdef int64_t CLEAN_NS = 5_000_000_000       # that UNWATCH may take, before the connection is given up
+
+
+@cython.final
+cdef class Leases:
+    """One per worker. most: of one node, protocol and database; idle_ns: see the .pxd."""
+
+    def __cinit__(self, Router router, *, most=1000, idle_ns=30_000_000_000):
+        self.router = router
+        self.most = most
+        self.idle_ns = idle_ns
+        self.idle = {}
+
+    cdef Backend take(self, Node node, int proto, int db):
+        """One that nobody else has, connected or not; None when there are too many."""
+        cdef Backend lease
+        cdef uint32_t n = 0
+        cdef list idle = self.idle.get((node.number, proto, db))
+        while idle:
+            lease = idle.pop()
+            if lease.state == BACKEND_UP and lease.readonly == node.replica:
+                return lease
+            lease.close()
+        for lease in node.leases:
+            if lease.state != BACKEND_CLOSED and lease.proto == proto and lease.db == db:
+                n += 1
+        if n >= self.most:
+            self.refused += 1
+            return None
+        return self.router.lease(node, proto, db)
+
+    cdef void give(self, Backend lease, bint watching) noexcept:
+        """It is not needed any more; watching: keys may be watched on it."""
+        cdef Request* r
+        cdef Node node = lease.node
+        if lease.state != BACKEND_UP or lease.head != NULL or node.gone or lease.readonly != node.replica:
+            lease.close()
+            return
+        if watching:
+            r = request_new()               # for nobody: whoever has the connection next comes behind it
+            if r == NULL:
+                lease.close()
+                return
+            r.slot = -1
+            r.target = TARGET_LEASE
+            r.lease = <void*> lease
+            r.proto = lease.proto
+            r.start_ns = lease.reactor.now
+            r.deadline_ns = r.start_ns + CLEAN_NS
+            if lease.enqueue(r, UNWATCH, UNWATCH_LEN) != ENQUEUED:
+                request_free(r)
+                lease.close()
+                return
+        self.idle.setdefault((node.number, lease.proto, lease.db), []).append(lease)
+
+    def sweep(self):
+        """Closes what has been idle for too long, or belongs to a node that has left; to be called regularly."""
+        cdef Backend lease
+        cdef list kept
+        for key, idle in list(self.idle.items()):
+            kept = []
+            for lease in idle:
+                if lease.state != BACKEND_UP or lease.node.gone or (
+                    lease.head == NULL and self.router.reactor.now - lease.progress_ns > self.idle_ns
+                ):
+                    lease.close()
+                else:
+                    kept.append(lease)
+            if kept:
+                self.idle[key] = kept
+            else:
+                del self.idle[key]
+
+    def close_idle(self):
+        """Closes all that nobody has now, as when they are to be made with other credentials."""
+        cdef Backend lease
+        for idle in self.idle.values():
+            for lease in idle:
+                lease.close()
+        self.idle = {}
