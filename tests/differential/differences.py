@@ -294,17 +294,25 @@ def verdict(
     name = name_of(words, containers)
     if other == CROSSSLOT and crosses():
         return Verdict.OVER
-    if any(fnmatchcase(name, pattern) and text.match(other) for pattern, text, _ in [*OF_CLUSTERS, *PENDING]):
+    if _of_clusters(name, other):
         return Verdict.OVER
     if not one.endswith(b"\r\n") or not other.endswith(b"\r\n"):
         return Verdict.DIFFERENT
     mine, theirs = parse(one), parse(other)
     if name == "exec" and len(mine.items) == len(theirs.items) == len(queued):
-        queue = zip(queued, mine.items, theirs.items, strict=True)
-        fine = all(_alike(name_of(command, containers), command, a, b) for command, a, b in queue)
-    else:
-        fine = _alike(name, words, mine, theirs)
-    return Verdict.EQUAL if fine else Verdict.DIFFERENT
+        over = False
+        for command, a, b in zip(queued, mine.items, theirs.items, strict=True):
+            inner = name_of(command, containers)
+            if b.kind == "-" and a != b and _of_clusters(inner, b"-" + b.text):
+                over = True
+            elif not _alike(inner, command, a, b):
+                return Verdict.DIFFERENT
+        return Verdict.OVER if over else Verdict.EQUAL
+    return Verdict.EQUAL if _alike(name, words, mine, theirs) else Verdict.DIFFERENT
+
+
+def _of_clusters(name: str, line: bytes) -> bool:
+    return any(fnmatchcase(name, pattern) and text.match(line) for pattern, text, _ in [*OF_CLUSTERS, *PENDING])
 
 
 def _alike(name: str, words: list[bytes], one: Value, other: Value) -> bool:

@@ -144,12 +144,20 @@ class Pair:
 
     def _compare(self, sequence: Sequence, plain: list[bytes], through: list[bytes]) -> Difference | None:
         queues: dict[int, list[list[bytes]]] = {}
+        watched: dict[int, list[list[bytes]]] = {}
         for at, (one, other) in enumerate(zip(plain, through, strict=True)):
             words = list(sequence.steps[at].words) if at < len(sequence.steps) else []
             name = name_of(words, self._containers)
             client = sequence.steps[at].client if at < len(sequence.steps) else 0
             queued = queues.get(client, [])
-            match verdict(words, self._containers, one, other, partial(self._crosses, words), queued):
+            match verdict(
+                words,
+                self._containers,
+                one,
+                other,
+                partial(self._crosses, [words, *queued, *watched.get(client, [])]),
+                queued,
+            ):
                 case Verdict.OVER:
                     return None
                 case Verdict.DIFFERENT:
@@ -158,11 +166,16 @@ class Pair:
                 queues.setdefault(client, []).append(words)
             elif name in ("multi", "exec", "discard", "reset"):
                 queues.pop(client, None)
+            if name == "watch" and one == b"+OK\r\n":
+                watched.setdefault(client, []).append(words)
+            elif name in ("exec", "discard", "unwatch", "reset"):
+                watched.pop(client, None)
         return None
 
-    def _crosses(self, words: list[bytes]) -> bool:
-        keys = self._oracle.command("COMMAND", "GETKEYS", *words)
-        return len({slot_of(key.text) for key in parse(keys).items}) > 1
+    def _crosses(self, commands: list[list[bytes]]) -> bool:
+        """Whether the keys of a command, of those queued before it and of what is watched are in several slots."""
+        replies = [self._oracle.command("COMMAND", "GETKEYS", *words) for words in commands]
+        return len({slot_of(key.text) for keys in replies for key in parse(keys).items}) > 1
 
     def _without_what_follows(self, found: Difference) -> Difference:
         kept = found.sequence.steps[: found.at + 1]
