@@ -164,7 +164,7 @@ class Pair:
                     return Difference(sequence, at, one, other)
             if one == b"+QUEUED\r\n":
                 queues.setdefault(client, []).append(words)
-            elif name in ("multi", "exec", "discard", "reset"):
+            elif name in ("exec", "discard", "reset"):
                 queues.pop(client, None)
             if name == "watch" and one == b"+OK\r\n":
                 watched.setdefault(client, []).append(words)
@@ -174,8 +174,12 @@ class Pair:
 
     def _crosses(self, commands: list[list[bytes]]) -> bool:
         """Whether the keys of a command, of those queued before it and of what is watched are in several slots."""
-        replies = [self._oracle.command("COMMAND", "GETKEYS", *words) for words in commands]
-        return len({slot_of(key.text) for keys in replies for key in parse(keys).items}) > 1
+        slots = set()
+        for words in commands:
+            keys = parse(self._oracle.command("COMMAND", "GETKEYS", *words))
+            # GETKEYS finds none in PFMERGE with a destination only; nodes do.
+            slots |= {slot_of(key) for key in ([item.text for item in keys.items] or words[1:2])}
+        return len(slots) > 1
 
     def _without_what_follows(self, found: Difference) -> Difference:
         kept = found.sequence.steps[: found.at + 1]
