@@ -178,7 +178,9 @@ class Pair:
         for words in commands:
             keys = parse(self._oracle.command("COMMAND", "GETKEYS", *words))
             # GETKEYS finds none in PFMERGE with a destination only; nodes do.
-            slots |= {slot_of(key) for key in ([item.text for item in keys.items] or words[1:2])}
+            slots |= {slot_of(key) for key in [item.text for item in keys.items]}
+            if words[0].upper() == b"PFMERGE":
+                slots.add(slot_of(words[1]))
         return len(slots) > 1
 
     def _without_what_follows(self, found: Difference) -> Difference:
