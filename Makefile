@@ -1,8 +1,9 @@
 # Everything runs in .venv, which the first target makes. Needs python3 >= 3.11 with its headers, a C compiler and make.
-#   make demo | test | lint | bench | fuzz | build | clean      (ARGS="..." goes to the program behind the target)
+#   make demo | test | differential | lint | bench | fuzz | build | clean      (ARGS="..." goes to the program behind the target)
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
+SEQUENCES ?= 3000
 JOBS ?= auto
 ARGS ?=
 VENV := .venv
@@ -13,7 +14,7 @@ SOURCES := $(shell find proxy -name '*.pyx' -o -name '*.pxd') setup.py
 LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock $(VENV)/.lock)
 LOCKED = @mkdir -p $(VENV) && $(LOCK) $(MAKE) --silent --no-print-directory
 
-.PHONY: build demo test lint bench fuzz clean distclean
+.PHONY: build demo test differential lint bench fuzz clean distclean
 .DEFAULT_GOAL := build
 
 build:
@@ -30,6 +31,11 @@ test:
 	@$(BIN)/python -m compileall -q proxy tests
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not long and not alone" $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -q $(ARGS) -m "alone and not long" || [ $$? = 5 ]
+
+# Of both kinds of server, each with one worker, two, and reads from replicas; ARGS="--seed 7 --number 41" is one again.
+differential:
+	$(LOCKED) $(VENV)/.with-test
+	$(BIN)/python -m tests.differential.run --sequences $(SEQUENCES) $(ARGS)
 
 lint:
 	$(LOCKED) $(VENV)/.with-lint

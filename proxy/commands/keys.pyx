@@ -13,7 +13,7 @@ asks_to_block is in this module because it reads the same options as xreadGetKey
 Invariants: an index found is always in [1, argc); each loop is bounded by argc; nothing is allocated but the list,
 which keeps its memory from call to call.
 """
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 
 from proxy.commands.lookup cimport (
@@ -104,6 +104,8 @@ cdef int spec_keys(const KeySpec* spec, const char* frame, const Arg* args, int6
             last = argc + spec.last
         else:
             last = first + (argc - first) / spec.limit + spec.last
+        if first >= argc and out.n:
+            return KEYS_OK      # PFMERGE with a destination only: nodes route by it (getKeysUsingLegacyRangeSpec)
     else:
         at = first + spec.last
         if first < 1 or at < 1 or at >= argc:
@@ -141,16 +143,29 @@ cdef int64_t after_keyword(const KeySpec* spec, const char* frame, const Arg* ar
 
 
 cdef int64_t count_of(const char* p, size_t n) noexcept nogil:
-    # A number as string2ll (util.c) reads it, -1 for what is none, is negative or is longer than any count.
-    cdef int64_t value = 0
-    cdef size_t i
-    if n == 0 or n > 10 or (p[0] == c"0" and n > 1):
-        return -1
-    for i in range(n):
-        if p[i] < c"0" or p[i] > c"9":
-            return -1
-        value = value * 10 + (p[i] - c"0")
-    return value
+    # A number as atoi reads it, which is what a cluster's node finds the slot with (genericGetKeys, db.c): blanks, a
+    # sign, digits, then anything; beyond a long the nearest long, of which an int keeps the low half. -1 for what is none.
+    cdef uint64_t value = 0, limit = INT64_MAX
+    cdef int32_t count
+    cdef size_t i = 0
+    cdef bint negative = False
+    while i < n and (p[i] == c" " or c"\t" <= p[i] <= c"\r"):
+        i += 1
+    if i < n and (p[i] == c"-" or p[i] == c"+"):
+        negative = p[i] == c"-"
+        limit += negative
+        i += 1
+    while i < n and c"0" <= p[i] <= c"9":
+        value = value * 10 + <uint64_t>(p[i] - c"0") if value < limit // 10 else min_of(limit, value, p[i])
+        i += 1
+    count = <int32_t><uint32_t>(0 - value if negative else value)
+    return count if count or (n == 1 and p[0] == c"0") else -1
+
+
+cdef inline uint64_t min_of(uint64_t limit, uint64_t value, char digit) noexcept nogil:
+    # value * 10 + digit, where value is at least a tenth of the limit.
+    cdef uint64_t last = <uint64_t>(digit - c"0")
+    return limit if value > limit // 10 or last > limit - value * 10 else value * 10 + last
 
 
 cdef inline bint is_word(const char* frame, const Arg* arg, const char* upper, size_t n) noexcept nogil:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from proxy.embedded import EmbeddedCluster
+from tests.support.cluster import Standalone
 from tests.support.proxyd import ProxyDaemon
-from tests.support.raw import RawClient
+from tests.support.raw import RawClient, encode
 
 CROSSSLOT = b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
 
@@ -72,6 +73,26 @@ def test_keys_in_one_slot_reach_their_node(name: str, tag: str, raw: RawClient, 
     with RawClient(("127.0.0.1", node.port)) as direct:
         assert through == direct.command(*words)
     assert not through.startswith((b"-MOVED", b"-CROSSSLOT", b"-ERR syntax"))
+
+
+@pytest.mark.parametrize(
+    "count", ["+1", "01", " 1", "\t1", "1x", "1.5", "4294967297", "18446744073709551617", "-0", "x"]
+)
+@pytest.mark.parametrize("tag", ["{a}", "{b}", "{c}"])
+def test_an_odd_count_of_keys_is_the_servers_error_and_no_redirection(
+    count: str, tag: str, raw: RawClient, standalone: Standalone
+) -> None:
+    # Nodes find the slot with atoi and refuse what string2ll does not take: to another node it would be MOVED.
+    with standalone.raw() as direct:
+        for words in (["EVAL", "return 1", count, tag], ["ZUNION", count, tag], ["LMPOP", count, tag, "LEFT"]):
+            assert raw.command(*words) == direct.command(*words), words
+
+
+@pytest.mark.parametrize("tag", ["{a}", "{b}", "{c}"])
+def test_a_merge_of_nothing_keeps_its_order(tag: str, raw: RawClient, cluster: EmbeddedCluster) -> None:
+    # PFMERGE's second key spec does not fit: sent to any node it would come back and be overtaken.
+    raw.send((encode("PFMERGE", tag) + encode("PFADD", tag) + encode("DEL", tag)) * 50)
+    assert raw.frames(150) == [b"+OK\r\n", b":0\r\n", b":1\r\n"] * 50
 
 
 def keyslot(cluster: EmbeddedCluster, key: str) -> int:
