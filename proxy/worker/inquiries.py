@@ -7,9 +7,8 @@ worker.conversation.
 Invariants:
 - Whatever is looked up, closed or put together here is done in slices of SLICE_S with pauses of PAUSE_S between them:
   ten thousand clients listed in a loop take a fifth of the worker's time at most, and nobody waits longer than a slice.
-- At most MOST questions are under way; others wait, as long as they are short, and those that may share an answer
-  (shared) with one that waits do. A client has one at a time (its Later is a barrier), so there are never more than
-  there are clients.
+- At most MOST questions are under way; others wait, QUEUED bytes of them, and those that may share an answer (shared)
+  with one that waits do. A client has one at a time (its Later is a barrier), so there are never more than clients.
 - Every question is answered: with what has come when the main process is silent for SILENT_S.
 """
 

@@ -203,10 +203,7 @@ STATEFUL = [
     ["XREAD", "BLOCK", "0", "STREAMS", "none", "$"],
     ["XREADGROUP", "GROUP", "g", "c", "BLOCK", "0", "STREAMS", "none", ">"],
     ["WAIT", "1", "0"],
-    ["CLIENT", "REPLY", "OFF"],
     ["CLIENT", "TRACKING", "ON"],
-    ["CLIENT", "PAUSE", "10000"],
-    ["CLIENT", "KILL", "TYPE", "normal"],
 ]
 
 
