@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 SLOTS_MOST: Final = 512  # asked for in one page
 KEYS_MOST: Final = 10_000  # of one slot that is listed at once
 _BATCH_MOST: Final = 16_384  # keys of all slots of one page, where there are several
+_LARGE_LEAST: Final = 1_000  # keys of a slot that is gone through by itself
 _WHOLE_LEAST: Final = 128  # nodes with together this many keys are listed whole for any COUNT
 _WHOLE_MOST: Final = 10_000
 _NODES_MOST: Final = 64  # asked in one round
@@ -212,7 +213,7 @@ class Page:
         as many as its slots usually have.
         """
         if self.by_slot:
-            return min(max(2 * self.wanted.about, _WHOLE_LEAST), KEYS_MOST)
+            return min(max(2 * self.wanted.about, _LARGE_LEAST), KEYS_MOST)
         label = self.label_of(self.slot)
         slots = sum(last - low + 1 for low, last, other in self.ctx.owners() if other == label)
         usual = self.ctx.key_counts.get((self.db, label), 0) // max(1, slots)

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from proxy.serve.scan_page import Page
 
 _COUNT_MOST: Final = 10_000  # that a node's SCAN is asked for at once
-_COUNT_LEAST: Final = 1_000  # ... where most of what it finds is of other slots
+# ... and at least, by whether its tables are by slot; without, most of what it finds is of other slots. The slot has to
+# be done before it has moved again and is begun anew, however small COUNT is.
+_COUNT_LEAST: Final = {True: 500, False: 5_000}
 
 
 # -- a migrating slot --------------------------------------------------------------------------------------------------
@@ -108,7 +110,7 @@ def begin_large(page: Page) -> Ask | bytes:
 def _frame(page: Page, at: Position, *before: bytes) -> tuple[bytes, int]:
     by_slot = page.by_slot
     cursor = at.inner << SLOT_BITS | at.slot if by_slot else at.inner
-    count = min(page.wanted.about if by_slot else max(page.wanted.about, _COUNT_LEAST), _COUNT_MOST)
+    count = min(max(page.wanted.about, _COUNT_LEAST[by_slot]), _COUNT_MOST)
     words: list[bytes | int | str] = ["SCAN", cursor, "COUNT", count, *page.filters()]
     return scan_node.transaction(*before, scan_node.NODES, scan_node.SERVER, encode.encode_command(*words))
 

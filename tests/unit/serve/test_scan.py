@@ -146,7 +146,8 @@ def test_a_slot_with_very_many_keys(stage: Stage) -> None:
     assert len(found) == len(keys)
 
 
-def test_a_slot_goes_on_at_another_process_from_its_beginning(stage: Stage) -> None:
+def test_a_slot_goes_on_at_another_process_from_its_beginning(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.serve.scan_slot._COUNT_LEAST", {True: 500, False: 500})
     keys = set(stage.put(*names(11_000, "{tag}")))
     cursor, found = b"0", set[bytes]()
     for turn in range(200):
@@ -243,7 +244,8 @@ def test_a_slot_that_goes_there_and_back_between_two_rounds(
 ) -> None:
     """The source is migrating to the same target before and after, but what was at the target is at the source."""
     monkeypatch.setattr("proxy.serve.scan_page.KEYS_MOST", most)
-    monkeypatch.setattr("proxy.serve.scan_slot._COUNT_LEAST", 4)
+    monkeypatch.setattr("proxy.serve.scan_slot._COUNT_LEAST", {True: 4, False: 4})
+    monkeypatch.setattr("proxy.serve.scan_page._LARGE_LEAST", 5)
     keys = stage.put(*names(40, "{tag}"))
     slot = slot_of(b"tag")
     source = stage.owner(slot)
@@ -312,7 +314,8 @@ def test_nothing_of_a_large_slot_is_hidden_while_it_moves(
 ) -> None:
     """Tables of one kind and the other are gone through page by page here, with keys on both sides."""
     monkeypatch.setattr("proxy.serve.scan_page.KEYS_MOST", 20)
-    monkeypatch.setattr("proxy.serve.scan_slot._COUNT_LEAST", 10)
+    monkeypatch.setattr("proxy.serve.scan_slot._COUNT_LEAST", {True: 10, False: 10})
+    monkeypatch.setattr("proxy.serve.scan_page._LARGE_LEAST", 20)
     keys = stage.put(*names(300, "{tag}"), *names(20))
     chaos = Chaos(stage, [slot_of(b"tag")], seed, restarts=False)
     calls = 0
