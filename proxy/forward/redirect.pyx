@@ -6,8 +6,9 @@ refresh has made it known, or its time is over. MOVED is learnt, for the slot of
 node refuses for a while without carrying it out (TRYAGAIN, CLUSTERDOWN, LOADING, READONLY, MASTERDOWN, in the server's
 own words: see cluster.redirection) is parked and sent again.
 
-A script says what its author likes. A redirection out of one is followed once, for this request alone, and never
-learnt; nor does what a script says make a node unfit. A refusal in the server's exact words is believed, as any
+A script says what its author likes. When one is redirected, its node is asked for one of the script's keys (EXISTS):
+what that answers is the node's own word, and followed and learnt like any other. If it knows nothing of a redirection,
+the script is sent once more and then its line is the client's. Nor does what a script says make a node unfit. A refusal in the server's exact words is believed, as any
 cluster client does: a script that returns one of them is sent again.
 
 NOSCRIPT is repaired: the node is given the script, if anybody knows it (Scripts), and the command is sent again, once
@@ -18,6 +19,7 @@ ScriptKeeper.in_vain bounds that. Commands that the client had pipelined behind 
 before the repaired one, as they would be before the EVAL of a client that helps itself.
 """
 cimport cython
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 from libc.string cimport memcmp
 
@@ -33,10 +35,11 @@ from proxy.forward.counters cimport (
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
 from proxy.forward.ports cimport Sink
 from proxy.forward.request cimport (
-    REQ_SCRIPT, TARGET_LEASE, TARGET_NODE, request_fault, request_forget, request_free, request_keep, request_new,
+    REQ_READ, REQ_SCRIPT, STATE_ANSWERED, STATE_NEW, STATE_PARKED, TARGET_LEASE, TARGET_NODE, request_fault,
+    request_forget, request_free, request_keep, request_move, request_new,
 )
 from proxy.forward.router cimport CHOSEN
-from proxy.forward.scripts cimport SHA_LEN, sha_of
+from proxy.forward.scripts cimport SHA_LEN, first_key, sha_of
 
 cdef int* REASON_OF = [0, RETRY_MOVED, RETRY_MOVED, RETRY_TRYAGAIN, RETRY_CLUSTERDOWN, RETRY_LOADING, RETRY_READONLY,
                        RETRY_MASTERDOWN]
@@ -45,6 +48,30 @@ cdef const char* ASKING = b"*1\r\n$6\r\nASKING\r\n"
 cdef enum:
     ASKING_LEN = 16
     LOADS_MAX = 64          # scripts of which a connection remembers where they were loaded
+
+
+@cython.final
+@cython.no_gc
+cdef class Probe(Sink):
+    """Takes the answer to a question about a script's redirection, and has the script's request until then."""
+
+    def __cinit__(self, Redirect redirect, Node node):
+        self.redirect = redirect
+        self.node = node
+
+    cdef void deliver(self, Request* q, const char* p, size_t n, bint final, bint error) noexcept:
+        cdef Request* r = self.r
+        if not final:
+            self.odd = True                 # no answer to EXISTS is so long
+            return
+        request_move(q, STATE_ANSWERED)
+        self.r = NULL
+        self.redirect.decide(r, self.node, p, 0 if self.odd else n)
+        request_free(q)                     # p may be its own
+        Py_DECREF(self)
+
+    cdef bint alive(self) noexcept:
+        return self.r.sink != NULL and (<Sink> self.r.sink).alive()
 
 
 @cython.final
@@ -76,22 +103,9 @@ cdef class Redirect:
             self.counts.redirections[kind] += 1
             (<Sink> r.sink).unsettle()
             request_fault(r, p, n)              # for the case that its time is over before it is answered
-            node = self.known(to.host[:to.host_len], to.port, backend.node)
-            if kind == REDIR_MOVED or node is None:
-                self.port.stale("moved")
-            if r.redirections >= (1 if script else self.max_redirections):
-                if script:
-                    return ORDINARY
-                r.redirections = 0          # the nodes do not agree: they are given time, up to the deadline
-                return self.wait(r, bytes, RETRY_MOVED)
-            if node is None:
-                if script:
-                    r.redirections += 1
-                return self.wait(r, bytes, RETRY_MOVED)
-            r.redirections += 1
-            if kind == REDIR_MOVED and to.slot == r.slot and not script:
-                self.router.learn(r.slot, node)
-            return self.follow(backend, r, bytes, node, kind == REDIR_ASK)
+            if script:
+                return self.doubt(backend, r, bytes)
+            return self.lead(backend.node, <void*> backend, r, bytes, &to, kind)
         self.counts.redirections[kind] += 1
         (<Sink> r.sink).unsettle()
         if kind == REDIR_READONLY or kind == REDIR_CLUSTERDOWN:
@@ -101,6 +115,21 @@ cdef class Redirect:
         request_fault(r, p, n)
         r.redirections = 0                  # a later round begins anew; the deadline bounds the rounds
         return self.wait(r, bytes, REASON_OF[kind])
+
+    cdef int lead(self, Node said, void* window, Request* r, const char* bytes, Redirection* to, int kind) noexcept:
+        """Follows a MOVED or ASK that a node has really said. window: of the Backend where the bytes stand, or NULL."""
+        cdef Node node = self.known(to.host[:to.host_len], to.port, said)
+        if kind == REDIR_MOVED or node is None:
+            self.port.stale("moved")
+        if r.redirections >= self.max_redirections:
+            r.redirections = 0              # the nodes do not agree: they are given time, up to the deadline
+            return self.wait(r, bytes, RETRY_MOVED)
+        if node is None:
+            return self.wait(r, bytes, RETRY_MOVED)
+        r.redirections += 1
+        if kind == REDIR_MOVED and to.slot == r.slot:
+            self.router.learn(r.slot, node)
+        return self.follow(window, r, bytes, node, kind == REDIR_ASK)
 
     cdef Node named(self, bytes line, Node node, int* kind):
         """The node of the topology that a MOVED or ASK to a command on a leased connection names, or None.
@@ -128,8 +157,8 @@ cdef class Redirect:
     cdef int wait(self, Request* r, const char* bytes, int reason) noexcept:
         return TAKEN if self.parking.park(r, bytes, r.len, reason) else STRANDED
 
-    cdef int follow(self, Backend backend, Request* r, const char* bytes, Node node, bint ask) noexcept:
-        """Sends a redirected request to the node named."""
+    cdef int follow(self, void* window, Request* r, const char* bytes, Node node, bint ask) noexcept:
+        """Sends a redirected request to the node named. window: see lead."""
         cdef const char* p = bytes
         cdef int result
         r.repaired = 0                      # of this node it is not known yet whether it has its script
@@ -138,7 +167,7 @@ cdef class Redirect:
             r.slot >= 0 and self.parking.parked_in[r.slot]
         ):
             return self.wait(r, p, RETRY_MOVED)
-        if self.router.chosen == <void*> backend:   # the bytes stand in its own window, which may move
+        if self.router.chosen == window:            # the bytes stand in its own window, which may move
             if not request_keep(r, p, r.len):
                 return STRANDED
             p = r.own
@@ -154,6 +183,62 @@ cdef class Redirect:
         return TAKEN
 
     # -- scripts -------------------------------------------------------------------------------------------------
+
+    cdef int doubt(self, Backend backend, Request* r, const char* whole) noexcept:
+        """A redirection that a script may have said itself: its node is asked for one of its keys. A Verdict.
+
+        What that node answers to EXISTS is its own word, and followed and learnt like that of any command.
+        """
+        cdef size_t n = 0
+        cdef const char* key = first_key(whole, r.len, &n)
+        cdef Request* q
+        cdef Probe probe
+        cdef bytes frame
+        if key == NULL:
+            return ORDINARY
+        frame = b"*2\r\n$6\r\nEXISTS\r\n$%d\r\n%b\r\n" % (n, key[:n])
+        q = request_new()
+        if q == NULL or not request_keep(q, frame, len(frame)) or not request_keep(r, whole, r.len):
+            if q != NULL:
+                request_free(q)
+            return STRANDED
+        probe = Probe(self, backend.node)
+        probe.r = r
+        request_move(r, STATE_PARKED)       # the probe's
+        q.sink = <void*> probe
+        q.number = r.number
+        q.len = len(frame)
+        q.start_ns = self.parking.reactor.now
+        q.deadline_ns = r.deadline_ns
+        q.affinity = r.affinity
+        q.command = r.command
+        q.slot = -1
+        q.target = TARGET_NODE
+        q.node = backend.node.number
+        q.flags = REQ_READ
+        q.proto = r.proto
+        q.db = r.db
+        Py_INCREF(probe)
+        self.parking.recovery.resubmit(q)
+        return TAKEN
+
+    cdef void decide(self, Request* r, Node said, const char* p, size_t n) noexcept:
+        """What the node that a script named a redirection on has answered to EXISTS: p[0:n]."""
+        cdef Redirection to
+        cdef int kind = parse_redirection(p, n, &to) if n else REDIR_NONE
+        cdef int verdict = STRANDED
+        request_move(r, STATE_NEW)
+        if r.sink == NULL or not (<Sink> r.sink).alive():
+            self.parking.discard(r)
+            return
+        if (kind == REDIR_MOVED or kind == REDIR_ASK) and to.slot == r.slot:
+            verdict = self.lead(said, NULL, r, r.own, &to, kind)
+        elif n and p[0] == c":" and not r.doubted:
+            r.doubted = 1                   # perhaps the slot has come back meanwhile: once more, and no more
+            self.parking.recovery.resubmit(r)
+            return
+        if verdict == STRANDED:
+            self.parking.recovery.expired(r, RETRY_MOVED)
 
     cdef int repair(self, Backend backend, Request* r, const char* bytes, const char* p, size_t n) noexcept:
         """A node does not have the script that a request runs: a Verdict."""

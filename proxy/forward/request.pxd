@@ -63,6 +63,7 @@ cdef struct Request:
     uint8_t redirections
     uint8_t attempts        # times parked
     uint8_t reason          # RetryReason it was last parked for
+    uint8_t doubted         # a redirection that only its script named was tried
     uint8_t repaired        # the node was given the script that it runs: see Redirect.repair
     uint32_t own_swallow    # what `swallow` is when it is sent (again) without a prefix
     void* gather            # Sink, borrowed: of a command with parts, the one that makes its reply

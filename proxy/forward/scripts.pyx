@@ -178,6 +178,21 @@ cdef const char* sha_of(const char* frame, size_t n) noexcept nogil:
     return name if name != NULL and length == SHA_LEN else NULL
 
 
+cdef const char* first_key(const char* frame, size_t n, size_t* length) noexcept nogil:
+    cdef const char* end = frame + n
+    cdef const char* p = frame
+    cdef const char* found = NULL
+    cdef int i
+    while p < end and p[0] != c"\n":
+        p += 1
+    p += 1
+    for i in range(4):                      # its name, the script, the number of keys, the first of them
+        found = argument(&p, end, length)
+        if found == NULL:
+            return NULL
+    return found
+
+
 def script_sha(bytes frame not None):
     cdef const char* p = sha_of(frame, len(frame))
     return None if p == NULL else p[:SHA_LEN]

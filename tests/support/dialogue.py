@@ -20,6 +20,7 @@ D = Address("10.0.0.4", 7004)  # not a node of the usual topology
 ASKING = encode_command("ASKING")
 PING = encode_command("PING")
 GET_A, GET_B, GET_C = (encode_command("GET", key) for key in (KEY_A, KEY_B, KEY_C))
+EXISTS_A = encode_command("EXISTS", KEY_A)
 SET_A, SET_B, SET_C = (encode_command("SET", key, "1") for key in (KEY_A, KEY_B, KEY_C))
 REFUSALS = {
     "tryagain": b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n",

@@ -9,9 +9,23 @@ import pytest
 
 from proxy.cluster.slot import slot_of
 from proxy.cluster.topology import Address
+from proxy.forward.request import live
 from proxy.resp.encode import array, bulk, encode_command
-from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, SLOT_B, SLOT_C, THIRDS, A, B, C, Play, Stage
-from tests.support.dialogue import ASKING, GET_A, GET_B, PING, REFUSALS, SET_A, D, always, ask, exchange, moved
+from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, SLOT_B, SLOT_C, THIRDS, A, B, C, End, Play, Stage
+from tests.support.dialogue import (
+    ASKING,
+    EXISTS_A,
+    GET_A,
+    GET_B,
+    PING,
+    REFUSALS,
+    SET_A,
+    D,
+    always,
+    ask,
+    exchange,
+    moved,
+)
 
 
 def test_moved_is_followed_and_learnt_at_once(play: Play) -> None:
@@ -375,18 +389,79 @@ def test_moved_of_another_slot_is_followed_but_not_learnt(play: Play, slot: int)
 
 @pytest.mark.parametrize("frame", SCRIPTS + SCRIPTS_RO)
 @pytest.mark.parametrize("line", [moved, ask])
-def test_a_script_is_followed_once_for_itself(play: Play, frame: bytes, line: Callable[..., bytes]) -> None:
-    """Its second redirection is the client's; nobody else's commands go elsewhere for it."""
+def test_a_script_is_run_once_more_on_its_own_word(play: Play, frame: bytes, line: Callable[..., bytes]) -> None:
+    """Its node does not say the same when it is asked itself: nobody's commands go elsewhere for it."""
     stage = play()
     client = stage.client()
     client.send(frame)
     stage.turn()
     exchange(stage, A, frame, line(B))
-    exchange(stage, B, (ASKING if line is ask else b"") + frame, (b"+OK\r\n" if line is ask else b"") + line(C))
+    exchange(stage, A, EXISTS_A, b":1\r\n")
+    exchange(stage, A, frame, line(C))
+    exchange(stage, A, EXISTS_A, b":1\r\n")
     stage.turn(6)
     assert client.get() == line(C)
-    assert C not in stage.nodes
+    assert list(stage.nodes) == [A]
     assert goes_to(stage, KEY_A) == [A]
+
+
+@pytest.mark.parametrize("frame", SCRIPTS + SCRIPTS_RO)
+def test_what_its_node_says_of_a_scripts_slot_is_followed(play: Play, frame: bytes) -> None:
+    """As often as for any command, and learnt: the slot really moves."""
+    stage = play()
+    client = stage.client()
+    client.send(frame)
+    stage.turn()
+    exchange(stage, A, frame, moved(C))
+    exchange(stage, A, EXISTS_A, moved(B))  # its own word, and not the script's
+    exchange(stage, B, frame, ask(A))
+    exchange(stage, B, EXISTS_A, ask(C))
+    exchange(stage, C, ASKING + frame, b"+OK\r\n:1\r\n")
+    assert client.get() == b":1\r\n"
+    assert goes_to(stage, KEY_A) == [B]
+
+
+@pytest.mark.parametrize(
+    "answer", [b"-ERR no\r\n", b"+OK\r\n", b"*0\r\n", moved(B, SLOT_B), b"$70000\r\n" + b"x" * 70000 + b"\r\n"]
+)
+def test_a_node_that_does_not_vouch_for_a_script(play: Play, answer: bytes) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(SCRIPTS[0] + PING)
+    stage.turn()
+    exchange(stage, A, SCRIPTS[0], moved(B))
+    assert stage.hear(stage.node(A), len(EXISTS_A)) == EXISTS_A
+    stage.pour(stage.node(A), answer)
+    assert stage.drink(client) == moved(B) + b"+PONG\r\n"
+    assert list(stage.nodes) == [A]
+
+
+@pytest.mark.parametrize("how", ["client leaves", "node lost", "time is over"])
+def test_while_a_node_is_asked_about_a_script(play: Play, how: str) -> None:
+    stage = play(timeout_s=0.05 if how == "time is over" else 5.0, backoff_s=1000.0)
+    client = stage.client()
+    client.send(SCRIPTS[0])
+    stage.turn()
+    exchange(stage, A, SCRIPTS[0], moved(B))
+    if how == "client leaves":
+        client.close()
+        stage.turn()
+        exchange(stage, A, EXISTS_A, moved(B))
+        stage.turn()
+        assert (live(), list(stage.nodes)) == (stage.live, [A])
+    elif how == "node lost":
+        stage.node(A).close()
+        stage.until(lambda: len(stage.nodes[A]) == 2)
+        stage.parking.wake_all()
+        exchange(stage, A, EXISTS_A, moved(B))
+        exchange(stage, B, SCRIPTS[0], b":1\r\n")
+        assert client.get() == b":1\r\n"
+    else:
+        stage.until(lambda: client_said(client), sweep=True)
+
+
+def client_said(client: End) -> bool:
+    return client.get() == moved(B)
 
 
 @pytest.mark.parametrize("frame", SCRIPTS)
@@ -423,6 +498,8 @@ def test_unknown_hosts_are_never_nodes(play: Play, frame: bytes, host: str) -> N
     stage.turn()
     line = b"-MOVED %d %s:6379\r\n" % (SLOT_A, host.encode("latin-1"))
     exchange(stage, A, frame, line)
+    if frame != SET_A:
+        exchange(stage, A, EXISTS_A, line)
     assert stage.hear(client) == line
     assert list(stage.router.nodes) == [A, B, C]
     assert set(stage.nodes) == {A}

@@ -12,7 +12,7 @@ from proxy.forward.scripts import script_sha
 from proxy.resp.encode import encode_command
 from proxy.resp.readers import CommandReader
 from tests.support.datapath import KEY_A, SLOT_A, A, B, C, End, Play, Stage
-from tests.support.dialogue import ASKING, GET_A, ask, exchange, moved
+from tests.support.dialogue import ASKING, EXISTS_A, GET_A, ask, exchange, moved
 
 BODY = b"return redis.call('incr', KEYS[1])"
 SHA = hashlib.sha1(BODY).hexdigest().encode()
@@ -172,6 +172,7 @@ def test_at_the_node_that_ask_names(play: Play) -> None:
     keeping(stage, BODY)
     client = called(stage, EVALSHA)
     exchange(stage, A, EVALSHA, ask(B))
+    exchange(stage, A, EXISTS_A, ask(B))
     exchange(stage, B, ASKING + EVALSHA, b"+OK\r\n" + NOSCRIPT)
     exchange(stage, B, LOAD + ASKING + EVALSHA, LOADED + b"+OK\r\n:1\r\n")
     assert client.get() == b":1\r\n"
@@ -183,6 +184,7 @@ def test_at_both_nodes_of_a_redirection(play: Play) -> None:
     client = called(stage, EVALSHA)
     exchange(stage, A, EVALSHA, NOSCRIPT)
     exchange(stage, A, LOAD + EVALSHA, LOADED + moved(B))
+    exchange(stage, A, EXISTS_A, moved(B))
     exchange(stage, B, EVALSHA, NOSCRIPT)
     exchange(stage, B, LOAD + EVALSHA, LOADED + b":1\r\n")
     assert client.get() == b":1\r\n"
@@ -261,19 +263,21 @@ def test_it_waits_while_the_script_is_asked_for(play: Play) -> None:
 
 
 def test_it_is_redirected_again_after_it_has_waited(play: Play) -> None:
-    """The redirection of a script is followed once; what waited for its script begins anew at the slot's owner."""
+    """What waited for its script begins anew at the slot's owner, which has been learnt."""
     stage = play(backoff_s=1000.0, backoff_max_s=1000.0, timeout_s=5000.0)
     keeper = keeping(stage, BODY)
     keeper.asked = {SHA}
     client = called(stage, EVALSHA)
     exchange(stage, A, EVALSHA, moved(B))
+    exchange(stage, A, EXISTS_A, moved(B))
     exchange(stage, B, EVALSHA, NOSCRIPT)
     keeper.asked = set()
     stage.parking.script_answered(SHA, True)
     stage.turn()
-    exchange(stage, A, EVALSHA, moved(B))
-    exchange(stage, B, EVALSHA, NOSCRIPT)
-    exchange(stage, B, LOAD + EVALSHA, LOADED + b":1\r\n")
+    exchange(stage, B, EVALSHA, ask(C))
+    exchange(stage, B, EXISTS_A, ask(C))
+    exchange(stage, C, ASKING + EVALSHA, b"+OK\r\n" + NOSCRIPT)
+    exchange(stage, C, LOAD + ASKING + EVALSHA, LOADED + b"+OK\r\n:1\r\n")
     assert client.get() == b":1\r\n"
 
 

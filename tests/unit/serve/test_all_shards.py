@@ -16,7 +16,7 @@ from proxy.commands.rows import Row, row
 from proxy.commands.table import ROWS
 from proxy.resp.encode import array, bulk, encode_command, integer
 from proxy.resp.readers import CommandReader
-from proxy.serve import all_shards, table
+from proxy.serve import table
 from proxy.serve.all_shards import COMMANDS, CONTAINERS, by_tip
 from proxy.worker.spare import SpareConnections
 from tests.support.datapath import THIRDS, A, B, C, End, Stage
@@ -70,9 +70,9 @@ def replies(stage: Stage, told: dict[Address, bytes]) -> None:
         stage.turn()
 
 
-PRIMARIES = "dbsize/keys a*/flushall/flushdb async/memory purge/memory stats/script exists x/script load x/script flush"
+PRIMARIES = "dbsize/keys a*/flushall/flushdb async/memory purge/memory stats/script exists x/script load x"
 FUNCTIONS = "function delete x/function flush/function load x/function restore x"
-EVERY_NODE = "config set a b/config resetstat/config rewrite/slowlog get/slowlog len/slowlog reset/commandlog len slow"
+EVERY_NODE = "script flush/config set a b/config resetstat/config rewrite/slowlog get/slowlog len/slowlog reset/commandlog len slow"
 MORE_NODES = (
     "latency latest/latency reset/latency histogram/pubsub channels/pubsub numpat/pubsub numsub a/latency doctor"
 )
@@ -479,8 +479,3 @@ def test_what_is_kept_for_an_answer_is_gone_with_it() -> None:
         assert gone() is None
     finally:
         gc.enable()
-
-
-def test_hooks_for_scripts() -> None:
-    for name, function in ((b"script|load", all_shards.script_load), (b"script|flush", all_shards.script_flush)):
-        assert COMMANDS[name][1] is function

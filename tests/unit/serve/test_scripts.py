@@ -45,6 +45,7 @@ def test_load_is_remembered_when_the_servers_have_it() -> None:
     assert ctx.scripts.bodies == []
     assert isinstance(answer, Ask)
     assert answer.finish is not None
+    answer.labels.extend(["a:1", "b:1", "c:1"])
     assert answer.finish([SHA_REPLY] * 3) == SHA_REPLY
     assert ctx.scripts.bodies == [b"return 1"]
 
@@ -56,6 +57,16 @@ def test_flush_waits_until_all_have_forgotten(words: list[bytes]) -> None:
     assert isinstance(table.answer(ctx, FakeClient(), args), Later)
     (ask,) = ctx.scripts.asks
     assert asked(ask()) == [("nodes", encode_command(*args), 0)]
+
+
+def test_a_node_that_does_not_load_it_is_named() -> None:
+    ctx = context(scripts=Remembered())
+    answer = table.answer(ctx, FakeClient(), [b"script", b"load", b"return 1"])
+    assert isinstance(answer, Ask)
+    assert answer.finish is not None
+    answer.labels.extend(["a:1", "b:1"])
+    assert b"b:1" in answer.finish([SHA_REPLY, b"-OOM no\r\n"])
+    assert ctx.scripts.bodies == []
 
 
 @pytest.mark.parametrize("words", [[b"BAD"], [b"SYNC", b"SYNC"]])
@@ -72,6 +83,7 @@ def test_where_nothing_is_remembered() -> None:
     answer = table.answer(ctx, FakeClient(), [b"script", b"load", b"return 1"])
     assert isinstance(answer, Ask)
     assert answer.finish is not None
+    answer.labels.extend(["a:1"])
     assert answer.finish([SHA_REPLY]) == SHA_REPLY
 
 
