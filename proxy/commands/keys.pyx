@@ -144,7 +144,7 @@ cdef int64_t after_keyword(const KeySpec* spec, const char* frame, const Arg* ar
 
 cdef int64_t count_of(const char* p, size_t n) noexcept nogil:
     # A number as atoi reads it, which is what a cluster's node finds the slot with (genericGetKeys, db.c): blanks, a
-    # sign, digits, then anything; beyond a long the nearest long, of which an int keeps the low half. -1 for what is none.
+    # sign, digits, then anything; beyond a long the nearest long, of which an int keeps the low half. -1: it is none.
     cdef uint64_t value = 0, limit = INT64_MAX
     cdef int32_t count
     cdef size_t i = 0

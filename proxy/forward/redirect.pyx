@@ -8,8 +8,8 @@ own words: see cluster.redirection) is parked and sent again.
 
 A script says what its author likes. When one is redirected, its node is asked for one of the script's keys (EXISTS):
 what that answers is the node's own word, and followed and learnt like any other. If it knows nothing of a redirection,
-the script is sent once more and then its line is the client's. Nor does what a script says make a node unfit. A refusal in the server's exact words is believed, as any
-cluster client does: a script that returns one of them is sent again.
+the script is sent once more and then its line is the client's. Nor does what a script says make a node unfit. A refusal
+in the server's exact words is believed, as any cluster client does: a script that returns one of them is sent again.
 
 NOSCRIPT is repaired: the node is given the script, if anybody knows it (Scripts), and the command is sent again, once
 for each node that it comes to. The script goes ahead of it as a request of its own that nobody waits for; what else
@@ -88,7 +88,6 @@ cdef class Redirect:
         cdef Redirection to
         cdef int kind = parse_redirection(p, n, &to)
         cdef bint script = r.flags & REQ_SCRIPT
-        cdef Node node
         if kind == REDIR_NONE:
             return ORDINARY
         if r.sink == NULL or not (<Sink> r.sink).alive() or r.target == TARGET_LEASE:

@@ -182,11 +182,11 @@ cdef const char* first_key(const char* frame, size_t n, size_t* length) noexcept
     cdef const char* end = frame + n
     cdef const char* p = frame
     cdef const char* found = NULL
-    cdef int i
+    cdef int _
     while p < end and p[0] != c"\n":
         p += 1
     p += 1
-    for i in range(4):                      # its name, the script, the number of keys, the first of them
+    for _ in range(4):                      # its name, the script, the number of keys, the first of them
         found = argument(&p, end, length)
         if found == NULL:
             return NULL
