@@ -5,7 +5,7 @@ A function carries the call out, or says that it must wait (CALL_NOT_NOW: a barr
 is more than a forward is asked of `DataPath.responder` (proxy.serve): see answer.
 """
 cimport cython
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
 from proxy.commands.keys cimport KEYS_OK, asks_to_block, find_keys

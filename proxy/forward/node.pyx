@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """A server of the cluster as the data path knows it: its pools of connections and what is counted.
 
-A pool holds what clients of one protocol and database share. Whether a node is down is known per pool: a handshake that fails in one
-protocol says nothing of the connections in the other. Made and kept by Router; a Backend points to its pool.
+A pool holds what clients of one protocol and database share. Whether a node is down is known per pool: a handshake
+that fails in one protocol says nothing of the connections in the other. Made and kept by Router; a Backend points to
+its pool.
 """
 cimport cython
 

@@ -25,7 +25,7 @@ from proxy.forward.call cimport CALL_DONE, CALL_NOT_NOW, SLOT_CROSS, SLOT_NO_MEM
 from proxy.forward.counters cimport CLOSE_ERROR
 from proxy.forward.prepare cimport must_wait, new_request
 from proxy.forward.queued cimport Queued
-from proxy.forward.request cimport REQ_READ, TARGET_ANY, Request
+from proxy.forward.request cimport REQ_READ, Request
 from proxy.forward.router cimport READS_PRIMARY
 
 cdef const char* OK = b"+OK\r\n"
@@ -121,10 +121,11 @@ cdef int inside(Client client, Call* call, bint fits) noexcept:
         return spoil(client, call, "subcommand")
     if named(call, b"quit", 4) or named(call, b"reset", 5):
         return ask_serve(client, call, client.path.responder.answer, ())
-    if call.row.flags & CMD_BLOCKING:                   # which do not block in a transaction
+    if call.row.flags & CMD_BLOCKING or named(call, b"wait", 4):    # (Redis 7.0's WAIT has no flag): they do not block
         return queue_forward(client, call, queued)
-    if klass in (CLASS_FORWARD, CLASS_ANY, CLASS_PING, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET, CLASS_SPLIT_SUM) or named(
-        call, b"echo", 4) or named(call, b"time", 4):
+    if klass in (
+        CLASS_FORWARD, CLASS_ANY, CLASS_PING, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET, CLASS_SPLIT_SUM,
+    ) or named(call, b"echo", 4) or named(call, b"time", 4):
         return queue_forward(client, call, queued)
     if klass == CLASS_LOCAL:
         return queue_local(client, call)

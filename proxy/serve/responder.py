@@ -16,8 +16,8 @@ from proxy.resp.readers import fault_text
 from proxy.serve import table, transaction
 from proxy.serve.context import Answer, ClientLike, ServeContext
 
-# They may move a client to other connections to the nodes (RESP2, RESP3; with databases SELECT, too), where what follows could overtake what is
-# under way.
+# They may move a client to other connections to the nodes (RESP2, RESP3; with databases SELECT, too), where what
+# follows could overtake what is under way.
 _BARRIERS = frozenset({b"hello", b"reset"})
 
 # What a client did not bring about by itself, or should know of. (Malformed input has its notice already.)
@@ -56,7 +56,7 @@ class Responder:
     def answer(self, client: ClientLike, args: list[bytes]) -> Answer:
         """The reply to a command of CLASS_LOCAL, or whence it is to come."""
         name = args[0].lower()
-        if client.pending and (name in _BARRIERS or name == b"select" and self.ctx.databases > 1):
+        if client.pending and (name in _BARRIERS or (name == b"select" and self.ctx.databases > 1)):
             return None
         return table.answer(self.ctx, client, args)
 

@@ -62,7 +62,15 @@ PLAIN: Final = frozenset(
     }
 )
 # Refusals of a server that had not executed anything, beside those that are told by EXECABORT.
-_UNEXECUTED: Final = (b"-MOVED ", b"-ASK ", b"-TRYAGAIN ", b"-CLUSTERDOWN ", b"-READONLY ", b"-LOADING ", b"-MASTERDOWN ")
+_UNEXECUTED: Final = (
+    b"-MOVED ",
+    b"-ASK ",
+    b"-TRYAGAIN ",
+    b"-CLUSTERDOWN ",
+    b"-READONLY ",
+    b"-LOADING ",
+    b"-MASTERDOWN ",
+)
 _BECAUSE: Final = b"-EXECABORT Transaction discarded because of: "
 
 

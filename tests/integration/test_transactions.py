@@ -30,7 +30,9 @@ def open_leases(proxy: ProxyDaemon) -> float:
 
 def test_a_pipeline(client: redis.Redis) -> None:
     with client.pipeline(transaction=True) as pipe:
-        answers = pipe.set("{t}a", 1).incr("{t}a").get("{t}a").hset("{t}h", mapping={"f": "v"}).hgetall("{t}h").execute()
+        answers = (
+            pipe.set("{t}a", 1).incr("{t}a").get("{t}a").hset("{t}h", mapping={"f": "v"}).hgetall("{t}h").execute()
+        )
     assert answers == [True, 2, "2", 1, {"f": "v"}]
     with client.pipeline(transaction=True) as pipe, pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         pipe.set("{t}a", 1).lpush("{t}a", 1).incr("{t}a").execute()
@@ -114,7 +116,7 @@ DIALOGUES = [
     ["MULTI", "SET a 5", "CLIENT SETNAME me", "CLIENT GETNAME", "INCR a", "SELECT 0", "SELECT abc", "UNWATCH", "EXEC"],
     ["MULTI", "AUTH x y", "CLIENT GETNAME", "EXEC"],
     ["MULTI", "SET a 1", "RESET", "EXEC", "GET a"],
-    ["MULTI", "WAIT 0 0", "BLPOP b 0", "XREAD BLOCK 0 STREAMS s $", "BLMOVE b b LEFT LEFT 0", "EXEC"],
+    ["MULTI", "BLPOP b 0", "XREAD BLOCK 0 STREAMS s $", "BLMOVE b b LEFT LEFT 0", "EXEC"],
     ["WATCH a", "SET a 9", "MULTI", "GET a", "EXEC", "MULTI", "GET a", "EXEC"],
     ["WATCH a", "MULTI", "EXEC", "WATCH a", "UNWATCH", "MULTI", "GET a", "EXEC"],
     ["WATCH a", "SET a 1", "MULTI", "CLIENT GETNAME", "EXEC"],
@@ -133,7 +135,10 @@ DIALOGUES = [
 @pytest.mark.parametrize("lines", DIALOGUES, ids=lambda lines: " ".join(lines)[:40])
 def test_as_on_a_single_server(proxy: ProxyDaemon, standalone: Standalone, lines: list[str], proto: int) -> None:
     """One by one, and all at once. Keys in one slot, by their hash tag."""
-    tagged = [" ".join(f"{{t}}{word}" if len(word) == 1 and word in "abhsz" else word for word in line.split()) for line in lines]
+    tagged = [
+        " ".join(f"{{t}}{word}" if len(word) == 1 and word in "abhsz" else word for word in line.split())
+        for line in lines
+    ]
     said: list[list[bytes]] = []
     for opened in (standalone.raw(), proxy.raw(), proxy.raw()):
         with opened as raw:
@@ -149,6 +154,12 @@ def test_as_on_a_single_server(proxy: ProxyDaemon, standalone: Standalone, lines
                 said.append(raw.frames(len(tagged)))
     assert said[1] == said[0]
     assert said[2] == said[0]
+
+
+def test_wait_does_not_wait_inside(raw: RawClient) -> None:
+    """It tells how many replicas have it by now: none or one."""
+    raw.send(b"MULTI\r\nSET {t}a 1\r\nWAIT 5 0\r\nEXEC\r\n")
+    assert raw.frames(4)[-1] in (b"*2\r\n+OK\r\n:0\r\n", b"*2\r\n+OK\r\n:1\r\n")
 
 
 # -- WATCH in a cluster
@@ -229,7 +240,9 @@ def test_leases_are_bounded_reused_and_renewed(cluster: EmbeddedCluster, empty: 
         wait_for(lambda: open_leases(daemon) == 1, 5, "the one with the old name is closed")
 
 
-def test_a_thousand_clients_that_leave_in_the_middle(cluster: EmbeddedCluster, empty: None, start_proxy: StartProxy) -> None:
+def test_a_thousand_clients_that_leave_in_the_middle(
+    cluster: EmbeddedCluster, empty: None, start_proxy: StartProxy
+) -> None:
     daemon = start_proxy(cluster.seeds)
 
     def held() -> int:
@@ -258,7 +271,9 @@ def test_a_thousand_clients_that_leave_in_the_middle(cluster: EmbeddedCluster, e
 
 @pytest.fixture(scope="module")
 def databases() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(servers()["valkey"], replicas=0, node_timeout_ms=15000, options={"cluster-databases": "16"}) as started:
+    with EmbeddedCluster(
+        servers()["valkey"], replicas=0, node_timeout_ms=15000, options={"cluster-databases": "16"}
+    ) as started:
         yield started
 
 
@@ -314,7 +329,10 @@ def test_hostile_pipelines(proxy: ProxyDaemon) -> None:
         raw.send(b"DISCARD\r\nMULTI\r\n" + b"CLUSTER SLOTS\r\nPING\r\n" * 900 + b"EXEC\r\n")
         assert raw.frames(1803)[-1].startswith(b"*1800\r\n")
         raw.send(b"MULTI\r\n" + b"SELECT 0\r\n" * 20_000 + b"EXEC\r\nPING\r\n")
-        assert raw.frames(20_003)[-2:] == [b"-EXECABORT Transaction discarded because of previous errors.\r\n", b"+PONG\r\n"]
+        assert raw.frames(20_003)[-2:] == [
+            b"-EXECABORT Transaction discarded because of previous errors.\r\n",
+            b"+PONG\r\n",
+        ]
 
 
 def test_others_are_not_held_up_by_long_ones(proxy: ProxyDaemon) -> None:

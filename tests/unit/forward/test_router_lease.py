@@ -12,8 +12,8 @@ from proxy.forward.backend import Backend, BackendState
 from proxy.forward.ports import PushPort
 from proxy.forward.request import live
 from proxy.resp.encode import array, bulk, encode_command
-from tests.support.datapath import KEY_A, SLOT_A, TEXTS, A, B, Play, Stage
-from tests.support.dialogue import GET_A, GET_B, PING, REFUSALS, ask, asking, exchange, moved
+from tests.support.datapath import KEY_A, TEXTS, A, B, Play, Stage
+from tests.support.dialogue import GET_A, PING, REFUSALS, ask, asking, exchange, moved
 
 ECHO = encode_command("ECHO", "x")
 POP = encode_command("BLPOP", KEY_A, "0")

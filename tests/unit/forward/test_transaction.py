@@ -194,6 +194,17 @@ def test_keyless_commands_ride_along(play: Play) -> None:
     assert client.get() == OK + QUEUED * 5 + done
 
 
+def test_blocking_commands_ride_along(play: Play) -> None:
+    """They do not block inside a transaction."""
+    stage = play()
+    client = stage.client()
+    pop, wait = encode_command("BLPOP", KEY_A, "0"), encode_command("WAIT", "1", "0")
+    client.send(MULTI + pop + wait + EXEC)
+    stage.turn()
+    exchange(stage, A, MULTI + pop + wait + EXEC, TAKEN + array([b"*-1\r\n", b":0\r\n"]))
+    assert client.get() == TAKEN + array([b"*-1\r\n", b":0\r\n"])
+
+
 def test_one_without_keys_goes_to_any_primary(play: Play) -> None:
     stage = play()
     client = stage.client()
@@ -397,7 +408,9 @@ def test_they_are_not_carried_out_when_it_fails(play: Play) -> None:
     assert stage.accepted.name == b""
 
 
-@pytest.mark.parametrize("node_says", [b"*0\r\n", b"*1\r\n:1\r\n", b"*3\r\n:1\r\n:2\r\n:3\r\n", b":1\r\n", b"*?\r\n:1\r\n.\r\n"])
+@pytest.mark.parametrize(
+    "node_says", [b"*0\r\n", b"*1\r\n:1\r\n", b"*3\r\n:1\r\n:2\r\n:3\r\n", b":1\r\n", b"*?\r\n:1\r\n.\r\n"]
+)
 def test_nonsense_beside_the_proxys_own_answers(play: Play, node_says: bytes) -> None:
     """Never an exception; one whole reply."""
     stage = play()
@@ -415,7 +428,9 @@ def test_select_and_hello_that_would_change_what_comes_after(play: Play) -> None
     stage = play()
     stage.context.databases = 16
     assert say(stage, MULTI, encode_command("SELECT", "3"), EXEC) == OK + errors.SELECT_INSIDE + ABORT
-    assert say(stage, MULTI, encode_command("HELLO", "3"), EXEC, PING) == OK + errors.HELLO_INSIDE + ABORT + b"+PONG\r\n"
+    assert (
+        say(stage, MULTI, encode_command("HELLO", "3"), EXEC, PING) == OK + errors.HELLO_INSIDE + ABORT + b"+PONG\r\n"
+    )
     assert say(stage, MULTI, encode_command("SELECT", "99"), EXEC) == OK + QUEUED + array([errors.DB_INDEX])
 
 
@@ -424,7 +439,10 @@ def test_select_and_hello_that_would_change_what_comes_after(play: Play) -> None
 
 def test_reset_and_quit_inside(play: Play) -> None:
     stage = play()
-    assert say(stage, MULTI, SET_A, encode_command("RESET"), EXEC) == OK + QUEUED + b"+RESET\r\n" + errors.EXEC_WITHOUT_MULTI
+    assert (
+        say(stage, MULTI, SET_A, encode_command("RESET"), EXEC)
+        == OK + QUEUED + b"+RESET\r\n" + errors.EXEC_WITHOUT_MULTI
+    )
     client = stage.client()
     client.send(MULTI + SET_A + encode_command("QUIT") + EXEC)
     stage.turn()

@@ -37,7 +37,9 @@ def watching(stage: Stage, **settings: object) -> object:
 
 def leases(stage: Stage) -> list[object]:
     """Leased connections that are open."""
-    return [b for node in stage.router.nodes.values() for b in node.backends() if b.leased and b.state == BackendState.UP]
+    return [
+        b for node in stage.router.nodes.values() for b in node.backends() if b.leased and b.state == BackendState.UP
+    ]
 
 
 def over(stage: Stage, client: object, leased: int) -> None:
