@@ -98,9 +98,8 @@ class ControlPlane:
         here = {str(node.address) for node in topology.nodes()}
         limits = {address: told for address, told in self.facts.limits.items() if address in here}
         databases = self.facts.databases
-        self.facts = messages.NodeFacts(
-            usable={}, limits=limits, databases=databases
-        )  # who is usable is in the topology
+        # Who is usable is in the topology.
+        self.facts = messages.NodeFacts(usable={}, limits=limits, databases=databases)
 
     def _health_changed(self, address: Address, usable: bool, reason: str) -> None:
         text = "replica is used for reads" if usable else "replica not used for reads"

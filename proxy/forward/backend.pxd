@@ -19,8 +19,9 @@ cdef enum:                      # BackendState
 cdef class Backend(Pipeline):
     cdef readonly Node node
     cdef Pool pool                          # None: a lease
-    cdef readonly int proto
+    cdef readonly int proto                 # that of a lease may change while a client has it, and its db
     cdef readonly int db                    # SELECT n is to be sent in the handshake, if it is not 0
+    cdef bint spent                         # a lease that nobody is to have next
     cdef readonly bint readonly             # READONLY was or is to be sent in the handshake
     cdef public int state
     cdef object port
@@ -44,6 +45,7 @@ cdef class Backend(Pipeline):
     cdef bint pushed(self, const char* p, size_t n, bint final) noexcept
     cdef void reply(self, const char* p, size_t n) noexcept
     cdef void settle(self, Request* r, const char* p, size_t n, bint error) noexcept
+    cdef bint refused(self, Request* r, const char* bytes, const char* why, size_t n) noexcept
     cdef bint explain(self, Request* r, const char* fault, size_t n) noexcept
     cdef bint sent_on(self, Request* r, const char* p, size_t n) noexcept
     cdef void lose(self, str reason) noexcept

@@ -355,6 +355,8 @@ cdef class Backend(Pipeline):
         cdef char* fault
         cdef bint taken
         if not r.flags & REQ_SWALLOWED:
+            if r.own_swallow and n > BECAUSE_LEN and memcmp(p, BECAUSE, BECAUSE_LEN) == 0:
+                return self.refused(r, bytes, p + BECAUSE_LEN, n - BECAUSE_LEN)
             return self.recovery.error(self, r, bytes, p, n)
         r.flags &= ~REQ_SWALLOWED
         fault = request_take_fault(r)
@@ -362,6 +364,15 @@ cdef class Backend(Pipeline):
         if not taken and fault != NULL and n >= EXECABORT_LEN and memcmp(p, EXECABORT, EXECABORT_LEN) == 0:
             taken = self.explain(r, fault, r.fault_len)
         free(fault)
+        return taken
+
+    cdef bint refused(self, Request* r, const char* bytes, const char* why, size_t n) noexcept:
+        """EXEC itself was refused, after all of it was queued: as when the node lost its role in between."""
+        cdef Buffer line = Buffer(NULL, 0, 0, 0, NULL)
+        cdef bint taken = False
+        if buffer_append(&line, b"-", 1) and buffer_append(&line, why, n):
+            taken = self.recovery.error(self, r, bytes, line.data, buffer_len(&line))
+        buffer_release(&line)
         return taken
 
     cdef bint explain(self, Request* r, const char* fault, size_t n) noexcept:

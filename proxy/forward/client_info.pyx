@@ -169,15 +169,22 @@ cdef class ClientInfo(Outlet):
         return "" if self.take_lease(node) else "busy"
 
     def lease_redirected(self, bytes line not None):
-        """... to the node that a MOVED or ASK of its leased connection names; whether that could be done."""
+        """... to the node that a MOVED or ASK of its leased connection names; why not: "busy", "unknown"."""
         cdef int kind = 0
         cdef Node node = None
         if self.lease is not None:
             node = self.path.exchange.redirect.named(line, self.lease.node, &kind)
-        if node is None or not self.take_lease(node):
-            return False
+        if node is None:
+            return "unknown"
+        if not self.take_lease(node):
+            return "busy"
         self.asking = kind == REDIR_ASK
-        return True
+        return ""
+
+    def lease_tuned(self):
+        """Its connection has been told the client's protocol and database."""
+        self.lease.proto = self.proto
+        self.lease.db = self.db
 
     def leased_at(self, int slot):
         """Whether its connection still leads to where commands for the slot are carried out."""

@@ -147,17 +147,22 @@ cdef class Gather(Sink):
         It may do what it likes to the client. Whether it asked for another round, and that is on its way.
         """
         cdef uint32_t i
-        if self.no_memory or self.most == 0:
-            return False
         if not self.errors:
+            if self.no_memory or self.most == 0:
+                return False
             for i in range(self.nparts):
                 if self.parts[i].flags & REQ_ERROR:
                     return False
         try:
-            made = self.finish([
-                PyBytes_FromStringAndSize(self.parts[i].hold, <Py_ssize_t> self.parts[i].hold_len)
-                for i in range(self.nparts)
-            ])
+            if self.no_memory or self.most == 0:    # (it is the answer whatever finish returns but another round)
+                line = NO_MEMORY[:NO_MEMORY_LEN] if self.no_memory else TOO_MUCH[:TOO_MUCH_LEN]
+                replies = [line] * self.nparts
+            else:
+                replies = [
+                    PyBytes_FromStringAndSize(self.parts[i].hold, <Py_ssize_t> self.parts[i].hold_len)
+                    for i in range(self.nparts)
+                ]
+            made = self.finish(replies)
             if self.parent == NULL:
                 return False
             if isinstance(made, bytes):

@@ -50,7 +50,9 @@ cdef class Leases:
         """It is not needed any more; watching: keys may be watched on it."""
         cdef Request* r
         cdef Node node = lease.node
-        if lease.state != BACKEND_UP or lease.head != NULL or node.gone or lease.readonly != node.replica:
+        if lease.spent or lease.state != BACKEND_UP or lease.head != NULL or node.gone or (
+            lease.readonly != node.replica
+        ):
             lease.close()
             return
         if watching:
@@ -88,9 +90,13 @@ cdef class Leases:
             else:
                 del self.idle[key]
 
-    def close_idle(self):
-        """Closes all that nobody has now, as when they are to be made with other credentials."""
+    def renew(self):
+        """Closes all that nobody has now, and the others when they are given back: new ones are made otherwise."""
         cdef Backend lease
+        cdef Node node
+        for node in [*self.router.nodes.values(), *self.router.retired]:
+            for lease in node.leases:
+                lease.spent = True
         for idle in self.idle.values():
             for lease in idle:
                 lease.close()

@@ -5,6 +5,7 @@ from proxy.forward.counters cimport CLOSE_ERROR
 from proxy.forward.request cimport (
     REQ_READ, REQ_SCRIPT, TARGET_ANY, TARGET_SLOT, request_init, request_new,
 )
+from proxy.forward.router cimport READS_PRIMARY
 
 
 cdef Request* new_request(Client client, const Call* call) noexcept:
@@ -30,7 +31,7 @@ cdef void aim(Request* r, Client client, const Call* call, int slot) noexcept:
     """Sets what decides where a request goes. slot: -1 = to any primary."""
     r.affinity = client.affinity
     r.flags = (REQ_READ if call.row.flags & CMD_READONLY else 0) | (REQ_SCRIPT if call.row.flags & CMD_SCRIPT else 0)
-    r.policy = client.policy
+    r.policy = client.policy if client.watching < 0 else READS_PRIMARY      # a replica would not have what is watched
     r.proto = client.proto
     r.db = <unsigned short> client.db
     r.slot = <short> slot

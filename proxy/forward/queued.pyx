@@ -10,6 +10,7 @@ cdef const char* MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 cdef enum:
     MULTI_LEN = 15
     WORD = 100              # bytes that a Python object takes besides what it holds
+    LOCAL_MOST = 1000       # commands that the proxy answers itself: all of them are answered at once, at EXEC
 
 
 @cython.final
@@ -40,12 +41,13 @@ cdef class Queued:
         return True
 
     cdef bint add_local(self, list words, size_t most):
-        """Queues a command that the proxy answers itself; false when all is then longer than `most`, and spoiled."""
+        """Queues a command that the proxy answers itself; false when there are too many, or all is then longer than
+        `most`, and spoiled."""
         cdef size_t size = WORD
         for word in words:
             size += WORD + <size_t> len(word)
         if not self.spoiled:
-            if buffer_len(&self.frames) + self.texts + size > most:
+            if len(self.local) >= LOCAL_MOST or buffer_len(&self.frames) + self.texts + size > most:
                 self.spoil()
                 return False
             self.texts += size

@@ -122,7 +122,7 @@ cdef int inside(Client client, Call* call, bint fits) noexcept:
         return spoil(client, call, "subcommand")
     if named(call, b"quit", 4) or named(call, b"reset", 5):
         return ask_serve(client, call, client.path.responder.answer, ())
-    if call.row.flags & CMD_BLOCKING:                   # which do not block in a transaction
+    if call.row.flags & CMD_BLOCKING or named(call, b"wait", 4):    # (Redis 7.0's WAIT has no flag): they do not block
         return queue_forward(client, call, queued)
     if klass in (
         CLASS_FORWARD, CLASS_SCRIPT, CLASS_ANY, CLASS_PING, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET, CLASS_SPLIT_SUM,
@@ -155,7 +155,7 @@ cdef int queue_forward(Client client, Call* call, Queued queued) noexcept:
     if queued.spoiled:
         queued.n += 1                       # it is not going to be executed, but was queued for the client
         return say(client, call, QUEUED, QUEUED_LEN)
-    if buffer_len(&queued.frames) + call.n > client.settings.max_query:
+    if buffer_len(&queued.frames) + queued.texts + call.n > client.settings.max_query:
         queued.spoil()
         return say(client, call, TOO_LONG, TOO_LONG_LEN)
     if not queued.add(call.frame, call.n):
@@ -192,7 +192,7 @@ cdef int execute(Client client, Call* call) noexcept:
     frame = queued.frames.data[queued.frames.start:queued.frames.end] + EXEC[:EXEC_LEN] if queued.sent else b""
     result = ask_serve(
         client, call, client.path.responder.execute,
-        (queued.slot, frame, queued.sent + 1, queued.n, queued.local, queued.reads),
+        (queued.slot, frame, queued.sent + 1, queued.local, queued.reads),
     )
     if result != CALL_DONE:
         return result

@@ -165,7 +165,9 @@ def not_inside(name: bytes | str) -> bytes:
 
 
 SELECT_INSIDE = line("ERR SELECT of another database is not possible inside a transaction here")
+HELLO_INSIDE = line("ERR HELLO with another protocol is not possible inside a transaction here")
 TRANSACTION_TOO_LONG = line("ERR the transaction is too long (clients.max_query)")
+UNEXPECTED_FORM = line("ERR a node answered part of this command in an unexpected form")
 NO_LEASE = line("ERR no connection to the node is free for WATCH (backends.max_leased)")
 BAD_PART = line("ERR a node answered part of this command in an unexpected form")
 TOO_LONG = line("ERR the nodes' replies to this command are together too long")

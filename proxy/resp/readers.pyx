@@ -195,6 +195,32 @@ def split_frames(const uint8_t[::1] body not None):
     return frames
 
 
+def split_array(const uint8_t[::1] frame not None, places):
+    """An array's frame in pieces: where the elements with these indexes, ascending, begin. [offset, ...].
+
+    Of an index beyond the last element: the frame's end. ValueError when it is not one whole array.
+    """
+    cdef const char* p = <const char*> &frame[0] if frame.shape[0] else NULL
+    cdef size_t n = frame.shape[0], at = 0, used = 0
+    cdef int64_t index = 0, wanted
+    cdef ReplyScan scan
+    cdef list offsets = []
+    while at < n and p[at] != c"\n":
+        at += 1
+    at += 1
+    if n < 4 or p[0] != c"*" or at > n:
+        raise ValueError("no array")
+    for wanted in places:
+        while index < wanted and at < n:
+            reply_scan_reset(&scan)
+            if scan_reply(&scan, p + at, n - at, &used) != SCAN_DONE:
+                raise ValueError("no whole array")
+            at += used
+            index += 1
+        offsets.append(at)
+    return offsets
+
+
 cdef char* keep(char* data, size_t* n, size_t start, const uint8_t[::1] more) except? NULL:
     """Drops `start` bytes in front, appends `more`, and leaves a block of exactly the size; NULL when empty."""
     cdef size_t extra = 0 if more is None else more.shape[0]

@@ -87,8 +87,11 @@ class ClientLike(Protocol):
     def lease_slot(self, slot: int, /) -> str:
         """Leases a connection to the slot's primary; why not: "busy", "uncovered", "unknown"; "" = done."""
 
-    def lease_redirected(self, line: bytes, /) -> bool:
-        """Leases one to the node that a MOVED or ASK of the leased connection names, if it is a known one."""
+    def lease_redirected(self, line: bytes, /) -> str:
+        """Leases one to the node that a MOVED or ASK of the leased connection names; why not: "busy", "unknown"."""
+
+    def lease_tuned(self) -> None:
+        """The leased connection has been told the client's protocol and database."""
 
     def leased_at(self, slot: int, /) -> bool:
         """Whether the leased connection still leads to where the slot's commands are carried out."""

@@ -25,6 +25,12 @@ OUT_OF_INT_RANGE = errors.line("ERR value is out of range, value must between -2
 _NOAUTH_HELLO_OLD = errors.NOAUTH_HELLO.replace(b"HELLO <proto> AUTH", b"HELLO AUTH")
 
 
+def _major(version: str) -> int:
+    """0 = there is none."""
+    first = version.partition(".")[0]
+    return int(first) if first.isdecimal() and first.isascii() else 0
+
+
 def _before_7_2(server_version: str) -> bool:
     major, _, rest = server_version.partition(".")
     minor = rest.partition(".")[0]
@@ -138,7 +144,7 @@ def _hello(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
 
 
 def _select(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
-    """SELECT db: within ctx.databases. With database 0 only, any other gets Redis Cluster's refusal.
+    """SELECT db: within ctx.databases. With database 0 only, any other gets Redis Cluster's refusal, or Valkey 9's.
 
     No server has a database with a negative number, so that gets the error of a standalone Redis.
     """
@@ -150,7 +156,8 @@ def _select(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     if 0 <= db < max(1, ctx.databases):
         client.db = db
         return OK
-    return errors.DB_INDEX if db < 0 or ctx.databases > 1 else errors.SELECT_IN_CLUSTER
+    numbered = ctx.databases > 1 or _major(ctx.valkey_version) >= 9
+    return errors.DB_INDEX if db < 0 or numbered else errors.SELECT_IN_CLUSTER
 
 
 def _readonly(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:

@@ -75,12 +75,11 @@ class Responder:
         slot: int,
         frame: bytes,
         swallow: int,
-        queued: int,
         local: list[tuple[int, list[bytes]]],
         reads: bool,
     ) -> Answer:
         """The reply to EXEC; see transaction.execute."""
-        return transaction.execute(self.ctx, client, args, slot, frame, swallow, queued, local, reads)
+        return transaction.execute(self.ctx, client, args, slot, frame, swallow, local, reads)
 
     def unknown(self, client: ClientLike, args: list[bytes]) -> bytes:
         """The error for a command, or a subcommand, that the servers do not have."""

@@ -12,15 +12,19 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from proxy.forward.ask import Ask
 from proxy.resp import encode, errors
-from proxy.resp.readers import ReplyReader
+from proxy.resp.readers import split_array
 from proxy.serve import table
 from proxy.serve.context import Answer, ClientLike, ServeContext
 from proxy.serve.words import OK, full_name, integer
+
+if TYPE_CHECKING:
+    from proxy.forward.ask import Where
 
 QUEUED: Final = encode.simple("QUEUED")
 ASKING: Final = encode.encode_command("ASKING")
@@ -79,45 +83,101 @@ def queue(ctx: ServeContext, client: ClientLike, words: list[bytes]) -> bytes:
     if name not in PLAIN:
         client.spoil()
         return errors.not_inside(name)
-    if name == b"select" and integer(words[1]) != client.db and 0 <= (integer(words[1]) or 0) < ctx.databases:
+    told = integer(words[1]) if len(words) > 1 else None
+    if name == b"select" and told is not None and told != client.db and 0 <= told < ctx.databases:
         client.spoil()
         return errors.SELECT_INSIDE
+    if name == b"hello" and told in (2, 3) and told != client.proto:
+        client.spoil()  # what goes to a server is answered in one protocol
+        return errors.HELLO_INSIDE
     return QUEUED if client.queue(words) else errors.TRANSACTION_TOO_LONG
 
 
 # -- WATCH
 
 
-def watch(ctx: ServeContext, client: ClientLike, words: list[bytes], slot: int, tries: int = 0) -> Answer:
+def watch(ctx: ServeContext, client: ClientLike, words: list[bytes], slot: int) -> bytes | Ask:
     """WATCH key [key ...], all in this slot, which is that of the keys watched before."""
     if client.watching < 0:
-        if not tries and (trouble := client.lease_slot(slot)):
-            return {"busy": errors.NO_LEASE, "uncovered": errors.CLUSTERDOWN_UNSERVED}.get(trouble, errors.CLUSTERDOWN)
-    elif client.lease is None or not client.leased_at(slot):
+        return _first(client, words, slot, 0)
+    if client.lease is None or not client.leased_at(slot):
         return OK  # what is watched already will be said to have changed
+    return _ask_lease(client, words, slot, 0)
+
+
+def _first(client: ClientLike, words: list[bytes], slot: int, tries: int) -> bytes | Ask:
+    """On a connection of the client's own to the node that has the slot."""
+    trouble = client.lease_slot(slot)
+    if trouble == "busy":
+        return errors.NO_LEASE
+    if trouble:
+        return errors.CLUSTERDOWN_UNSERVED if trouble == "uncovered" else errors.CLUSTERDOWN
+    return _ask_lease(client, words, slot, tries)
+
+
+def _ask_lease(client: ClientLike, words: list[bytes], slot: int, tries: int) -> bytes | Ask:
     frame = encode.encode_command(*words)
-    part = (client.lease, ASKING + frame, 1) if client.asking else (client.lease, frame, 0)
-    return Ask([part], finish=partial(_watched, ctx, client, words, slot, tries), errors=True)  # type: ignore[list-item]
+    if client.asking:
+        frame = ASKING + frame
+    finish = partial(_watched, client, words, slot, tries)
+    return _on_lease(client, frame, int(client.asking), finish)
 
 
-def _watched(
-    ctx: ServeContext, client: ClientLike, words: list[bytes], slot: int, tries: int, replies: list[bytes]
-) -> bytes | Ask:
+def _watched(client: ClientLike, words: list[bytes], slot: int, tries: int, replies: list[bytes]) -> bytes | Ask:
+    """The node's reply to WATCH. What it refuses for now is tried again: WATCH changes nothing."""
     (reply,) = replies
-    if not reply.startswith(b"-"):
+    if reply == OK:
         client.watching = slot
-        return reply
-    if client.watching >= 0:
-        client.forfeit()
         return OK
-    if reply.startswith((b"-MOVED ", b"-ASK ")):
-        if tries < TRIES and client.lease_redirected(reply):
-            again = watch(ctx, client, words, slot, tries + 1)
-            assert isinstance(again, bytes | Ask)
-            return again
-        reply = errors.TRYAGAIN
+    if client.watching >= 0 or not reply.startswith(b"-"):
+        client.watching = slot
+        client.forfeit()  # nobody knows what is watched: it will be said to have changed
+        return OK
+    if tries < TRIES:
+        trouble = "unknown"
+        if reply.startswith((b"-MOVED ", b"-ASK ")):
+            trouble = client.lease_redirected(reply)
+            if not trouble:
+                return _ask_lease(client, words, slot, tries + 1)
+        if trouble == "busy":
+            client.release()
+            return errors.NO_LEASE
+        if reply.startswith(_UNEXECUTED) or reply in (errors.NODE_GONE, errors.MAYBE_EXECUTED):
+            client.release()
+            # Asked on the shared connection, which is patient with a slot that moves and a node that is lost.
+            probe = encode.encode_command("EXISTS", *words[1:])
+            again = partial(_probed, client, words, slot, tries + 1)
+            return Ask([(slot, probe, 0)], finish=again, errors=True)
     client.release()
-    return reply
+    return errors.TRYAGAIN if reply.startswith((b"-MOVED ", b"-ASK ")) else reply
+
+
+def _probed(client: ClientLike, words: list[bytes], slot: int, tries: int, replies: list[bytes]) -> bytes | Ask:
+    (reply,) = replies
+    if reply.startswith(b"-") and reply != errors.MAYBE_EXECUTED:
+        return reply
+    return _first(client, words, slot, tries)
+
+
+def _on_lease(client: ClientLike, frame: bytes, swallow: int, finish: Callable[[list[bytes]], bytes | Ask]) -> Ask:
+    """Asks the client's own connection, in the protocol and the database that the client has now."""
+    lease = client.lease
+    assert lease is not None
+    parts: list[tuple[Where, bytes, int]] = []
+    if lease.proto != client.proto:
+        parts.append((lease, encode.encode_command("HELLO", str(client.proto)), 0))
+    if lease.db != client.db:
+        parts.append((lease, encode.encode_command("SELECT", str(client.db)), 0))
+    if not parts:
+        return Ask([(lease, frame, swallow)], finish=finish, errors=True)
+
+    def tuned(replies: list[bytes]) -> bytes | Ask:
+        if any(reply.startswith(b"-") for reply in replies):
+            return finish([errors.NODE_GONE])  # it was not sent
+        client.lease_tuned()
+        return Ask([(lease, frame, swallow)], finish=finish, errors=True)
+
+    return Ask(parts, finish=tuned, errors=True)
 
 
 # -- EXEC
@@ -130,37 +190,37 @@ def execute(
     slot: int,
     frame: bytes,
     swallow: int,
-    queued: int,
     local: list[tuple[int, list[bytes]]],
     reads: bool,
 ) -> Answer:
     """EXEC of a transaction that watches, or in which the proxy answers something.
 
     slot: of its keys, -1 = it has none. frame: MULTI to EXEC of what goes to a server (empty = nothing), with so many
-    replies to swallow. queued: commands in all. local: (place among them, words) of those for the proxy. reads: what
-    goes to a server changes nothing.
+    replies to swallow. local: (place among all commands, words) of those for the proxy. reads: what goes to a server
+    changes nothing.
     """
-    finish = partial(_executed, ctx, client, queued, local)
+    finish = partial(_executed, ctx, client, local)
     if client.watching < 0:
         if not frame:
             return finish([encode.array([])])
         reads = reads and client.reads == "primary"  # all of one transaction is read in one place
         return Ask([(slot if slot >= 0 else "any", frame, swallow)], finish=finish, read=reads)
-    lease = client.lease
-    if lease is None or not client.leased_at(client.watching):
+    if client.lease is None or not client.leased_at(client.watching):
         client.release()
         return encode.null_array(client.proto)
     if not frame:
         frame, swallow = EMPTY, 1
     if client.asking:
         frame, swallow = ASKING + frame, swallow + 1
-    return Ask([(lease, frame, swallow)], finish=partial(_decided, client, finish), errors=True)
+    return _on_lease(client, frame, swallow, partial(_decided, client, finish))
 
 
 def _decided(client: ClientLike, finish: partial[bytes], replies: list[bytes]) -> bytes:
     """The reply to EXEC of a client that watches."""
     (reply,) = replies
     if not reply.startswith(b"-"):
+        if not reply.startswith((b"*", b"_")):
+            client.forfeit()  # no reply to EXEC
         client.release()
         return finish(replies)
     refusal = b"-" + reply[len(_BECAUSE) :] if reply.startswith(_BECAUSE) else reply
@@ -175,16 +235,25 @@ def _decided(client: ClientLike, finish: partial[bytes], replies: list[bytes]) -
 
 
 def _executed(
-    ctx: ServeContext, client: ClientLike, queued: int, local: list[tuple[int, list[bytes]]], replies: list[bytes]
+    ctx: ServeContext, client: ClientLike, local: list[tuple[int, list[bytes]]], replies: list[bytes]
 ) -> bytes:
     """EXEC's reply with the proxy's own answers in their places."""
     (reply,) = replies
     if reply[:1] != b"*" or reply.startswith(b"*-1") or not local:
         return reply
-    answers = [frame for frame, _, _ in ReplyReader().feed(reply[reply.index(b"\r\n") + 2 :])]
-    for place, words in local:
-        answers.insert(place, _answer(ctx, client, words))
-    return encode.array(answers)
+    # Those before a local command that are not local themselves come before it in the reply.
+    at = reply.index(b"\r\n") + 2
+    try:
+        count = int(reply[1 : at - 2]) + len(local)
+        borders = split_array(reply, [place - n for n, (place, _) in enumerate(local)])
+    except ValueError:
+        return errors.UNEXPECTED_FORM
+    pieces = [b"*%d\r\n" % count]
+    for (_, words), border in zip(local, borders, strict=True):
+        pieces += (reply[at:border], _answer(ctx, client, words))
+        at = border
+    pieces.append(reply[at:])
+    return b"".join(pieces)
 
 
 def _answer(ctx: ServeContext, client: ClientLike, words: list[bytes]) -> bytes:

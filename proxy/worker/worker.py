@@ -317,7 +317,7 @@ class Worker:
         if settings.backends != old.backends:
             self.connector.reconfigure(settings.backends)
         if of_a_connection(settings.backends) != of_a_connection(old.backends):
-            self.path.leases.close_idle()
+            self.path.leases.renew()
             for backend in self.router.renew():  # the old ones end when what they carry is answered
                 if not backend.pending:
                     self.connector.forget(backend)

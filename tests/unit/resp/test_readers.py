@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.resp.errors import ProtocolFault
-from proxy.resp.readers import CommandReader, ReplyReader, fault_text, split_frames, split_inline
+from proxy.resp.readers import CommandReader, ReplyReader, fault_text, split_array, split_frames, split_inline
 from tests.support.cluster import Standalone, servers
 from tests.support.raw import bulk
 
@@ -149,3 +149,21 @@ def test_frames_one_after_the_other() -> None:
 def test_what_is_no_frame(body: bytes) -> None:
     with pytest.raises(ProtocolFault):
         split_frames(body)
+
+
+def test_where_the_elements_of_an_array_begin() -> None:
+    elements = [b":1\r\n", b"*2\r\n+a\r\n$1\r\nb\r\n", b"$4\r\n\r\n:1\r\n", b"|1\r\n+a\r\n:1\r\n:2\r\n", b"_\r\n"]
+    frame = b"*5\r\n" + b"".join(elements)
+    starts = [4 + len(b"".join(elements[:n])) for n in range(6)]
+    assert split_array(frame, list(range(6))) == starts
+    assert split_array(frame, [0, 0, 3, 3, 5, 9]) == [starts[n] for n in (0, 0, 3, 3, 5, 5)]
+    assert split_array(frame, []) == []
+    assert split_array(b"*0\r\n", [0, 1]) == [4, 4]
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", b"*", b"*1", b":1\r\n", b"*1\r\n:", b"*2\r\n:1\r\n$5\r\nab", b"*1\r\n?\r\n", b"*?\r\n.\r\n"]
+)
+def test_what_is_no_whole_array(frame: bytes) -> None:
+    with pytest.raises(ValueError, match="array"):
+        split_array(frame, [9])

@@ -155,6 +155,17 @@ def test_select(databases: int, db: str, expected: bytes) -> None:
     assert client.db == (int(db) if expected == b"+OK\r\n" else 0)
 
 
+@pytest.mark.parametrize(
+    ("version", "numbered"), [("9.1.2", True), ("8.1.0", False), ("unstable", False), ("²", False)]
+)
+def test_select_where_valkey_could_have_databases(version: str, numbered: bool) -> None:
+    """Valkey 9 says so even when it has one."""
+    told = ask(FakeClient(), "SELECT", "1", ctx=context(valkey_version=version))
+    assert told == (
+        b"-ERR DB index is out of range\r\n" if numbered else b"-ERR SELECT is not allowed in cluster mode\r\n"
+    )
+
+
 def test_time_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.serve.local.time.time_ns", lambda: 1700000000_000012_999)
     assert ask(FakeClient(), "TIME") == b"*2\r\n$10\r\n1700000000\r\n$2\r\n12\r\n"
