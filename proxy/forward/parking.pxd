@@ -17,7 +17,7 @@ cdef class Parking:
     cdef bint unsorted
     cdef readonly size_t waiting    # requests parked
     cdef uint32_t parked_in[SLOTS]  # of them, per slot
-    cdef dict doubted               # slot -> (requests whose redirection is in doubt, number of the oldest at least)
+    cdef readonly dict doubts       # slot -> (requests whose redirection is in doubt, number of the oldest at least)
     cdef object timer               # None while nothing is parked
     cdef bint soon                  # a wake_all is under way
     cdef object _wake

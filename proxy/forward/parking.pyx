@@ -73,7 +73,7 @@ cdef class Parking:
         self.loop = loop
         self.backoff_min_ns = backoff_min_ns
         self.backoff_max_ns = backoff_max_ns
-        self.doubted = {}
+        self.doubts = {}
         self._wake = self.wake
         self._wake_all = self.wake_all
 
@@ -195,7 +195,7 @@ cdef class Parking:
                 request_move(r, STATE_NEW)
                 self.recovery.expired(r, r.reason)
             elif (everything or r.wake_ns <= self.reactor.now) and (r.slot < 0 or not self.parked_in[r.slot]) and (
-                not self.doubted or not self.behind_doubt(r)
+                not self.doubts or not self.behind_doubt(r)
             ):
                 request_move(r, STATE_NEW)
                 self.recovery.resubmit(r)
@@ -214,19 +214,19 @@ cdef class Parking:
 
     cdef void doubt(self, Request* r):
         """Until doubt_ends, what was sent later for its slot stays parked (Redirect.doubt has the request itself)."""
-        count, oldest = self.doubted.get(r.slot, (0, r.number))
-        self.doubted[r.slot] = count + 1, min(oldest, r.number)
+        count, oldest = self.doubts.get(r.slot, (0, r.number))
+        self.doubts[r.slot] = count + 1, min(oldest, r.number)
 
     cdef void doubt_ends(self, Request* r):
-        count, oldest = self.doubted[r.slot]
+        count, oldest = self.doubts[r.slot]
         if count == 1:
-            del self.doubted[r.slot]
+            del self.doubts[r.slot]
         else:
-            self.doubted[r.slot] = count - 1, max(oldest, r.number + 1)     # they end in the order of their beginning
+            self.doubts[r.slot] = count - 1, max(oldest, r.number + 1)     # they end in the order of their beginning
 
     cdef bint behind_doubt(self, Request* r):
         cdef uint64_t oldest
-        found = self.doubted.get(r.slot)
+        found = self.doubts.get(r.slot)
         if found is None:
             return False
         oldest = found[1]

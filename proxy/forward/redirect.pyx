@@ -104,7 +104,7 @@ cdef class Redirect:
             self.counts.redirections[kind] += 1
             (<Sink> r.sink).unsettle()
             request_fault(r, p, n)              # for the case that its time is over before it is answered
-            if script or self.parking.doubted and r.slot in self.parking.doubted:
+            if script or self.parking.doubts and r.slot in self.parking.doubts:
                 return self.doubt(backend, r, bytes)
             return self.lead(backend.node, <void*> backend, r, bytes, &to, kind)
         self.counts.redirections[kind] += 1
@@ -190,7 +190,7 @@ cdef class Redirect:
 
         What that node answers to EXISTS is its own word, and followed and learnt like that of any command. Meanwhile
         the requests of that slot keep their order: what else is redirected there takes the same way, behind an answer
-        of its own (to PING: its redirection is no script's), and what is parked waits (Parking.doubted).
+        of its own (to PING: its redirection is no script's), and what is parked waits (Parking.doubts).
         """
         cdef size_t n = 0, count = 0
         cdef const char* keys

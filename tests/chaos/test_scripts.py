@@ -209,7 +209,7 @@ class Load:
                     if not least <= held <= answered + runner.unsure[key]:
                         wrong.append((key, answered, held, runner.unsure[key]))
         assert wrong == []
-        assert self.flushes > 20
+        assert self.flushes > 5
         assert rounds > 20 * CLIENTS
 
     def _held(self, client: redis.Redis, key: str) -> int:
@@ -278,7 +278,7 @@ def test_primaries_change(
 @pytest.mark.parametrize("config", [{}, pytest.param(REPLICAS, marks=pytest.mark.long)], ids=["primary", "replicas"])
 def test_a_primary_is_killed(config: dict[str, Any], server: str, start_proxy: StartProxy) -> None:
     """What its node had answered and not yet replicated is lost, and what was under way may have been executed."""
-    with EmbeddedCluster(server, node_timeout_ms=2000) as cluster:
+    with EmbeddedCluster(server, node_timeout_ms=1000) as cluster:
         tags = tags_of_all()
         victim = cluster.primaries()[0]
         lossy = [tag for tag in tags if slot_of(tag) in set(cluster.slots_of(victim))]
