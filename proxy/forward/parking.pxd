@@ -17,6 +17,7 @@ cdef class Parking:
     cdef bint unsorted
     cdef readonly size_t waiting    # requests parked
     cdef uint32_t parked_in[SLOTS]  # of them, per slot
+    cdef readonly dict doubts       # slot -> (requests whose redirection is in doubt, number of the oldest at least)
     cdef object timer               # None while nothing is parked
     cdef bint soon                  # a wake_all is under way
     cdef object _wake
@@ -29,4 +30,7 @@ cdef class Parking:
     cdef void append(self, Request* r) noexcept
     cdef Request* empty(self) noexcept
     cdef void discard(self, Request* r) noexcept
+    cdef void doubt(self, Request* r)
+    cdef void doubt_ends(self, Request* r)
+    cdef bint behind_doubt(self, Request* r)
     cdef void go(self, bint everything) noexcept

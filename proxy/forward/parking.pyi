@@ -6,6 +6,9 @@ class Parking:
     @property
     def waiting(self) -> int:
         """Requests parked."""
+    @property
+    def doubts(self) -> dict[int, tuple[int, int]]:
+        """Slot -> requests whose redirection is in doubt, and the number of the oldest at least."""
     def wake(self) -> None:
         """Submits anew what has waited long enough; ends what is past its deadline."""
     def wake_all(self) -> None:

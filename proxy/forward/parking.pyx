@@ -7,6 +7,7 @@ order in which clients sent them, whenever each was parked, and those of one slo
 writes to one key must not.
 """
 cimport cython
+from libc.stdint cimport uint64_t
 
 from proxy.forward.counters cimport OUTCOME_GAVE_UP, OUTCOME_RETRIED, RETRY_NOSCRIPT
 from proxy.forward.ports cimport Sink
@@ -72,6 +73,7 @@ cdef class Parking:
         self.loop = loop
         self.backoff_min_ns = backoff_min_ns
         self.backoff_max_ns = backoff_max_ns
+        self.doubts = {}
         self._wake = self.wake
         self._wake_all = self.wake_all
 
@@ -192,7 +194,9 @@ cdef class Parking:
                 self.counts.retries[r.reason][OUTCOME_GAVE_UP] += 1
                 request_move(r, STATE_NEW)
                 self.recovery.expired(r, r.reason)
-            elif (everything or r.wake_ns <= self.reactor.now) and (r.slot < 0 or not self.parked_in[r.slot]):
+            elif (everything or r.wake_ns <= self.reactor.now) and (r.slot < 0 or not self.parked_in[r.slot]) and (
+                not self.doubts or not self.behind_doubt(r)
+            ):
                 request_move(r, STATE_NEW)
                 self.recovery.resubmit(r)
             else:
@@ -207,6 +211,26 @@ cdef class Parking:
             (<Sink> r.sink).deliver(r, NULL, 0, True, False)
         else:
             request_free(r)
+
+    cdef void doubt(self, Request* r):
+        """Until doubt_ends, what was sent later for its slot stays parked (Redirect.doubt has the request itself)."""
+        count, oldest = self.doubts.get(r.slot, (0, r.number))
+        self.doubts[r.slot] = count + 1, min(oldest, r.number)
+
+    cdef void doubt_ends(self, Request* r):
+        count, oldest = self.doubts[r.slot]
+        if count == 1:
+            del self.doubts[r.slot]
+        else:
+            self.doubts[r.slot] = count - 1, max(oldest, r.number + 1)     # they end in the order of their beginning
+
+    cdef bint behind_doubt(self, Request* r):
+        cdef uint64_t oldest
+        found = self.doubts.get(r.slot)
+        if found is None:
+            return False
+        oldest = found[1]
+        return oldest < r.number
 
     def stop(self):
         """Ends the timer and whatever is parked."""

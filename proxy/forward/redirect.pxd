@@ -19,7 +19,7 @@ cdef class Redirect
 cdef class Probe(Sink):
     cdef Redirect redirect
     cdef Node node              # that is asked
-    cdef Request* r             # the script's
+    cdef Request* r             # that is in doubt
     cdef bint odd               # the answer comes in pieces
 
 cdef class Redirect:

@@ -6,10 +6,11 @@ refresh has made it known, or its time is over. MOVED is learnt, for the slot of
 node refuses for a while without carrying it out (TRYAGAIN, CLUSTERDOWN, LOADING, READONLY, MASTERDOWN, in the server's
 own words: see cluster.redirection) is parked and sent again.
 
-A script says what its author likes. When one is redirected, its node is asked for one of the script's keys (EXISTS):
-what that answers is the node's own word, and followed and learnt like any other. If it knows nothing of a redirection,
-the script is sent once more and then its line is the client's. Nor does what a script says make a node unfit. A refusal
-in the server's exact words is believed, as any cluster client does: a script that returns one of them is sent again.
+A script says what its author likes. When one is redirected, its node is asked for the script's keys (EXISTS): what that
+answers is the node's own word, and followed and learnt like any other. If it knows nothing of a redirection (or is gone
+before it answers), the script is sent once more and then its line is the client's. What its client had sent behind it is
+redirected, too, and must not overtake: see doubt. Nor does what a script says make a node unfit. A refusal in the
+server's exact words is believed, as any cluster client does: a script that returns one of them is sent again.
 
 NOSCRIPT is repaired: the node is given the script, if anybody knows it (Scripts), and the command is sent again, once
 for each node that it comes to. The script goes ahead of it as a request of its own that nobody waits for; what else
@@ -39,12 +40,13 @@ from proxy.forward.request cimport (
     request_forget, request_free, request_keep, request_move, request_new,
 )
 from proxy.forward.router cimport CHOSEN
-from proxy.forward.scripts cimport SHA_LEN, first_key, sha_of
+from proxy.forward.scripts cimport SHA_LEN, keys_of, sha_of
 
 cdef int* REASON_OF = [0, RETRY_MOVED, RETRY_MOVED, RETRY_TRYAGAIN, RETRY_CLUSTERDOWN, RETRY_LOADING, RETRY_READONLY,
                        RETRY_MASTERDOWN]
 
 cdef const char* ASKING = b"*1\r\n$6\r\nASKING\r\n"
+cdef bytes PING = b"*1\r\n$4\r\nPING\r\n"
 cdef enum:
     ASKING_LEN = 16
     LOADS_MAX = 64          # scripts of which a connection remembers where they were loaded
@@ -53,7 +55,7 @@ cdef enum:
 @cython.final
 @cython.no_gc
 cdef class Probe(Sink):
-    """Takes the answer to a question about a script's redirection, and has the script's request until then."""
+    """Takes the answer to a question about a redirection, and has the request in doubt until then."""
 
     def __cinit__(self, Redirect redirect, Node node):
         self.redirect = redirect
@@ -102,7 +104,7 @@ cdef class Redirect:
             self.counts.redirections[kind] += 1
             (<Sink> r.sink).unsettle()
             request_fault(r, p, n)              # for the case that its time is over before it is answered
-            if script:
+            if script or self.parking.doubts and r.slot in self.parking.doubts:
                 return self.doubt(backend, r, bytes)
             return self.lead(backend.node, <void*> backend, r, bytes, &to, kind)
         self.counts.redirections[kind] += 1
@@ -184,18 +186,22 @@ cdef class Redirect:
     # -- scripts -------------------------------------------------------------------------------------------------
 
     cdef int doubt(self, Backend backend, Request* r, const char* whole) noexcept:
-        """A redirection that a script may have said itself: its node is asked for one of its keys. A Verdict.
+        """A redirection that a script may have said itself: its node is asked for the script's keys. A Verdict.
 
-        What that node answers to EXISTS is its own word, and followed and learnt like that of any command.
+        What that node answers to EXISTS is its own word, and followed and learnt like that of any command. Meanwhile
+        the requests of that slot keep their order: what else is redirected there takes the same way, behind an answer
+        of its own (to PING: its redirection is no script's), and what is parked waits (Parking.doubts).
         """
-        cdef size_t n = 0
-        cdef const char* key = first_key(whole, r.len, &n)
+        cdef size_t n = 0, count = 0
+        cdef const char* keys
         cdef Request* q
         cdef Probe probe
-        cdef bytes frame
-        if key == NULL:
-            return ORDINARY
-        frame = b"*2\r\n$6\r\nEXISTS\r\n$%d\r\n%b\r\n" % (n, key[:n])
+        cdef bytes frame = PING
+        if r.flags & REQ_SCRIPT:
+            keys = keys_of(whole, r.len, &n, &count)
+            if keys == NULL:
+                return ORDINARY
+            frame = b"*%d\r\n$6\r\nEXISTS\r\n%b" % (1 + count, keys[:n])
         q = request_new()
         if q == NULL or not request_keep(q, frame, len(frame)) or not request_keep(r, whole, r.len):
             if q != NULL:
@@ -204,11 +210,12 @@ cdef class Redirect:
         probe = Probe(self, backend.node)
         probe.r = r
         request_move(r, STATE_PARKED)       # the probe's
+        self.parking.doubt(r)
         q.sink = <void*> probe
         q.number = r.number
         q.len = len(frame)
         q.start_ns = self.parking.reactor.now
-        q.deadline_ns = r.deadline_ns
+        q.deadline_ns = q.start_ns + (r.deadline_ns - q.start_ns) // 2      # the rest is for r, if that node is gone
         q.affinity = r.affinity
         q.command = r.command
         q.slot = -1
@@ -222,20 +229,26 @@ cdef class Redirect:
         return TAKEN
 
     cdef void decide(self, Request* r, Node said, const char* p, size_t n) noexcept:
-        """What the node that a script named a redirection on has answered to EXISTS: p[0:n]."""
+        """A request that was in doubt goes on. p[0:n]: what the node that redirected it has answered."""
         cdef Redirection to
-        cdef int kind = parse_redirection(p, n, &to) if n else REDIR_NONE
-        cdef int verdict = STRANDED
+        cdef bint script = r.flags & REQ_SCRIPT
+        cdef int kind, verdict = STRANDED
+        cdef bytes own
+        self.parking.doubt_ends(r)
         request_move(r, STATE_NEW)
         if r.sink == NULL or not (<Sink> r.sink).alive():
             self.parking.discard(r)
             return
-        if (kind == REDIR_MOVED or kind == REDIR_ASK) and to.slot == r.slot:
+        if not script:
+            own = r.fault[:r.fault_len]
+            kind = parse_redirection(own, len(own), &to)
+        else:
+            kind = parse_redirection(p, n, &to) if n else REDIR_NONE
+        if (kind == REDIR_MOVED or kind == REDIR_ASK) and (to.slot == r.slot or not script):
             verdict = self.lead(said, NULL, r, r.own, &to, kind)
-        elif n and p[0] == c":" and not r.doubted:
+        elif not r.doubted:
             r.doubted = 1                   # perhaps the slot has come back meanwhile: once more, and no more
-            self.parking.recovery.resubmit(r)
-            return
+            verdict = self.wait(r, r.own, RETRY_MOVED)
         if verdict == STRANDED:
             self.parking.recovery.expired(r, RETRY_MOVED)
 

@@ -17,6 +17,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from proxy.cluster.slot cimport SLOTS, key_slot
+from proxy.resp.number cimport string2ll
 
 import os
 
@@ -178,19 +179,30 @@ cdef const char* sha_of(const char* frame, size_t n) noexcept nogil:
     return name if name != NULL and length == SHA_LEN else NULL
 
 
-cdef const char* first_key(const char* frame, size_t n, size_t* length) noexcept nogil:
+cdef const char* keys_of(const char* frame, size_t n, size_t* length, size_t* count) noexcept nogil:
     cdef const char* end = frame + n
     cdef const char* p = frame
     cdef const char* found = NULL
-    cdef int _
+    cdef const char* first
+    cdef size_t size = 0
+    cdef int64_t keys = 0, _
     while p < end and p[0] != c"\n":
         p += 1
     p += 1
-    for _ in range(4):                      # its name, the script, the number of keys, the first of them
-        found = argument(&p, end, length)
+    for _ in range(3):                      # its name, the script, the number of keys
+        found = argument(&p, end, &size)
         if found == NULL:
             return NULL
-    return found
+    if not string2ll(found, size, &keys) or keys <= 0 or p == NULL:
+        return NULL
+    first = p
+    for _ in range(keys):
+        found = argument(&p, end, &size)
+        if found == NULL:
+            return NULL
+    length[0] = found + size + 2 - first
+    count[0] = <size_t> keys
+    return first if found + size + 2 <= end else NULL
 
 
 def script_sha(bytes frame not None):
