@@ -40,6 +40,16 @@ def unknown_command(name: bytes, args: list[bytes] | tuple[bytes, ...] = ()) -> 
     return line(b"ERR unknown command '" + _c_string(name) + b"', with args beginning with: " + shown)
 
 
+def not_found(what: str, name: bytes) -> bytes:
+    """Say in ACL DRYRUN that there is no such User or Command (acl.c, aclCommand)."""
+    return line(b"ERR %s '%s' not found" % (what.encode(), _c_string(name, len(name))))
+
+
+def unknown_node(node: bytes) -> bytes:
+    """Say that the cluster has no node of that id (cluster.c)."""
+    return line(b"ERR Unknown node " + _c_string(node, len(node)))
+
+
 def unknown_subcommand(name: bytes, subcommand: bytes) -> bytes:
     """Say that a container command has no such subcommand (server.c, commandCheckExistence)."""
     return line(b"ERR unknown subcommand '" + _c_string(subcommand) + b"'. Try " + _c_string(name.upper()) + b" HELP.")

@@ -350,18 +350,17 @@ cdef int stream_begin(ReplyScan* s, const char** at, const char* end) noexcept n
     """`$?` `*?` `~?` `%?`: a string or an aggregate of unknown length; s.pending becomes that of its level."""
     cdef const char* p = at[0]
     cdef Py_ssize_t n = min(end - p, 4)
-    if memcmp(p + 1, b"?\r\n", n - 1) != 0:
+    cdef bint level = s.depth < REPLY_STREAM_DEPTH and (p[0] == c'*' or p[0] == c'~' or p[0] == c'%')
+    if memcmp(p + 1, b"?\r\n", n - 1) != 0 or not (level or p[0] == c'$'):
         return SCAN_ERROR
     if n < 4:
         return SCAN_MORE
-    if p[0] == c'$':
-        s.in_chunk = 1
-    elif s.depth < REPLY_STREAM_DEPTH and (p[0] == c'*' or p[0] == c'~' or p[0] == c'%'):
+    if level:
         s.stack[s.depth] = -s.pending if p[0] == c'%' else s.pending
         s.depth += 1
         s.pending = 0
     else:
-        return SCAN_ERROR
+        s.in_chunk = 1
     at[0] = p + 4
     return SCAN_DONE
 

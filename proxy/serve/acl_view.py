@@ -62,13 +62,13 @@ def _log(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
 def _dryrun(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     """ACL DRYRUN user command [argument ...]: allowed is what the proxy lets through."""
     if args[2] != DEFAULT_USER.encode():
-        return errors.line(b"ERR User '" + args[2] + b"' not found")
+        return errors.not_found("User", args[2])
     name = args[3].lower()
     row = ctx.rows.get(name) if b"|" not in name else None
     if row is not None and row.subcommands and len(args) > 4:
         row = ctx.rows.get(name + b"|" + args[4].lower())
     if row is None:
-        return errors.line(b"ERR Command '" + args[3] + b"' not found")
+        return errors.not_found("Command", args[3])
     words = len(args) - 3
     if words != row.arity if row.arity > 0 else words < -row.arity:
         return errors.wrong_arity(row.name)

@@ -16,24 +16,36 @@ import ipaddress
 
 from proxy.cluster.slot import slot_of
 from proxy.cluster.topology import SLOTS
-from proxy.resp import encode
+from proxy.resp import encode, errors
 from proxy.serve.context import ClientLike, Commands, ServeContext
 
 HELP = (
     "CLUSTER <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "COUNT-FAILURE-REPORTS <node-id>",
+    "    Return number of failure reports for <node-id>: none.",
     "COUNTKEYSINSLOT <slot>",
     "    Return the number of keys in <slot>.",
     "GETKEYSINSLOT <slot> <count>",
     "    Return key names stored by the cluster in a slot.",
+    "GETSLOTMIGRATIONS",
+    "    Return slot migrations: none. (Of servers that have it.)",
     "INFO",
     "    Return information about the cluster.",
     "KEYSLOT <key>",
     "    Return the hash slot for <key>.",
+    "LINKS",
+    "    Return information about all network links between this node and its peers: it has none.",
     "MYID",
     "    Return the node id.",
+    "MYSHARDID",
+    "    Return the node's shard id. (Of servers that have it.)",
     "NODES",
     "    Return cluster configuration seen by node. Output format:",
     "    <id> <ip:port@bus-port[,hostname]> <flags> <primary> <pings> <pongs> <epoch> <link> <slot> ...",
+    "REPLICAS <node-id>",
+    "    Return <node-id> replicas: there are none.",
+    "SLAVES <node-id>",
+    "    As REPLICAS.",
     "SLOTS",
     "    Return information about slots range mappings. Each range is made of:",
     "    start, end, primary and replicas IP addresses, ports and ids",
@@ -64,15 +76,7 @@ CHANGING = (
     b"setslot",
     b"syncslots",
 )
-UNSERVED = (
-    b"count-failure-reports",
-    b"getslotmigrations",
-    b"links",
-    b"myshardid",
-    b"replicas",
-    b"slaves",
-    b"slot-stats",
-)
+UNSERVED = (b"slot-stats",)
 
 
 def endpoint_of(local_address: str, unix_endpoint: tuple[str, int] | None) -> tuple[str, int]:
@@ -175,6 +179,36 @@ def myid(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     return encode.bulk(node_id(ctx).encode())
 
 
+def myshardid(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+    """CLUSTER MYSHARDID, of servers that have it."""
+    if b"cluster|myshardid" not in ctx.rows:
+        return errors.unknown_subcommand(args[0], args[1])
+    shard = node_id(ctx)
+    return encode.bulk((shard[20:] + shard[:20]).encode())
+
+
+def links(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+    """CLUSTER LINKS: there is nobody to be linked to."""
+    return encode.array([])
+
+
+def getslotmigrations(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+    """CLUSTER GETSLOTMIGRATIONS, of servers that have it: the one node keeps its slots."""
+    if b"cluster|getslotmigrations" not in ctx.rows:
+        return errors.unknown_subcommand(args[0], args[1])
+    return encode.array([])
+
+
+def replicas(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+    """CLUSTER REPLICAS and SLAVES node-id: the one node has none."""
+    return encode.array([]) if args[2] == node_id(ctx).encode() else errors.unknown_node(args[2])
+
+
+def count_failure_reports(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+    """CLUSTER COUNT-FAILURE-REPORTS node-id: nobody reports the one node."""
+    return encode.integer(0) if args[2] == node_id(ctx).encode() else errors.unknown_node(args[2])
+
+
 def keyslot(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     """CLUSTER KEYSLOT key."""
     return encode.integer(slot_of(args[2]))
@@ -186,11 +220,17 @@ def help_(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
 
 
 COMMANDS: Commands = {
+    b"cluster|count-failure-reports": (3, count_failure_reports),
+    b"cluster|getslotmigrations": (2, getslotmigrations),
     b"cluster|help": (2, help_),
     b"cluster|info": (2, info),
     b"cluster|keyslot": (3, keyslot),
+    b"cluster|links": (2, links),
     b"cluster|myid": (2, myid),
+    b"cluster|myshardid": (2, myshardid),
     b"cluster|nodes": (2, nodes),
+    b"cluster|replicas": (3, replicas),
     b"cluster|shards": (2, shards),
+    b"cluster|slaves": (3, replicas),
     b"cluster|slots": (2, slots),
 }

@@ -22,8 +22,8 @@ GROUPS = {
 }
 WHOLE = ["dbsize", "keys", "flushall", "flushdb", "randomkey", "scan"]
 UNKNOWN = [b"nosuch", b"", b"GETT", b"foo\r\nbar", b"x" * 200, b"\x00", b"client", b"object", b"xgroup", b"config"]
-# Inside MULTI, with {} for a hash tag. Not HELLO: what follows it there is answered as EXEC was asked.
-INSIDE = b"PING|TIME|MULTI|UNWATCH|nosuch|GET|ECHO in|WATCH {}s1|CLIENT ID|SELECT 0|CLIENT GETNAME"
+# Inside MULTI, with {} for a hash tag.
+INSIDE = b"PING|TIME|MULTI|UNWATCH|nosuch|GET|ECHO in|WATCH {}s1|CLIENT ID|SELECT 0|CLIENT GETNAME|HELLO|HELLO 9"
 # Without GET 'a'b: Valkey 9.1 takes it for one word, Redis for unbalanced quotes.
 RAW_ENDS = [
     b"*1\r\n$-5\r\n",
@@ -84,22 +84,15 @@ class Sequence:
 
 
 class Maker:
-    """Makes sequences of the given commands. served: names the proxy serves."""
+    """Makes sequences of the given commands, but for those that are excluded."""
 
-    def __init__(self, commands: dict[str, Command], dumps: list[bytes], unserved: set[str]) -> None:
+    def __init__(self, commands: dict[str, Command], dumps: list[bytes]) -> None:
         self.dumps = dumps
-        self.commands = {
-            name: command for name, command in commands.items() if not excluded(name) and name not in unserved
-        }
+        self.commands = {name: command for name, command in commands.items() if not excluded(name)}
         self.by_group: dict[str, list[Command]] = {}
         for command in sorted(self.commands.values(), key=lambda one: one.name):
             if command.name not in WHOLE:
                 self.by_group.setdefault(command.group, []).append(command)
-        self.sections = {
-            section: share
-            for section, share in GROUPS.items()
-            if (section != "transaction" or {"multi", "exec"} <= self.commands.keys())
-        }
 
     def make(self, seed: int, number: int) -> Sequence:
         name = f"{seed}:{number}"
@@ -126,9 +119,8 @@ class _Making:
         if chance.random() < 0.5:
             self.add([b"HELLO", b"3"])
         length = chance.choice([5, 20, 40, 80])
-        sections = self.maker.sections
         while len(self.steps) < length and not self.closed:
-            section = chance.choices(list(sections), list(sections.values()))[0]
+            section = chance.choices(list(GROUPS), list(GROUPS.values()))[0]
             getattr(self, f"_{section}")()
             if chance.random() < 0.1 and not self.closed:
                 self.client = 1 - self.client
@@ -183,7 +175,7 @@ class _Making:
     def _transaction(self) -> None:
         chance = self.chance
         tag = chance.choice(self.caller.tags)
-        if "watch" in self.maker.commands and chance.random() < 0.4:
+        if chance.random() < 0.4:
             self._watch(tag)
         self.add([b"MULTI"])
         for _ in range(chance.choice([0, 1, 2, 4, 8])):
@@ -194,6 +186,8 @@ class _Making:
                     self._scripts(tag, 1)
                 case _:
                     self._data(tag, 1)
+        if chance.random() < 0.1:  # at the end: the servers' replies to what follows it are as EXEC was asked
+            self.add([b"HELLO", chance.choice([b"2", b"3"])])
         self.add([chance.choice([b"EXEC"] * 8 + [b"DISCARD", b"RESET"])])
         if chance.random() < 0.1:
             self.add([chance.choice([b"EXEC", b"DISCARD", b"UNWATCH"])])
@@ -214,14 +208,12 @@ class _Making:
 
     def _whole(self) -> None:
         """Commands about all keys. What is on its way to other nodes is waited for: there is no order between them."""
-        known = [self.maker.commands[name] for name in WHOLE if name in self.maker.commands]
-        if known:
-            command = self.chance.choice(known)
-            if command.name.startswith("flush") and self.chance.random() < 0.7:
-                return
-            self.add(self.caller.call(command, None, self.odd), wait=True)
-            self._data(times=1)
-            self.steps[-1] = replace(self.steps[-1], wait=True)
+        command = self.maker.commands[self.chance.choice(WHOLE)]
+        if command.name.startswith("flush") and self.chance.random() < 0.7:
+            return
+        self.add(self.caller.call(command, None, self.odd), wait=True)
+        self._data(times=1)
+        self.steps[-1] = replace(self.steps[-1], wait=True)
 
     def _unknown(self) -> None:
         chance = self.chance
@@ -230,11 +222,10 @@ class _Making:
             self.add([name, *(chance.choice([*lexicon.ODD, *lexicon.VALUES]) for _ in range(chance.randrange(4)))])
 
     def _databases(self) -> None:
-        if "select" in self.maker.commands:
-            for _ in range(self.chance.randint(1, 3)):
-                self.add(self.caller.call(self.maker.commands["select"], None, self.odd))
-                self._data(times=2)
-            self.add([b"SELECT", b"0"])
+        for _ in range(self.chance.randint(1, 3)):
+            self.add(self.caller.call(self.maker.commands["select"], None, self.odd))
+            self._data(times=2)
+        self.add([b"SELECT", b"0"])
 
     def _end(self) -> None:
         raw = self.chance.choice(RAW_ENDS)

@@ -32,6 +32,7 @@ AIMED = (b"ask:lease:", b"ask:node:", b"ask:nodes:", b"ask:primaries:")
 EARLY = b"-ERR Protocol error: invalid bulk length\r\n"
 BLOCKED = not_served("xreadgroup")
 
+SCRIPTS = (b"EVAL", b"EVALSHA", b"FCALL")
 _SPLIT = {b"MGET": 1, b"DEL": 1, b"MSET": 2}
 _REFUSALS = [
     b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n",
@@ -83,6 +84,8 @@ def deserved(words: list[bytes]) -> bytes | None:
             return integer(len(words) - 1)
         case b"EVAL" | b"EVALSHA" | b"FCALL":
             return bulk(b"script")
+        case b"EXISTS":
+            return integer(1)
         case b"PING":
             return b"+PONG\r\n" if len(words) == 1 else bulk(words[1])
         case b"ECHO" if words[1].startswith(b"ask:"):
@@ -115,6 +118,7 @@ class Ledger:
     allowed: set[bytes] = field(default_factory=lambda: {ASKING})
     done: set[bytes] = field(default_factory=set)
     known: set[Address] = field(default_factory=lambda: {A, B, C})  # addresses that were ever published
+    refused: dict[tuple[Address, bytes], bytes] = field(default_factory=dict)  # node, a script's key: the redirection
     numbers: int = 0
     strict: bool = True  # replies belong to their commands, so that it is known what was carried out
 
@@ -133,6 +137,8 @@ class Ledger:
         """Nodes may be sent this, or its parts."""
         if not blocks(words) or words[0] != b"XREADGROUP":
             self.allowed.add(encode_command(*words))
+        if words[0] in SCRIPTS:  # a node that redirects one is asked whether that is its own word
+            self.allowed.add(encode_command("EXISTS", words[3]))
         width = _SPLIT.get(words[0])
         if width is None:
             return
@@ -270,6 +276,8 @@ class FakeNode:
             for one in queued:
                 self.ledger.carried_out(*one)
             return array([b"+OK\r\n"] * len(queued))
+        if words[0] == b"EXISTS" and (said := self.ledger.refused.get((self.address, words[1]))) is not None:
+            return said
         if not asked and self.chance.random() < self.mood.redirect:
             self.aborted = True
             return self.refusal(words)
@@ -277,17 +285,20 @@ class FakeNode:
             self.queued.append((frame, words))
             return b"+QUEUED\r\n"
         self.ledger.carried_out(frame, words)
-        if words[0] in (b"EVAL", b"EVALSHA", b"FCALL") and self.chance.random() < self.mood.forged:
+        if words[0] in SCRIPTS and self.chance.random() < self.mood.forged:
             return self.chance.choice(FORGERIES)
         if words == [b"PING", b"asked"]:
             return bulk(b"asked")
         return deserved(words) or b"+OK\r\n"
 
     def refusal(self, words: list[bytes]) -> bytes:
-        slot = slot_of(words[1] if words[0] not in (b"EVAL", b"EVALSHA", b"FCALL") else words[3])
+        slot = slot_of(words[1] if words[0] not in SCRIPTS else words[3])
         known = self.chance.random() >= self.mood.unknown
         other = str(self.chance.choice([A, B, C, D] if known else [NOBODY])).encode()
-        return self.chance.choice([b"-MOVED %d %s\r\n" % (slot, other), b"-ASK %d %s\r\n" % (slot, other), *_REFUSALS])
+        line = self.chance.choice([b"-MOVED %d %s\r\n" % (slot, other), b"-ASK %d %s\r\n" % (slot, other), *_REFUSALS])
+        if words[0] in SCRIPTS and line not in _REFUSALS:
+            self.ledger.refused[self.address, words[3]] = line  # what it says of the key by itself, too
+        return line
 
 
 class Company:
@@ -372,7 +383,7 @@ class Speaker:
         reset = False
         for said, words in zip(self.replies, self.commands, strict=False):
             right = deserved(words)
-            script = words[0] in (b"EVAL", b"EVALSHA", b"FCALL")
+            script = words[0] in SCRIPTS
             fine = right is None or said == right or (reset and said.startswith(LOCKED))
             if mood.redirect and words[0] == b"ECHO" and words[1].startswith(AIMED):
                 fine = fine or said.startswith((b"-MOVED ", b"-ASK "))  # for that connection or node and no other

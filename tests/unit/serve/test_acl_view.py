@@ -53,3 +53,9 @@ def test_dryrun_of_what_is_refused(version: str, who: bytes) -> None:
 def test_any_bytes(name: str) -> None:
     for words in (("GETUSER", name), ("DRYRUN", name, "get", "k"), ("DRYRUN", "default", name, "k"), ("LOG", name)):
         assert ask(*words).count(b"\r\n") == 1
+
+
+def test_a_name_is_shown_to_its_first_nul() -> None:
+    assert ask("DRYRUN", "default", "a\0b", "k") == b"-ERR Command 'a' not found\r\n"
+    assert ask("DRYRUN", "no\0\r\nx", "get", "k") == b"-ERR User 'no' not found\r\n"
+    assert ask("DRYRUN", "default", "x" * 300 + "\r\ny", "k") == b"-ERR Command '" + b"x" * 300 + b"  y' not found\r\n"

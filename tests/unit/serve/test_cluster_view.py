@@ -179,3 +179,27 @@ def test_a_socket_address_has_the_expected_shape(mini: MiniProxy) -> None:
     assert answer == (
         b"*1\r\n*3\r\n:0\r\n:16383\r\n*4\r\n$9\r\n127.0.0.1\r\n:%d\r\n$40\r\n%b\r\n*0\r\n" % (mini.port, node)
     )
+
+
+@pytest.mark.parametrize("sub", ["REPLICAS", "SLAVES", "COUNT-FAILURE-REPORTS"])
+def test_questions_about_a_node_are_for_the_one_there_is(sub: str) -> None:
+    me = RUN_ID[::-1]
+    nothing = b":0\r\n" if sub.startswith("COUNT") else b"*0\r\n"
+    assert ask(context(), FakeClient(), sub, me) == nothing
+    for other in (RUN_ID, me.upper() + "x", ""):
+        assert ask(context(), FakeClient(), sub, other) == b"-ERR Unknown node %b\r\n" % other.encode()
+    assert ask(context(), FakeClient(), sub, "no\0\r\n") == b"-ERR Unknown node no\r\n"
+
+
+def test_nothing_is_linked_or_moved() -> None:
+    rows = {b"cluster|getslotmigrations": None, b"cluster|myshardid": None}
+    assert ask(context(), FakeClient(), "LINKS") == b"*0\r\n"
+    assert ask(context(rows=rows), FakeClient(), "GETSLOTMIGRATIONS") == b"*0\r\n"
+    shard = ask(context(rows=rows), FakeClient(), "MYSHARDID")
+    assert shard.startswith(b"$40\r\n")
+    assert shard != ask(context(rows=rows), FakeClient(), "MYID")
+
+
+@pytest.mark.parametrize("sub", ["GETSLOTMIGRATIONS", "MYSHARDID"])
+def test_what_the_servers_do_not_have(sub: str) -> None:
+    assert ask(context(rows={}), FakeClient(), sub).startswith(b"-ERR unknown subcommand '%b'" % sub.encode())

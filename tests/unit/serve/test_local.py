@@ -221,7 +221,7 @@ def test_client_info_spells_addresses_and_flags_as_redis(changes: dict[str, obje
         (["CLIENT", "TRACKING", "on"], errors.not_served(b"client|tracking")),
         (["CLIENT", "NoSuch"], b"-ERR unknown subcommand 'NoSuch'. Try CLIENT HELP.\r\n"),
         (["CLUSTER", "SETSLOT", "1", "STABLE"], errors.not_allowed(b"cluster|setslot")),
-        (["CLUSTER", "LINKS"], errors.not_served(b"cluster|links")),
+        (["CLUSTER", "SLOT-STATS"], errors.not_served(b"cluster|slot-stats")),
         (["cluster", "NoSuch"], b"-ERR unknown subcommand 'NoSuch'. Try CLUSTER HELP.\r\n"),
         (["CLIENT", "SETINFO", "LIB-NAME"], b"-ERR wrong number of arguments for 'client|setinfo' command\r\n"),
         (["CLIENT"], b"-ERR wrong number of arguments for 'client' command\r\n"),
