@@ -8,8 +8,8 @@ own words: see cluster.redirection) is parked and sent again.
 
 A script says what its author likes. When one is redirected, its node is asked for the script's keys (EXISTS): what that
 answers is the node's own word, and followed and learnt like any other. If it knows nothing of a redirection (or is gone
-before it answers), the script is sent once more and then its line is the client's. What its client had sent behind it is
-redirected, too, and must not overtake: see doubt. Nor does what a script says make a node unfit. A refusal in the
+before it answers), the script is sent once more and then its line is the client's. What its client had sent behind it
+is redirected, too, and must not overtake: see doubt. Nor does what a script says make a node unfit. A refusal in the
 server's exact words is believed, as any cluster client does: a script that returns one of them is sent again.
 
 NOSCRIPT is repaired: the node is given the script, if anybody knows it (Scripts), and the command is sent again, once
