@@ -38,7 +38,7 @@ from proxy.forward.request cimport (
     REQ_READ, REQ_SCRIPT, STATE_ANSWERED, STATE_NEW, STATE_PARKED, TARGET_LEASE, TARGET_NODE, request_fault,
     request_forget, request_free, request_keep, request_move, request_new,
 )
-from proxy.forward.router cimport CHOSEN
+from proxy.forward.router cimport CHOSEN, READS_PRIMARY
 from proxy.forward.scripts cimport SHA_LEN, first_key, sha_of
 
 cdef int* REASON_OF = [0, RETRY_MOVED, RETRY_MOVED, RETRY_TRYAGAIN, RETRY_CLUSTERDOWN, RETRY_LOADING, RETRY_READONLY,
@@ -234,6 +234,7 @@ cdef class Redirect:
             verdict = self.lead(said, NULL, r, r.own, &to, kind)
         elif n and p[0] == c":" and not r.doubted:
             r.doubted = 1                   # perhaps the slot has come back meanwhile: once more, and no more
+            r.policy = READS_PRIMARY        # or a replica sent a script away for its flags (writes), not for its slot
             self.parking.recovery.resubmit(r)
             return
         if verdict == STRANDED:

@@ -421,6 +421,20 @@ def test_what_its_node_says_of_a_scripts_slot_is_followed(play: Play, frame: byt
     assert goes_to(stage, KEY_A) == [B]
 
 
+@pytest.mark.parametrize("frame", SCRIPTS_RO)
+def test_a_script_that_a_replica_refuses_for_its_flags_goes_to_the_primary(play: Play, frame: bytes) -> None:
+    """A replica answers MOVED to a script that may write, and knows the slot all the same."""
+    stage = play(shards=[(A, [B], [(0, 16383)])], reads="replica")
+    client = stage.client()
+    client.send(frame)
+    stage.turn()
+    exchange(stage, B, frame, moved(A))
+    exchange(stage, B, EXISTS_A, b":0\r\n")
+    exchange(stage, A, frame, b"-ERR Can not execute a script with write flag using *_ro command.\r\n")
+    assert client.get() == b"-ERR Can not execute a script with write flag using *_ro command.\r\n"
+    assert stage.stale_for == []
+
+
 @pytest.mark.parametrize(
     "answer", [b"-ERR no\r\n", b"+OK\r\n", b"*0\r\n", moved(B, SLOT_B), b"$70000\r\n" + b"x" * 70000 + b"\r\n"]
 )
