@@ -39,7 +39,7 @@ from proxy.forward.request cimport (
     REQ_READ, REQ_SCRIPT, STATE_ANSWERED, STATE_NEW, STATE_PARKED, TARGET_LEASE, TARGET_NODE, request_fault,
     request_forget, request_free, request_keep, request_move, request_new,
 )
-from proxy.forward.router cimport CHOSEN
+from proxy.forward.router cimport CHOSEN, READS_PRIMARY
 from proxy.forward.scripts cimport SHA_LEN, keys_of, sha_of
 
 cdef int* REASON_OF = [0, RETRY_MOVED, RETRY_MOVED, RETRY_TRYAGAIN, RETRY_CLUSTERDOWN, RETRY_LOADING, RETRY_READONLY,
@@ -248,6 +248,7 @@ cdef class Redirect:
             verdict = self.lead(said, NULL, r, r.own, &to, kind)
         elif not r.doubted:
             r.doubted = 1                   # perhaps the slot has come back meanwhile: once more, and no more
+            r.policy = READS_PRIMARY        # or a replica sent a script away for its flags (writes), not for its slot
             verdict = self.wait(r, r.own, RETRY_MOVED)
         if verdict == STRANDED:
             self.parking.recovery.expired(r, RETRY_MOVED)

@@ -31,7 +31,13 @@ def load(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
 
 
 def flush(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
-    """SCRIPT FLUSH [ASYNC | SYNC]: on every node, for a replica that reads go to has scripts of its own."""
+    """SCRIPT FLUSH [ASYNC | SYNC]: on every node, for a replica that reads go to has scripts of its own.
+
+    Behind all that this client has under way: what it loaded before must not be remembered after, nor must a script
+    that it called before lack its body.
+    """
+    if client.pending:
+        return None
 
     def everywhere() -> Ask:
         return asked(["nodes"], args, all_succeeded, again=True)

@@ -304,3 +304,17 @@ def test_a_fan_out_is_not_led_elsewhere(play: Play) -> None:
     stage.turn(6)
     assert stage.node(A).get() == b""
     assert client.get() == moved(A)
+
+
+@pytest.mark.parametrize("frame", SCRIPTS_RO)
+def test_a_script_that_a_replica_refuses_for_its_flags_goes_to_the_primary(play: Play, frame: bytes) -> None:
+    """A replica answers MOVED to a script that may write, and knows the slot all the same."""
+    stage = play(shards=[(A, [B], [(0, 16383)])], reads="replica")
+    client = stage.client()
+    client.send(frame)
+    stage.turn()
+    exchange(stage, B, frame, moved(A))
+    exchange(stage, B, EXISTS_A, b":0\r\n")
+    exchange(stage, A, frame, b"-ERR Can not execute a script with write flag using *_ro command.\r\n")
+    assert client.get() == b"-ERR Can not execute a script with write flag using *_ro command.\r\n"
+    assert stage.stale_for == []

@@ -59,6 +59,12 @@ def test_flush_waits_until_all_have_forgotten(words: list[bytes]) -> None:
     assert asked(ask()) == [("nodes", encode_command(*args), 0)]
 
 
+def test_flush_comes_behind_what_the_client_has_under_way() -> None:
+    ctx = context(scripts=Remembered())
+    assert table.answer(ctx, FakeClient(pending=1), [b"SCRIPT", b"FLUSH"]) is None
+    assert ctx.scripts.asks == []
+
+
 def test_a_node_that_does_not_load_it_is_named() -> None:
     ctx = context(scripts=Remembered())
     answer = table.answer(ctx, FakeClient(), [b"script", b"load", b"return 1"])
