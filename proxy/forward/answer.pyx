@@ -13,6 +13,10 @@ cdef enum:
     COST_PYTHON = 16        # units of a turn that an answer of proxy.serve takes at least: some 5 us
     TURN_MOST = 1 << 20
     UNIT_NS = 300           # ... and a unit more for each so many nanoseconds it took
+    WORDS_MAX = 20000       # a million words would hold up everybody for a second
+    TOO_MANY_LEN = 69
+
+cdef const char* TOO_MANY = b"-ERR too many arguments for a command that the proxy itself answers\r\n"
 
 
 cdef list words_of(const Call* call):
@@ -33,6 +37,9 @@ cdef int ask_serve(Client client, Call* call, object method, tuple more) noexcep
     cdef Reactor reactor = client.reactor
     cdef int64_t began_ns, took_ns
     cdef list words
+    if call.argc > WORDS_MAX:
+        client.replies.say(metric, TOO_MANY, TOO_MANY_LEN)
+        return CALL_DONE
     if reactor.python_ns <= 0 or (reactor.late and not reactor.in_turns):
         return CALL_LATER
     began_ns = monotonic_ns()

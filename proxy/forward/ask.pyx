@@ -179,6 +179,8 @@ cdef bint send_parts(Client client, Ask ask, Gather before, Call* call) except? 
     else:
         parent = before.parent
     parent.flags = (parent.flags & ~REQ_READ) | (REQ_READ if ask.read else 0)
+    if ask.finish is not None:
+        client.replies.unsettled = True     # one at a time: a thousand of them pipelined would combine for seconds
     if before is None:
         gather_begin(g, parent)
     else:

@@ -198,9 +198,10 @@ cdef class ClientInfo(Outlet):
             self.lease.close()
             self.lease = None
 
-    def release(self):
-        """Gives its connection back: nothing is watched there any more."""
-        self.watching = -1
+    def release(self, bint executed=False):
+        """Gives its connection back. executed: EXEC has ended there what was watched, else it is told to."""
+        if executed:
+            self.watching = -1
         self.give_lease_back()
 
     cdef void give_lease_back(self) noexcept:

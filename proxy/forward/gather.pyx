@@ -20,6 +20,8 @@ from libc.string cimport memcpy
 from proxy.forward.account cimport charge
 from proxy.forward.buffer cimport Buffer, buffer_append, buffer_release, buffer_reserve
 from proxy.forward.counters cimport count_error
+from proxy.forward.ports cimport Outlet
+from proxy.forward.reactor cimport monotonic_ns
 from proxy.forward.request cimport (
     REQ_ERROR, STATE_ANSWERED, STATE_GATHERING, request_block, request_block_free, request_disown, request_free,
     request_hold, request_move, request_unhold,
@@ -147,6 +149,7 @@ cdef class Gather(Sink):
         It may do what it likes to the client. Whether it asked for another round, and that is on its way.
         """
         cdef uint32_t i
+        cdef int64_t began_ns = monotonic_ns()
         if not self.errors:
             if self.no_memory or self.most == 0:
                 return False
@@ -174,6 +177,9 @@ cdef class Gather(Sink):
         except Exception as error:
             self.replies.counts.internal_errors += 1
             self.raised("finish", error)
+        finally:
+            if self.replies.outlet != NULL:         # all Python of a batch has its time, this too
+                (<Outlet> self.replies.outlet).reactor.python_ns -= monotonic_ns() - began_ns
         return False
 
     cdef bint make(self, Buffer* out, bint* error) noexcept:

@@ -122,6 +122,8 @@ AUTH_NO_PASSWORD = line(
     "ERR AUTH <password> called without any password configured for the default user."
     " Are you sure your configuration is correct?"
 )
+PATTERN_TOO_LONG = line("ERR a pattern is at most 65536 bytes here")
+TEXT_TOO_LONG = line("ERR a client's name, and what it says of its library, is at most 4096 bytes here")
 NOPROTO = line("NOPROTO unsupported protocol version")
 PROTO_NOT_AN_INTEGER = line("ERR Protocol version is not an integer or out of range")
 CLIENT_NAME = line("ERR Client names cannot contain spaces, newlines or special characters.")

@@ -12,7 +12,7 @@ import time
 
 from proxy.resp import encode, errors
 from proxy.serve.context import ClientLike, Commands, ServeContext
-from proxy.serve.words import DEFAULT_USER, OK, integer, printable
+from proxy.serve.words import DEFAULT_USER, OK, TEXT_MAX, integer, printable
 
 HELP = (
     "CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
@@ -85,6 +85,8 @@ def _client_setname(ctx: ServeContext, client: ClientLike, args: list[bytes]) ->
     """An empty name removes the name."""
     if not printable(args[2]):
         return errors.CLIENT_NAME
+    if len(args[2]) > TEXT_MAX:
+        return errors.TEXT_TOO_LONG
     client.name = args[2]
     return OK
 
@@ -100,6 +102,8 @@ def _client_setinfo(ctx: ServeContext, client: ClientLike, args: list[bytes]) ->
         return errors.unrecognized_option(option)
     if not printable(value):
         return errors.invalid_attribute(option)
+    if len(value) > TEXT_MAX:
+        return errors.TEXT_TOO_LONG
     setattr(client, attribute, value)
     return OK
 

@@ -96,8 +96,8 @@ class ClientLike(Protocol):
     def leased_at(self, slot: int, /) -> bool:
         """Whether the leased connection still leads to where the slot's commands are carried out."""
 
-    def release(self) -> None:
-        """Gives the connection back; nothing is watched there any more."""
+    def release(self, executed: bool = False) -> None:
+        """Gives the connection back. executed: EXEC has ended there what was watched, else it is told to."""
 
     def forfeit(self) -> None:
         """Closes the connection; what was watched counts as changed."""

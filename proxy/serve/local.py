@@ -18,7 +18,7 @@ import time
 
 from proxy.resp import encode, errors
 from proxy.serve.context import ClientLike, Commands, ServeContext
-from proxy.serve.words import DEFAULT_USER, OK, integer, printable
+from proxy.serve.words import DEFAULT_USER, OK, TEXT_MAX, integer, printable
 
 OUT_OF_INT_RANGE = errors.line("ERR value is out of range, value must between -2147483648 and 2147483647")
 # Until redis/redis#11809 (7.2) the sentence did not name the protocol.
@@ -118,6 +118,8 @@ def _hello(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
             name = args[at + 1]
             if not printable(name):
                 return errors.CLIENT_NAME
+            if len(name) > TEXT_MAX:
+                return errors.TEXT_TOO_LONG
             at += 2
         else:
             return errors.hello_option(args[at])

@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 from proxy.cluster.slot import slot_of
@@ -24,7 +25,8 @@ from proxy.serve.scan_page import Page, Wanted
 from proxy.serve.words import integer
 
 _TYPES: Final = frozenset({b"string", b"list", b"set", b"zset", b"hash", b"stream"})
-_SPECIAL: Final = b"*?[\\"
+_SPECIAL: Final = re.compile(rb"[*?\[\\]")
+_PATTERN_MAX: Final = 1 << 16  # each page compiles it anew, and a key that long is rare
 
 
 class _Options(NamedTuple):
@@ -72,6 +74,7 @@ def _options(args: list[bytes]) -> _Options:
                 count = number
         elif name == b"match" and more:
             pattern = args[at + 1]
+            fault = errors.PATTERN_TOO_LONG if len(pattern) > _PATTERN_MAX else b""
         elif name == b"type" and more:
             kind = args[at + 1].lower()
             if kind not in _TYPES and not word:
@@ -88,10 +91,10 @@ def _options(args: list[bytes]) -> _Options:
 
 def only_slot(pattern: bytes) -> int | None:
     """The slot of every key that matches, when the pattern's beginning says so; else None."""
-    special = next((at for at, byte in enumerate(pattern) if byte in _SPECIAL), None)
+    special = _SPECIAL.search(pattern)
     if special is None:
         return slot_of(pattern)  # one key
-    head = pattern[:special]
+    head = pattern[: special.start()]
     start = head.find(b"{")
     end = head.find(b"}", start + 1) if start >= 0 else -1
     return slot_of(head[: end + 1]) if end > start + 1 else None

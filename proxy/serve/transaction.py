@@ -30,6 +30,7 @@ QUEUED: Final = encode.simple("QUEUED")
 ASKING: Final = encode.encode_command("ASKING")
 EMPTY: Final = encode.encode_command("MULTI") + encode.encode_command("EXEC")
 TRIES: Final = 5
+ANSWERS: Final = 8 << 20  # bytes of all answers of the proxy's own in one EXEC
 # What the proxy answers itself, at once and without asking anybody.
 PLAIN: Final = frozenset(
     {
@@ -199,7 +200,7 @@ def execute(
     replies to swallow. local: (place among all commands, words) of those for the proxy. reads: what goes to a server
     changes nothing.
     """
-    finish = partial(_executed, ctx, client, local)
+    finish = partial(_executed, ctx, client, swallow - 1 if frame else 0, local)
     if client.watching < 0:
         if not frame:
             return finish([encode.array([])])
@@ -221,7 +222,7 @@ def _decided(client: ClientLike, finish: partial[bytes], replies: list[bytes]) -
     if not reply.startswith(b"-"):
         if not reply.startswith((b"*", b"_")):
             client.forfeit()  # no reply to EXEC
-        client.release()
+        client.release(executed=True)
         return finish(replies)
     refusal = b"-" + reply[len(_BECAUSE) :] if reply.startswith(_BECAUSE) else reply
     if refusal.startswith(_UNEXECUTED) or reply == errors.NODE_GONE:
@@ -235,22 +236,28 @@ def _decided(client: ClientLike, finish: partial[bytes], replies: list[bytes]) -
 
 
 def _executed(
-    ctx: ServeContext, client: ClientLike, local: list[tuple[int, list[bytes]]], replies: list[bytes]
+    ctx: ServeContext, client: ClientLike, sent: int, local: list[tuple[int, list[bytes]]], replies: list[bytes]
 ) -> bytes:
-    """EXEC's reply with the proxy's own answers in their places."""
+    """EXEC's reply with the proxy's own answers in their places. sent: commands that went to the server."""
     (reply,) = replies
     if reply[:1] != b"*" or reply.startswith(b"*-1") or not local:
         return reply
     # Those before a local command that are not local themselves come before it in the reply.
     at = reply.index(b"\r\n") + 2
     try:
-        count = int(reply[1 : at - 2]) + len(local)
+        if int(reply[1 : at - 2]) != sent:
+            return errors.UNEXPECTED_FORM
         borders = split_array(reply, [place - n for n, (place, _) in enumerate(local)])
     except ValueError:
         return errors.UNEXPECTED_FORM
-    pieces = [b"*%d\r\n" % count]
+    pieces = [b"*%d\r\n" % (sent + len(local))]
+    size = 0
     for (_, words), border in zip(local, borders, strict=True):
-        pieces += (reply[at:border], _answer(ctx, client, words))
+        answer = _answer(ctx, client, words)
+        size += len(answer)
+        if size > ANSWERS:
+            return errors.TOO_LONG
+        pieces += (reply[at:border], answer)
         at = border
     pieces.append(reply[at:])
     return b"".join(pieces)

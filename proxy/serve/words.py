@@ -11,6 +11,7 @@ DEFAULT_USER: Final = "default"
 OK: Final = encode.simple("OK")
 # Commands that the proxy answers and that have subcommands.
 CONTAINERS: Final = frozenset({b"acl", b"client", b"cluster", b"command", b"config", b"function", b"script"})
+TEXT_MAX: Final = 4096  # bytes of a client's name and of what it says of its library: CLIENT LIST repeats them all
 _PRINTABLE: Final = bytes(range(0x21, 0x7F))
 
 

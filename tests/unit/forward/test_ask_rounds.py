@@ -271,3 +271,25 @@ def test_a_later_knows_whether_its_client_is_there(play: Play) -> None:
     stage.turn()
     assert not later.wanted
     later.answer(bulk("x"))
+
+
+def test_one_at_a_time(play: Play) -> None:
+    """What Python combines is combined for one command of a client after the other, however many it sends."""
+    stage = play()
+    always(stage, (SLOT_A, GET_A, 0), finish=b"".join)
+    client = stage.client()
+    client.send(ECHO * 3)
+    stage.turn()
+    for _ in range(3):
+        exchange(stage, A, GET_A, integer(1))
+    assert client.get() == integer(1) * 3
+
+
+def test_more_words_than_are_looked_at(play: Play) -> None:
+    stage = play()
+    always(stage, (SLOT_A, GET_A, 0))
+    client = stage.client()
+    stage.pour(client, encode_command("SCRIPT", "EXISTS", *["a"] * 20_000) + PING)
+    said = stage.drink(client)
+    assert said == b"-ERR too many arguments for a command that the proxy itself answers\r\n+PONG\r\n"
+    assert stage.nodes == {}

@@ -269,3 +269,16 @@ def test_which_bytes_a_name_may_have(byte: int) -> None:
 
 def test_a_context_shows_no_password() -> None:
     assert "s3cret" not in repr(context(client_password="s3cret"))
+
+
+@pytest.mark.parametrize(
+    "words", [("CLIENT", "SETNAME"), ("CLIENT", "SETINFO", "LIB-NAME"), ("CLIENT", "SETINFO", "LIB-VER")]
+)
+def test_what_a_client_says_of_itself_is_bounded(words: tuple[str, ...]) -> None:
+    """CLIENT LIST repeats all of it, for every client."""
+    client = FakeClient()
+    before = copy.copy(client)
+    assert ask(client, *words, "n" * 4097) == errors.TEXT_TOO_LONG
+    assert client == before
+    assert ask(client, *words, "n" * 4096) == b"+OK\r\n"
+    assert ask(FakeClient(), "HELLO", "3", "SETNAME", "n" * 4097) == errors.TEXT_TOO_LONG

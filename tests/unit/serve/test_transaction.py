@@ -157,6 +157,37 @@ def test_a_slot_that_has_moved_meanwhile(stage: Stage) -> None:
     assert client.get() == OK + TAKEN + NIL + PONG
 
 
+def test_what_was_watched_is_nobody_elses(stage: Stage) -> None:
+    """The slot has moved and EXEC was never sent: the connection is told before it is somebody else's."""
+    client = watching(stage)
+    stage.publish([(B, [], [(0, 5460)]), (A, [], [(5461, 16383)])])
+    client.send(MULTI + EXEC)
+    stage.turn()
+    assert client.get() == OK + NIL
+    assert stage.node(A).get() == UNWATCH
+
+
+@pytest.mark.parametrize("said", [array([]), array([OK, OK])])
+def test_exec_with_another_number_of_replies(stage: Stage, said: bytes) -> None:
+    """Nothing of it could be put in its place."""
+    client = stage.client()
+    client.send(MULTI + SET_A + encode_command("CLIENT", "GETNAME") + EXEC + PING)
+    stage.turn()
+    exchange(stage, A, BLOCK, TAKEN + said)
+    assert client.get() == OK + QUEUED * 2 + errors.UNEXPECTED_FORM + PONG
+
+
+def test_answers_of_the_proxys_own_that_are_together_too_long(stage: Stage) -> None:
+    client = stage.client()
+    client.send(encode_command("CLIENT", "SETNAME", "n" * 4096))
+    for what in ("LIB-NAME", "LIB-VER"):
+        client.send(encode_command("CLIENT", "SETINFO", what, "n" * 4096))
+    info = encode_command("CLIENT", "INFO")
+    client.send(MULTI + info * 900 + EXEC + PING)
+    stage.turn(20)
+    assert stage.drink(client) == OK * 4 + QUEUED * 900 + errors.TOO_LONG + PONG
+
+
 def test_lost_in_the_middle_of_exec(stage: Stage) -> None:
     client = watching(stage)
     client.send(MULTI + SET_A + EXEC + PING)
