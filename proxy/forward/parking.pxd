@@ -17,8 +17,7 @@ cdef class Parking:
     cdef bint unsorted
     cdef readonly size_t waiting    # requests parked
     cdef uint32_t parked_in[SLOTS]  # of them, per slot
-    cdef uint32_t went_in[SLOTS]    # per slot, the last round in which some went on
-    cdef uint32_t round             # of going on; a number used before, 2^32 rounds later, does no harm
+    cdef int64_t went_ns[SLOTS]     # per slot, when some went on the last time
     cdef readonly dict doubts       # slot -> (requests whose redirection is in doubt, number of the oldest at least)
     cdef object timer               # None while nothing is parked
     cdef bint soon                  # a wake_all is under way

@@ -185,7 +185,6 @@ cdef class Parking:
         cdef Request* following
         cdef bint due
         self.reactor.tick()
-        self.round += 1
         while r != NULL:
             following = r.bnext
             r.bnext = NULL
@@ -193,7 +192,7 @@ cdef class Parking:
                 due = everything or r.wake_ns <= self.reactor.now
             else:
                 due = not self.parked_in[r.slot] and (
-                    everything or r.wake_ns <= self.reactor.now or self.went_in[r.slot] == self.round
+                    everything or r.wake_ns <= self.reactor.now or self.went_ns[r.slot] == self.reactor.now
                 ) and (not self.doubts or not self.behind_doubt(r))
             if abandoned(r):
                 request_move(r, STATE_NEW)
@@ -205,7 +204,7 @@ cdef class Parking:
                 self.recovery.expired(r, r.reason)
             elif due:
                 if r.slot >= 0:
-                    self.went_in[r.slot] = self.round
+                    self.went_ns[r.slot] = self.reactor.now
                 request_move(r, STATE_NEW)
                 self.recovery.resubmit(r)
             else:

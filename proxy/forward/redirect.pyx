@@ -8,8 +8,8 @@ own words: see cluster.redirection) is parked and sent again.
 
 A script says what its author likes. When one is redirected, its node is asked for the script's keys (EXISTS): what that
 answers is the node's own word, and followed and learnt like any other. If it knows nothing of a redirection (or is gone
-before it answers), the script is sent once more and then its line is the client's. What its client had sent behind it is
-redirected, too, and must not overtake: see doubt. Nor does what a script says make a node unfit. A refusal in the
+before it answers), the script is sent once more and then its line is the client's. What its client had sent behind it
+is redirected, too, and must not overtake: see doubt. Nor does what a script says make a node unfit. A refusal in the
 server's exact words is believed, as any cluster client does: a script that returns one of them is sent again.
 
 NOSCRIPT is repaired: the node is given the script, if anybody knows it (Scripts), and the command is sent again, once
@@ -163,9 +163,10 @@ cdef class Redirect:
         cdef const char* p = bytes
         cdef int result
         r.repaired = 0                      # of this node it is not known yet whether it has its script
-        # Two nodes that name each other while a slot changes hands: give them time from the second round on.
+        # Two nodes that name each other while a slot changes hands: give them time from the second round on. What was
+        # parked, and has gone on since this one was sent, may be its client's, and not yet where this would go.
         if self.router.at(node, r) != CHOSEN or r.redirections > 2 or (
-            r.slot >= 0 and self.parking.parked_in[r.slot]
+            r.slot >= 0 and (self.parking.parked_in[r.slot] or self.parking.went_ns[r.slot] > r.sent_ns)
         ):
             return self.wait(r, p, RETRY_MOVED)
         if self.router.chosen == window:            # the bytes stand in its own window, which may move

@@ -24,5 +24,5 @@ cdef const char* sha_of(const char* frame, size_t n) noexcept nogil
 cdef int slot_of_sha(const char* p, size_t n) noexcept nogil
 cdef int slot_of_function(const char* p, size_t n) noexcept nogil
 
-# The keys of an EVAL, EVALSHA or FCALL that has some: `count` bulks, `length` bytes in all; NULL when the frame is none.
+# The keys of an EVAL, EVALSHA or FCALL that has some: `count` bulks, `length` bytes in all; NULL: it is none.
 cdef const char* keys_of(const char* frame, size_t n, size_t* length, size_t* count) noexcept nogil
