@@ -17,6 +17,7 @@ cdef class Parking:
     cdef bint unsorted
     cdef readonly size_t waiting    # requests parked
     cdef uint32_t parked_in[SLOTS]  # of them, per slot
+    cdef int64_t went_ns[SLOTS]     # per slot, when some went on the last time
     cdef readonly dict doubts       # slot -> (requests whose redirection is in doubt, number of the oldest at least)
     cdef object timer               # None while nothing is parked
     cdef bint soon                  # a wake_all is under way

@@ -4,7 +4,8 @@
 The bytes of a parked request are its own. It is submitted anew (Recovery.resubmit) after a backoff, twice as long each
 time, or as soon as something has changed (`wake_all`), until its deadline (Recovery.expired). The parked go on in the
 order in which clients sent them, whenever each was parked, and those of one slot never overtake each other: a client's
-writes to one key must not.
+writes to one key must not. They also go on together: what went later could find the slot at another node, before the
+first has found its way there.
 """
 cimport cython
 from libc.stdint cimport uint64_t
@@ -182,10 +183,17 @@ cdef class Parking:
     cdef void go(self, bint everything) noexcept:
         cdef Request* r = self.empty()
         cdef Request* following
+        cdef bint due
         self.reactor.tick()
         while r != NULL:
             following = r.bnext
             r.bnext = NULL
+            if r.slot < 0:
+                due = everything or r.wake_ns <= self.reactor.now
+            else:
+                due = not self.parked_in[r.slot] and (
+                    everything or r.wake_ns <= self.reactor.now or self.went_ns[r.slot] == self.reactor.now
+                ) and (not self.doubts or not self.behind_doubt(r))
             if abandoned(r):
                 request_move(r, STATE_NEW)
                 self.discard(r)
@@ -194,9 +202,9 @@ cdef class Parking:
                 self.counts.retries[r.reason][OUTCOME_GAVE_UP] += 1
                 request_move(r, STATE_NEW)
                 self.recovery.expired(r, r.reason)
-            elif (everything or r.wake_ns <= self.reactor.now) and (r.slot < 0 or not self.parked_in[r.slot]) and (
-                not self.doubts or not self.behind_doubt(r)
-            ):
+            elif due:
+                if r.slot >= 0:
+                    self.went_ns[r.slot] = self.reactor.now
                 request_move(r, STATE_NEW)
                 self.recovery.resubmit(r)
             else:

@@ -163,9 +163,10 @@ cdef class Redirect:
         cdef const char* p = bytes
         cdef int result
         r.repaired = 0                      # of this node it is not known yet whether it has its script
-        # Two nodes that name each other while a slot changes hands: give them time from the second round on.
+        # Two nodes that name each other while a slot changes hands: give them time from the second round on. What was
+        # parked, and has gone on since this one was sent, may be its client's, and not yet where this would go.
         if self.router.at(node, r) != CHOSEN or r.redirections > 2 or (
-            r.slot >= 0 and self.parking.parked_in[r.slot]
+            r.slot >= 0 and (self.parking.parked_in[r.slot] or self.parking.went_ns[r.slot] > r.sent_ns)
         ):
             return self.wait(r, p, RETRY_MOVED)
         if self.router.chosen == window:            # the bytes stand in its own window, which may move

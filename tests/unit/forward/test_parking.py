@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from proxy.forward.backend import BackendState
@@ -62,6 +64,23 @@ def test_a_redirected_write_does_not_overtake_a_parked_one_of_its_slot(play: Pla
     stage.parking.wake_all()
     stage.turn()
     exchange(stage, B, first + second, b"+0\r\n+1\r\n")
+    assert client.get() == b"+0\r\n+1\r\n"
+
+
+def test_those_of_one_slot_go_on_together(play: Play) -> None:
+    """Whenever each was parked: the slot may change hands while the first is under way."""
+    stage = play(backoff_s=0.2, timeout_s=5.0)
+    client = stage.client()
+    first, second = (encode_command("SET", KEY_A, n) for n in range(2))
+    client.send(first + second)
+    stage.turn()
+    exchange(stage, A, first + second, REFUSALS["tryagain"])
+    later = time.monotonic() + 0.1
+    stage.until(lambda: time.monotonic() > later)
+    stage.node(A).send(REFUSALS["tryagain"])
+    stage.turn(2)
+    assert stage.parking.waiting == 2
+    exchange(stage, A, first + second, b"+0\r\n+1\r\n")
     assert client.get() == b"+0\r\n+1\r\n"
 
 

@@ -282,3 +282,8 @@ def test_what_a_client_says_of_itself_is_bounded(words: tuple[str, ...]) -> None
     assert client == before
     assert ask(client, *words, "n" * 4096) == b"+OK\r\n"
     assert ask(FakeClient(), "HELLO", "3", "SETNAME", "n" * 4097) == errors.TEXT_TOO_LONG
+
+
+def test_a_pattern_of_scan_is_bounded() -> None:
+    """Each page would compile it anew, and it goes to every node."""
+    assert ask(FakeClient(), "SCAN", "0", "MATCH", b"a" * 65_537) == errors.PATTERN_TOO_LONG

@@ -330,12 +330,3 @@ def test_nothing_of_a_large_slot_is_hidden_while_it_moves(
     for count in (10, 30, 100):
         assert set(stage.scan_all("COUNT", count)) == set(keys)
     assert chaos.ends > 0
-
-
-def test_a_pattern_that_is_too_long(stage: Stage) -> None:
-    """Each page would compile it anew, and it goes to every node."""
-    client = stage.client()
-    client.send(encode_command("SCAN", "0", "MATCH", "a" * 65_537))
-    stage.turn()
-    assert client.get() == b"-ERR a pattern is at most 65536 bytes here\r\n"
-    assert stage.nodes == {}
