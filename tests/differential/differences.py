@@ -198,6 +198,12 @@ def fields_of_client(one: Value, other: Value, words: Sequence[bytes] = ()) -> b
     return kinds(one, other) and len(common) > 24 and common == [name for name in theirs if name in mine]
 
 
+def of_strings(one: Value, other: Value, words: Sequence[bytes] = ()) -> bool:
+    """Encodings of a string: INCRBYFLOAT comes to a replica as SET."""
+    strings = (b"int", b"embstr", b"raw")
+    return kinds(one, other) and one.text in strings and other.text in strings
+
+
 def until_nul(one: Value, other: Value, words: Sequence[bytes] = ()) -> bool:
     """A word with a NUL, which ends what the server looks at."""
     return any(b"\0" in word for word in words)
@@ -236,6 +242,7 @@ ALLOWED: list[tuple[str, Same, str]] = [
     *((name, lengths, "random") for name in ["srandmember", "hrandfield", "zrandmember"]),
     ("randomkey", kinds, "random"),
     ("lolwut", kinds, "art"),
+    ("object|encoding", of_strings, "a replica's own choice"),
     ("dump", kinds, "the order of sets and hashes, and times in streams"),
     ("memory|usage", kinds, "a key of a cluster takes some bytes more"),
     ("script|exists", truths, "by tip: whether all primaries have it; EVAL gives it to one (and NOSCRIPT is repaired)"),
