@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha1
 from random import Random
 from types import TracebackType
 
@@ -155,6 +156,8 @@ class Pair:
             queued = queues.get(client, [])
             if one == other == b"" and words and name not in SPLIT and self._crosses([words]):
                 return None  # refused by a cluster, under CLIENT REPLY OFF
+            if one.startswith(b"-NOSCRIPT ") and one != other and _tells(sequence.steps[at + 1 :], words[1]):
+                return None  # repaired with a body that came behind it, in the same bytes
             match verdict(
                 words,
                 self._containers,
@@ -341,6 +344,11 @@ class _Playing:
                 return [data[at : at + 1] for at in range(len(data))]
         points = sorted(chance.randrange(len(data) + 1) for _ in range(chance.randint(1, 6)))
         return [data[a:b] for a, b in zip([0, *points], [*points, len(data)], strict=True)]
+
+
+def _tells(steps: tuple[Step, ...], sha: bytes) -> bool:
+    """Whether one of these brings the script of that name."""
+    return any(sha1(word).hexdigest().encode() == sha.lower() for step in steps for word in step.words)
 
 
 def _scans(step: Step) -> bool:

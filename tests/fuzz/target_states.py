@@ -5,8 +5,6 @@ speaking RESP3, or several of these) and then sends anything, in front of nodes 
 * a client that sent nothing malformed gets out again: RESET and what follows it are answered in every state;
 * a node is sent no command twice, MULTI and EXEC as pairs, and nothing that is for the proxy;
 * a client that leaves in any state leaves nothing behind.
-
-Commands that are not served yet are answered with an error, so that the target runs before they are.
 """
 
 from __future__ import annotations

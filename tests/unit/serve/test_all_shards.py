@@ -72,11 +72,9 @@ def replies(stage: Stage, told: dict[Address, bytes]) -> None:
 
 PRIMARIES = "dbsize/keys a*/flushall/flushdb async/memory purge/memory stats/script exists x/script load x"
 FUNCTIONS = "function delete x/function flush/function load x/function restore x"
-EVERY_NODE = (
-    "script flush/config set a b/config resetstat/config rewrite/slowlog get/slowlog len/slowlog reset/"
-    "commandlog len slow"
-)
+EVERY_NODE = "script flush/config set a b/config resetstat/config rewrite/slowlog get/slowlog len/slowlog reset"
 MORE_NODES = (
+    "commandlog len slow/"
     "latency latest/latency reset/latency histogram/pubsub channels/pubsub numpat/pubsub numsub a/latency doctor"
 )
 
