@@ -9,7 +9,7 @@ Invariants: nothing here raises for what a node says; a malformed answer is Unex
 
 from __future__ import annotations
 
-import secrets
+import os
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -26,7 +26,7 @@ KEYSPACE: Final = encode.encode_command("INFO", "keyspace")
 SERVER: Final = encode.encode_command("INFO", "server")
 _MULTI: Final = encode.encode_command("MULTI")
 _EXEC: Final = encode.encode_command("EXEC")
-_SUFFIX: Final = secrets.token_hex(12)  # a key nobody can guess, and so nobody has
+_SUFFIX: Final = os.urandom(12).hex()  # a key nobody can guess, and so nobody has
 _ALPHABET: Final = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"
 
 
