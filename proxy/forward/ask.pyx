@@ -30,9 +30,9 @@ cdef class Ask:
     """parts: (where, frame, swallow) each; finish: from the list of the parts' replies to the one reply, all bytes.
 
     where: a slot's number; a Node; a Backend that the client leases; "any" (a primary), "primaries", "nodes" (a part
-    for each; see expanded). frame: whole commands; swallow: how many of their replies are dropped before the one that counts, the
-    first error among them deciding what becomes of a redirected or refused one (MULTI ... EXEC). read: may be sent
-    again after a lost connection. Without finish the first part's reply is the answer.
+    for each; see expanded). frame: whole commands; swallow: how many of their replies are dropped before the one that
+    counts, the first error among them deciding what becomes of a redirected or refused one (MULTI ... EXEC). read: may
+    be sent again after a lost connection. Without finish the first part's reply is the answer.
 
     finish may also return another Ask: the next round for the same command, within the same deadline. A failed part is
     the answer, and finish not called; with `errors`, finish is given error lines like other replies. Then redirections
@@ -40,8 +40,8 @@ cdef class Ask:
     slot go to its primary, whatever the client's read policy.
 
     Filled in place when it is sent, of each part: labels: its node as "host:port", "" when it is not for a certain
-    one; nodes: where it went, or the primary it was first for; optional: whether it is one of "nodes" that owned no
-    slots, so that its failure to answer is no failure of the cluster.
+    one; nodes: where it went, for a further round (of "primaries": a slot, since another primary may have taken over);
+    optional: whether it is one of "nodes" that owned no slots: that it does not answer is no failure of the cluster.
     """
 
     def __cinit__(self, list parts not None, finish=None, bint read=False, bint errors=False,
@@ -193,8 +193,8 @@ cdef bint send_parts(Client client, Ask ask, Gather before, Call* call) except? 
     except Exception:
         g.discard()
         raise
-    ask.nodes[:] = [part[0] for part in parts]
-    ask.labels[:] = [where.label if isinstance(where, Node) else "" for where in ask.nodes]
+    ask.nodes[:] = [part[4] if part[3] == TARGET_SHARD else part[0] for part in parts]
+    ask.labels[:] = [(<Node> part[0]).label if isinstance(part[0], Node) else "" for part in parts]
     ask.optional[:] = [part[3] == TARGET_EXTRA and not (<Node> part[0]).owner for part in parts]
     g.finish = ask.finish
     g.errors = ask.errors

@@ -395,9 +395,11 @@ cdef class Router:
             node = <Node> self.numbered.get(r.node)
             if r.target == TARGET_SHARD and (node is None or not node.owner):
                 return self.heir(r)
-            if r.target == TARGET_EXTRA and node is not None and not node.owner and node.pool(r.proto, r.db).down_since_ns:
+            if node is None:
+                return LOST
+            if r.target == TARGET_EXTRA and not node.owner and node.pool(r.proto, r.db).down_since_ns:
                 return HOPELESS
-            return LOST if node is None else self.at(node, r)
+            return self.at(node, r)
         lease = <Backend> r.lease
         if lease.state == BACKEND_CLOSED:
             return LOST

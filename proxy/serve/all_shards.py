@@ -104,7 +104,7 @@ class Finish:
 
 def _round(parts: list[tuple[Where, bytes, int]], make: Make, read: bool) -> Ask:
     finish = Finish(make)
-    ask = Ask(parts, finish=finish, read=read, errors=True)
+    ask = Ask(parts, finish=finish, read=read, errors=True, primary=True)
     finish.labels, finish.nodes, finish.optional = ask.labels, ask.nodes, ask.optional
     return ask
 
@@ -177,19 +177,19 @@ def _counted(frame: bytes, nothing: bytes, replies: list[bytes], finish: Finish)
     if (failed := failure(replies, finish.labels)) is not None:
         return failed
     counts = [max(0, number(reply)) for reply in replies]
-    return _one_of(frame, nothing, dict(zip(finish.nodes, counts, strict=True)))
+    return _one_of(frame, nothing, dict(zip(zip(finish.nodes, finish.labels, strict=True), counts, strict=True)))
 
 
-def _one_of(frame: bytes, nothing: bytes, counts: dict[Where, int]) -> bytes | Ask:
+def _one_of(frame: bytes, nothing: bytes, counts: dict[tuple[Where, str], int]) -> bytes | Ask:
     """Of a node chosen by the number of its keys. It may have none any more: then another one is asked."""
     if not any(counts.values()):
         return nothing
-    (node,) = random.choices(list(counts), weights=list(counts.values()))
-    rest = {other: keys for other, keys in counts.items() if other is not node}
+    ((node, label),) = random.choices(list(counts), weights=list(counts.values()))
+    rest = {other: keys for other, keys in counts.items() if other[0] != node}
 
     def found(replies: list[bytes], finish: Finish) -> bytes | Ask:
         if is_error(replies[0]):
-            return named(replies[0], finish.labels[0])
+            return named(replies[0], label)
         return _one_of(frame, nothing, rest) if replies[0] == nothing else replies[0]
 
     return _round([(node, frame, 0)], found, True)

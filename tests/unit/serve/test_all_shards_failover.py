@@ -232,3 +232,16 @@ def test_a_shard_without_a_primary_is_waited_for(play: Callable[..., Stage]) -> 
     stage.publish(FAILED_OVER)
     assert answer(stage, ones(D)) == {D: DBSIZE}
     assert client.get() == integer(3)
+
+
+def test_a_random_key_is_asked_for_where_the_keys_are_now(play: Callable[..., Stage]) -> None:
+    """Both rounds, and of the primary whatever the client's read policy."""
+    stage = play(reads="any")
+    stage.unreachable.add(A)
+    client = send(stage, encode_command("RANDOMKEY"))
+    none = dict.fromkeys((B, C), integer(0))
+    assert answer(stage, none) == dict.fromkeys((B, C), DBSIZE)
+    stage.publish(FAILED_OVER)
+    assert answer(stage, ones(D)) == {D: DBSIZE}
+    assert answer(stage, {D: b"$1\r\nk\r\n"}) == {D: encode_command("RANDOMKEY")}
+    assert client.get() == b"$1\r\nk\r\n"
