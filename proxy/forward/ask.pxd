@@ -11,6 +11,7 @@ cdef class Ask:
     cdef readonly bint primary
     cdef readonly list labels
     cdef readonly list nodes
+    cdef readonly list optional
 
 cdef class Later:
     cdef Gather gather

@@ -17,6 +17,7 @@ class Ask:
     parts: list[tuple[Where, bytes, int]]
     labels: list[str]
     nodes: list[Where]
+    optional: list[bool]
 
     def __init__(
         self,

@@ -9,15 +9,16 @@ cimport cython
 from libc.stdint cimport uint32_t
 
 from proxy.cluster.slot cimport SLOTS
+from proxy.cluster.slot_table cimport NO_SHARD
 from proxy.forward.backend cimport Backend
 from proxy.forward.counters cimport CLOSE_ERROR
 from proxy.forward.gather cimport (
     Gather, Rounds, combine_first, combine_python, gather_again, gather_begin, gather_new,
 )
-from proxy.forward.node cimport Node
+from proxy.forward.node cimport Node, Shard
 from proxy.forward.prepare cimport new_request
 from proxy.forward.request cimport (
-    REQ_READ, TARGET_ANY, TARGET_LEASE, TARGET_NODE, TARGET_SLOT, Request,
+    REQ_READ, TARGET_ANY, TARGET_EXTRA, TARGET_LEASE, TARGET_NODE, TARGET_SHARD, TARGET_SLOT, Request,
 )
 from proxy.forward.router cimport READS_PRIMARY, Router
 
@@ -29,9 +30,9 @@ cdef class Ask:
     """parts: (where, frame, swallow) each; finish: from the list of the parts' replies to the one reply, all bytes.
 
     where: a slot's number; a Node; a Backend that the client leases; "any" (a primary), "primaries", "nodes" (a part
-    for each). frame: whole commands; swallow: how many of their replies are dropped before the one that counts, the
-    first error among them deciding what becomes of a redirected or refused one (MULTI ... EXEC). read: may be sent
-    again after a lost connection. Without finish the first part's reply is the answer.
+    for each; see expanded). frame: whole commands; swallow: how many of their replies are dropped before the one that
+    counts, the first error among them deciding what becomes of a redirected or refused one (MULTI ... EXEC). read: may
+    be sent again after a lost connection. Without finish the first part's reply is the answer.
 
     finish may also return another Ask: the next round for the same command, within the same deadline. A failed part is
     the answer, and finish not called; with `errors`, finish is given error lines like other replies. Then redirections
@@ -39,7 +40,8 @@ cdef class Ask:
     slot go to its primary, whatever the client's read policy.
 
     Filled in place when it is sent, of each part: labels: its node as "host:port", "" when it is not for a certain
-    one; nodes: where it went.
+    one; nodes: where it went, for a further round (of "primaries": a slot, since another primary may have taken over);
+    optional: whether it is one of "nodes" that owned no slots: that it does not answer is no failure of the cluster.
     """
 
     def __cinit__(self, list parts not None, finish=None, bint read=False, bint errors=False,
@@ -51,6 +53,7 @@ cdef class Ask:
         self.primary = primary
         self.labels = []
         self.nodes = []
+        self.optional = []
 
 
 @cython.final
@@ -100,22 +103,48 @@ cdef class AskRounds(Rounds):
 
 
 cdef list expanded(Router router, list parts):
-    """With a part for each node that is meant; none at all when some slots' primary is not known."""
+    """With a part for each node that is meant; none at all when some slots' primary is not known.
+
+    (where, frame, swallow, kind, slot) each; kind: TARGET_SHARD and one of its slots, TARGET_EXTRA, or -1: see aim.
+    What is for "primaries" follows its shard to another primary until it is executed. Of "nodes" those that own no
+    slots are left out when they are known to be down, or unfit.
+    """
     cdef list out = []
+    cdef Node node
+    cdef dict slots
     for where, frame, swallow in parts:
         if where == "primaries":
             if router.headless:
                 return []
-            out += [(node, frame, swallow) for node in router.primaries]
+            slots = first_slots(router)
+            for node in router.primaries:
+                if node in slots:
+                    out.append((node, frame, swallow, TARGET_SHARD, slots[node]))
+                else:
+                    out.append((node, frame, swallow, -1, -1))
         elif where == "nodes":
-            out += [(node, frame, swallow) for node in router.nodes.values()]
+            for node in router.nodes.values():
+                if node.owner or node.usable and not node.down:
+                    out.append((node, frame, swallow, TARGET_EXTRA, -1))
         else:
-            out.append((where, frame, swallow))
+            out.append((where, frame, swallow, -1, -1))
     return out
 
 
-cdef void aim(Request* r, object where, uint32_t swallow) except *:
-    """Sets its target; TypeError or ValueError for what is none."""
+cdef dict first_slots(Router router):
+    """A slot of each primary: Node -> slot."""
+    cdef dict found = {}
+    cdef int slot, index, before = NO_SHARD
+    for slot in range(SLOTS):
+        index = router.slots.owner[slot]
+        if index != before and index != NO_SHARD:
+            found.setdefault((<Shard> router.shards[index]).primary, slot)
+        before = index
+    return found
+
+
+cdef void aim(Request* r, object where, uint32_t swallow, int kind, int slot) except *:
+    """Sets its target; TypeError or ValueError for what is none. kind: what a Node is a target as; -1: TARGET_NODE."""
     r.slot = -1
     r.own_swallow = swallow
     if isinstance(where, int):
@@ -124,7 +153,8 @@ cdef void aim(Request* r, object where, uint32_t swallow) except *:
         r.target = TARGET_SLOT
         r.slot = where
     elif isinstance(where, Node):
-        r.target = TARGET_NODE
+        r.target = TARGET_NODE if kind < 0 else kind
+        r.slot = slot
         r.node = (<Node> where).number
     elif isinstance(where, Backend):
         r.target = TARGET_LEASE
@@ -156,15 +186,16 @@ cdef bint send_parts(Client client, Ask ask, Gather before, Call* call) except? 
         return False
     try:
         for i in range(n):
-            where, one, swallow = parts[i]
+            where, one, swallow, kind, slot = parts[i]
             if not isinstance(one, bytes) or not one:
                 raise TypeError(f"no frame: {one!r}")
-            aim(&g.parts[i], where, swallow)
+            aim(&g.parts[i], where, swallow, kind, slot)
     except Exception:
         g.discard()
         raise
-    ask.nodes[:] = [where for where, _, _ in parts]
-    ask.labels[:] = [where.label if isinstance(where, Node) else "" for where in ask.nodes]
+    ask.nodes[:] = [part[4] if part[3] == TARGET_SHARD else part[0] for part in parts]
+    ask.labels[:] = [(<Node> part[0]).label if isinstance(part[0], Node) else "" for part in parts]
+    ask.optional[:] = [part[3] == TARGET_EXTRA and not (<Node> part[0]).owner for part in parts]
     g.finish = ask.finish
     g.errors = ask.errors
     g.most = client.settings.hard_output // 4       # they are copied when they are combined, and once more

@@ -21,7 +21,8 @@ cdef class Node:
     cdef readonly bint gone                 # no longer in the topology
     cdef uint32_t published                 # number of the topology it was last in
     cdef bint wanted_replica                # its role there
-    cdef bint owner                         # stands in Router.primaries: it owns slots
+    cdef readonly bint owner                # stands in Router.primaries: it owns slots
+    cdef int64_t owner_ns                   # since when; 0 = it does not
     cdef int shard                          # of which it is the primary: index into Router.shards; -1 = none
     cdef public uint64_t connect_failures
     cdef Histogram duration
@@ -32,3 +33,7 @@ cdef class Node:
     cdef list retired                       # Backends of a former role, draining
     cdef Pool pool(self, int proto, int db)
     cdef list pools(self)
+
+cdef class Shard:
+    cdef readonly Node primary              # may be None
+    cdef readonly list replicas

@@ -26,6 +26,9 @@ class Node:
     def number(self) -> int:
         """Never given twice in a process."""
     @property
+    def owner(self) -> bool:
+        """Whether it is a primary that owns slots."""
+    @property
     def gone(self) -> bool:
         """No longer in the topology."""
     @property

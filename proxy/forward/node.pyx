@@ -92,3 +92,12 @@ cdef class Node:
             "buckets": buckets,
             "sum_s": sum_s,
         }
+
+
+@cython.final
+cdef class Shard:
+    """A primary (or None) and its replicas."""
+
+    def __cinit__(self, Node primary, list replicas):
+        self.primary = primary
+        self.replicas = replicas

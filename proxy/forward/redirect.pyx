@@ -36,8 +36,8 @@ from proxy.forward.counters cimport (
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
 from proxy.forward.ports cimport Sink
 from proxy.forward.request cimport (
-    REQ_READ, REQ_SCRIPT, STATE_ANSWERED, STATE_NEW, STATE_PARKED, TARGET_LEASE, TARGET_NODE, request_fault,
-    request_forget, request_free, request_keep, request_move, request_new,
+    REQ_READ, REQ_SCRIPT, STATE_ANSWERED, STATE_NEW, STATE_PARKED, TARGET_EXTRA, TARGET_LEASE, TARGET_NODE,
+    TARGET_SHARD, request_fault, request_forget, request_free, request_keep, request_move, request_new,
 )
 from proxy.forward.router cimport CHOSEN, READS_PRIMARY
 from proxy.forward.scripts cimport SHA_LEN, keys_of, sha_of
@@ -99,7 +99,7 @@ cdef class Redirect:
         if kind == REDIR_MOVED or kind == REDIR_ASK:
             if script and to.slot != r.slot:
                 return ORDINARY             # no server says that of this script
-            if r.target == TARGET_NODE:
+            if r.target in (TARGET_NODE, TARGET_SHARD, TARGET_EXTRA):
                 return ORDINARY             # for this node and no other
             self.counts.redirections[kind] += 1
             (<Sink> r.sink).unsettle()

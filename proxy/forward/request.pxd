@@ -31,6 +31,8 @@ cdef enum TargetKind:       # where a request is to go
     TARGET_ANY = 1          # any primary, the one numbered `node` if it will do
     TARGET_NODE = 2         # the node numbered `node` and no other
     TARGET_LEASE = 3        # `lease`, a connection that one client owns
+    TARGET_SHARD = 4        # the primary numbered `node`; when it owns slots no more, the one that took over `slot`
+    TARGET_EXTRA = 5        # the node numbered `node`, which is waited for while it is down only if it owns slots
 
 cdef enum:
     SMALL = 104             # bytes of a held reply that need no allocation
@@ -49,9 +51,9 @@ cdef struct Request:
     int64_t deadline_ns
     uint32_t affinity       # which of a node's connections: a client keeps to one
     uint32_t swallow        # replies to drop before the one that counts, those of the prefix included
-    uint32_t node           # TARGET_NODE, TARGET_ANY: Node.number
+    uint32_t node           # Node.number, for all targets but TARGET_SLOT and TARGET_LEASE
     uint16_t command        # metric index
-    int16_t slot            # TARGET_SLOT, else -1
+    int16_t slot            # TARGET_SLOT, TARGET_SHARD, else -1
     uint16_t prefix         # bytes before its own in the window (ASKING)
     uint16_t flags          # RequestFlag
     uint8_t prefix_replies  # how many of `swallow` belong to the prefix

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t
 from proxy.cluster.slot_table cimport SlotTable
 from proxy.forward.backend cimport Backend
 from proxy.forward.counters cimport Counters
-from proxy.forward.node cimport Node, Pool
+from proxy.forward.node cimport Node, Pool, Shard
 from proxy.forward.pipeline cimport BackendSettings
 from proxy.forward.ports cimport PushPort, Recovery
 from proxy.forward.reactor cimport Reactor
@@ -24,10 +24,6 @@ cdef enum Choice:
     WAIT = 3                # its node is down, or no replica is fit: try again a little later
     HOPELESS = 4            # its node has been down for longer than the failover deadline
     LOST = 5                # the one node or connection it may go to is gone
-
-cdef class Shard:
-    cdef readonly Node primary      # may be None
-    cdef readonly list replicas
 
 cdef class Router:
     cdef Reactor reactor
@@ -58,6 +54,7 @@ cdef class Router:
     cdef uint32_t home(self, int slot) noexcept
     cdef int at(self, Node node, Request* r) noexcept
     cdef int anywhere(self, Request* r) noexcept
+    cdef int heir(self, Request* r) noexcept
     cdef Node pick(self, Shard shard, Request* r)
     cdef Node least(self, Shard shard, Request* r, bint with_primary)
     cdef list fill(self, Node node, int proto, int db)
@@ -65,6 +62,7 @@ cdef class Router:
     cdef void learn(self, int slot, Node node) noexcept
     cdef bint astray(self, Node node, Request* r) noexcept
     cdef void find_primaries(self)
+    cdef void own(self, Node node)
     cdef void unsettle(self, Node node, bint everything) noexcept
     cdef void unsettle_slot(self, Node node, int slot) noexcept
     cdef void change_role(self, Node node, bint replica) noexcept

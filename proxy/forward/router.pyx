@@ -17,9 +17,9 @@ from libc.stdlib cimport free, malloc
 from proxy.cluster.slot cimport SLOTS
 from proxy.cluster.slot_table cimport NO_SHARD
 from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CLOSED, BACKEND_UP
-from proxy.forward.node cimport Pool
+from proxy.forward.node cimport Pool, Shard
 from proxy.forward.ports cimport Sink
-from proxy.forward.request cimport REQ_READ, TARGET_ANY, TARGET_NODE, TARGET_SLOT
+from proxy.forward.request cimport REQ_READ, TARGET_ANY, TARGET_EXTRA, TARGET_NODE, TARGET_SHARD, TARGET_SLOT
 
 cdef enum:
     EXACT_MAX = 256     # requests under way up to which those for one slot are looked for: see unsettle_slot
@@ -27,15 +27,6 @@ cdef enum:
 cdef int64_t IDLE_NS = 60_000_000_000       # ... of a connection to a database other than 0: see trim
 
 READ_POLICIES = ("primary", "prefer_primary", "replica", "prefer_replica", "any")
-
-
-@cython.final
-cdef class Shard:
-    """A primary (or None) and its replicas."""
-
-    def __cinit__(self, Node primary, list replicas):
-        self.primary = primary
-        self.replicas = replicas
 
 
 @cython.final
@@ -131,7 +122,8 @@ cdef class Router:
         for slot in range(SLOTS):
             if self.slots.owner[slot] != NO_SHARD:
                 owns[self.slots.owner[slot]] = 1
-        for node in self.primaries:
+        cdef list before = self.primaries
+        for node in before:
             node.owner = False
         self.primaries = []
         self.headless = False
@@ -143,8 +135,15 @@ cdef class Router:
             if node.shard < 0:
                 node.shard = index
             if owns[index] and not node.owner:
-                node.owner = True
-                self.primaries.append(node)
+                self.own(node)
+        for node in before:
+            if not node.owner:
+                node.owner_ns = 0
+
+    cdef void own(self, Node node):
+        node.owner = True
+        node.owner_ns = node.owner_ns or self.reactor.now
+        self.primaries.append(node)
 
     cdef void change_role(self, Node node, bint replica) noexcept:
         """New connections in the new role: one that sent READONLY would answer stale reads after a demotion."""
@@ -199,8 +198,7 @@ cdef class Router:
             self.forget_direct()
         self.slots.set(slot, node.shard)
         if not node.owner:
-            node.owner = True
-            self.primaries.append(node)
+            self.own(node)
         if owner != NO_SHARD:
             if before is not None:
                 self.unsettle_slot(before, slot)
@@ -244,7 +242,7 @@ cdef class Router:
         """Whether a request under way at this node would be sent to another one now."""
         cdef Shard shard
         cdef int index
-        if r.target == TARGET_ANY:
+        if r.target == TARGET_ANY or r.target == TARGET_SHARD:
             return not node.owner
         if r.target != TARGET_SLOT:
             return False
@@ -393,9 +391,15 @@ cdef class Router:
             return WAIT if node is None else self.at(node, r)
         if r.target == TARGET_ANY:
             return self.anywhere(r)
-        if r.target == TARGET_NODE:
+        if r.target == TARGET_NODE or r.target == TARGET_SHARD or r.target == TARGET_EXTRA:
             node = <Node> self.numbered.get(r.node)
-            return LOST if node is None else self.at(node, r)
+            if r.target == TARGET_SHARD and (node is None or not node.owner):
+                return self.heir(r)
+            if node is None:
+                return LOST
+            if r.target == TARGET_EXTRA and not node.owner and node.pool(r.proto, r.db).down_since_ns:
+                return HOPELESS
+            return self.at(node, r)
         lease = <Backend> r.lease
         if lease.state == BACKEND_CLOSED:
             return LOST
@@ -419,6 +423,14 @@ cdef class Router:
                 node = <Node> self.primaries[r.affinity % n]
         r.node = self.served_by = node.number
         return self.at(node, r)
+
+    cdef int heir(self, Request* r) noexcept:
+        """Who has taken over from a primary since the request was read: one that owned slots before has its own part
+        of the command, and must not get two."""
+        cdef Node node = self.primary_of(r.slot)
+        if node is None:
+            return UNCOVERED if self.slots.owner[r.slot] == NO_SHARD else WAIT
+        return LOST if node.owner_ns < r.start_ns else self.at(node, r)
 
     cdef uint32_t home(self, int slot) noexcept:
         """Node.number of the primary that owns a slot; 0 when there is none."""

@@ -4,8 +4,9 @@ Why: what one Redis says in one reply is spread over the cluster. Who is asked, 
 in the table below where a command needs a decision; for any other (of a module, newer than the table, or allowed by the
 configuration) COMMAND's tips `request_policy` and `response_policy` say it. Called through serve.table.
 
-Invariants: an answer is of all that were asked, or an error that names the node that failed (serve.combine); what is
-held for it is bounded by proxy.forward.gather, and freed when the client leaves. Primaries are those that own slots.
+Invariants: an answer is of all that were asked, or an error that names the node that failed (serve.combine), except
+that nodes without slots which are down, or do not answer in time, are left out; what is held for it is bounded by
+proxy.forward.gather, and freed when the client leaves. Primaries are those that own slots.
 
 Source: https://redis.io/docs/latest/develop/reference/command-tips/
 """
@@ -57,6 +58,10 @@ _BY_REQUEST: Final[Mapping[str, Literal["primaries", "nodes"]]] = {
     "multi_shard": "primaries",
     "special": "primaries",
 }
+# What is said for a node that has not answered.
+_UNANSWERED: Final = frozenset(
+    errors.EXCHANGE_TEXTS[occasion] for occasion in ("down", "full", "timeout", "timeout_sent", "lost", "gone")
+)
 _SLICE: Final = 1000  # words of one round of InSlices
 _SLOWEST: Final = 10  # entries of SLOWLOG GET without a count
 
@@ -66,30 +71,41 @@ Make = Callable[[list[bytes], "Finish"], bytes | Ask]
 class Finish:
     """One reply of a round's replies.
 
-    labels, nodes: whence they came; the Ask fills in its lists as it is sent (this keeps them and not the Ask, or both
-    would live, with all they hold, until the next garbage collection).
+    labels, nodes, optional: whence they came; the Ask fills in its lists as it is sent (this keeps them and not the
+    Ask, or both would live, with all they hold, until the next garbage collection).
     """
 
-    __slots__ = ("__weakref__", "_make", "labels", "nodes")
+    __slots__ = ("__weakref__", "_make", "labels", "nodes", "optional")
 
     def __init__(self, make: Make) -> None:
         self._make = make
         self.labels: list[str] = []
         self.nodes: list[Where] = []
+        self.optional: list[bool] = []
 
     def __call__(self, replies: list[bytes]) -> bytes | Ask:
         try:
-            return self._make(replies, self)
+            return self._make(self._heard(replies), self)
         except (Unexpected, ProtocolFault):
             return errors.BAD_PART
         except TooLong:
             return errors.TOO_LONG
 
+    def _heard(self, replies: list[bytes]) -> list[bytes]:
+        """Without the nodes that did not answer and need not: what of them is not known, no client misses."""
+        if not any(self.optional):
+            return replies
+        heard = [n for n, reply in enumerate(replies) if not (self.optional[n] and reply in _UNANSWERED)]
+        if not heard or len(heard) == len(replies):
+            return replies
+        self.labels, self.nodes = [self.labels[n] for n in heard], [self.nodes[n] for n in heard]
+        return [replies[n] for n in heard]
+
 
 def _round(parts: list[tuple[Where, bytes, int]], make: Make, read: bool) -> Ask:
     finish = Finish(make)
-    ask = Ask(parts, finish=finish, read=read, errors=True)
-    finish.labels, finish.nodes = ask.labels, ask.nodes
+    ask = Ask(parts, finish=finish, read=read, errors=True, primary=True)
+    finish.labels, finish.nodes, finish.optional = ask.labels, ask.nodes, ask.optional
     return ask
 
 
@@ -161,19 +177,19 @@ def _counted(frame: bytes, nothing: bytes, replies: list[bytes], finish: Finish)
     if (failed := failure(replies, finish.labels)) is not None:
         return failed
     counts = [max(0, number(reply)) for reply in replies]
-    return _one_of(frame, nothing, dict(zip(finish.nodes, counts, strict=True)))
+    return _one_of(frame, nothing, dict(zip(zip(finish.nodes, finish.labels, strict=True), counts, strict=True)))
 
 
-def _one_of(frame: bytes, nothing: bytes, counts: dict[Where, int]) -> bytes | Ask:
+def _one_of(frame: bytes, nothing: bytes, counts: dict[tuple[Where, str], int]) -> bytes | Ask:
     """Of a node chosen by the number of its keys. It may have none any more: then another one is asked."""
     if not any(counts.values()):
         return nothing
-    (node,) = random.choices(list(counts), weights=list(counts.values()))
-    rest = {other: keys for other, keys in counts.items() if other is not node}
+    ((node, label),) = random.choices(list(counts), weights=list(counts.values()))
+    rest = {other: keys for other, keys in counts.items() if other[0] != node}
 
     def found(replies: list[bytes], finish: Finish) -> bytes | Ask:
         if is_error(replies[0]):
-            return named(replies[0], finish.labels[0])
+            return named(replies[0], label)
         return _one_of(frame, nothing, rest) if replies[0] == nothing else replies[0]
 
     return _round([(node, frame, 0)], found, True)

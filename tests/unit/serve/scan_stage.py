@@ -179,7 +179,7 @@ class Stage:
             self.meanwhile()
             node = self.believed[slot]
             if node.label in self.down:
-                return b"-CLUSTERDOWN The node that serves this slot cannot be reached\r\n"
+                return b"-CLUSTERDOWN The node for this command cannot be reached\r\n"
             got = self.at(node, commands)
             if isinstance(got, tuple) and got[0] == "ask":
                 self.meanwhile()

@@ -131,7 +131,7 @@ def test_a_node_that_cannot_be_reached_is_named() -> None:
         stage.until(lambda: A in stage.nodes and B in stage.nodes)
         replies(stage, {A: integer(1), B: integer(2)})
         got = stage.hear(client)
-        assert got == b"-CLUSTERDOWN The node that serves this slot cannot be reached (node 10.0.0.1:7003)\r\n"
+        assert got == b"-CLUSTERDOWN The node for this command cannot be reached (node 10.0.0.1:7003)\r\n"
 
 
 def test_a_shard_without_a_primary_is_not_left_out() -> None:

@@ -12,7 +12,7 @@ NODES = ["10.0.0.1:7001", "10.0.0.2:7002", "[::1]:7003"]
 ONE, TWO, ZERO = integer(1), integer(2), integer(0)
 OK, NOTBUSY = simple("OK"), b"-NOTBUSY No scripts in execution right now.\r\n"
 UNKILLABLE = b"-UNKILLABLE Sorry the script already executed write commands.\r\n"
-DOWN = b"-CLUSTERDOWN The node that serves this slot cannot be reached\r\n"
+DOWN = b"-CLUSTERDOWN The node for this command cannot be reached\r\n"
 
 
 def made(how: Combine, *replies: bytes) -> bytes:

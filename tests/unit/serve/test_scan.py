@@ -187,7 +187,7 @@ def test_a_node_that_is_down_is_said(stage: Stage) -> None:
     stage.down.add("B")
     cursor, page = stage.scan(0)
     assert set(page) == {key for key in keys if slot_of(key) in stage.nodes[0].owned}
-    assert stage.scan(cursor) == b"-CLUSTERDOWN The node that serves this slot cannot be reached\r\n"
+    assert stage.scan(cursor) == b"-CLUSTERDOWN The node for this command cannot be reached\r\n"
     stage.down.clear()
     assert {*page, *stage.scan(cursor)[1]} == set(keys)
 
