@@ -1,7 +1,8 @@
 """What a configuration meets on this machine: what a start could not open, and what an operator should know.
 
 Why: a faulty log folder or a host name of another machine shows itself at the start only, and some mistakes not even
-then. Called by cli: conflicts() for `redis-proxy check` alone, warnings() for that and for the start.
+then. Called by cli: conflicts() for `redis-proxy check` alone, warnings() for that and for the
+start; by reload: command_warnings().
 
 Invariants: nothing stays and nobody is disturbed: no file is made, no port of a listener is bound, no connection is
 made. A port or a socket file in use is no fault: the running proxy, or systemd, has it.
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from proxy.commands.dispositions import unknown_names
+from proxy.commands.dispositions import full_names, is_listed, unknown_names
 from proxy.commands.table import ROWS
 from proxy.config.faults import Conflict
 from proxy.config.file import read
@@ -28,6 +29,8 @@ from proxy.system.cpus import granted
 from proxy.system.limits import lowered
 
 SOMAXCONN: Final = Path("/proc/sys/net/core/somaxconn")
+# Allowed by name, each of them harms everybody at once.
+_PERILOUS: Final = frozenset({"shutdown", "replicaof", "slaveof"})
 _LOOPBACK: Final = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
@@ -58,9 +61,7 @@ def warnings(settings: Settings, path: str | Path | None = None) -> list[str]:
     workers = granted() if settings.workers == "auto" else settings.workers
     if sentence := lowered(settings.clients.max_clients, workers, hard):
         found.append(sentence)
-    for option, names in (("allow", settings.commands.allow), ("deny", settings.commands.deny)):
-        for name in unknown_names(names, ROWS):
-            found.append(f"commands.{option}: no command or category known here is called {name}")
+    found += command_warnings(settings)
     most = _somaxconn()
     for listener in settings.listeners:
         if most is not None and listener.backlog > most:
@@ -70,6 +71,29 @@ def warnings(settings: Settings, path: str | Path | None = None) -> list[str]:
             )
         if is_open(settings, listener):
             found.append(f"{listener.address} can be used from other machines without a password")
+    return found
+
+
+def command_warnings(settings: Settings) -> list[str]:
+    """Those of commands.allow and commands.deny, one sentence each; a reload gives them, too."""
+    commands, found = settings.commands, []
+    for option, names in (("allow", commands.allow), ("deny", commands.deny)):
+        for name in unknown_names(names, ROWS):
+            found.append(f"commands.{option}: no command or category known here is called {name}")
+    denied = full_names(commands.deny)
+    rows = {row.name: row for row in ROWS}
+    if settings.clients.password.get_secret_value():
+        taken = [name for name in ("auth", "hello") if is_listed(rows[name], denied)]
+        if taken:
+            found.append(
+                f"commands.deny takes away {' and '.join(taken)}, by which clients give the password (clients.password)"
+            )
+    allowed = full_names(commands.allow)
+    for name in commands.allow:
+        if name.strip().startswith("@"):
+            found.append(f"commands.allow: {name} is a whole category, with commands that can stop or empty servers")
+    for name in sorted(allowed & _PERILOUS):
+        found.append(f"commands.allow: any client can stop a server, or break the cluster, with {name}")
     return found
 
 

@@ -8,3 +8,6 @@ def pause(path: DataPath, level: int, until_ns: int) -> None:
 
 def paused(path: DataPath) -> tuple[int, int]:
     """(level, until_ns) in force; (0, 0) when nothing is held."""
+
+def held(path: DataPath) -> int:
+    """Clients whose next command waits for the end of a pause, or for their turn after it."""

@@ -49,6 +49,11 @@ def paused(DataPath path):
     return PAUSE_NONE, 0
 
 
+def held(DataPath path):
+    """Clients whose next command waits for the end of a pause, or for their turn after it."""
+    return len(path.held)
+
+
 cdef void set_timer(DataPath path):
     left_s = (path.paused_until - monotonic_ns()) / 1e9
     path.pause_timer = path.reactor.loop.call_later(min(max(left_s, 0.0), LONGEST_S), partial(look, path))

@@ -1,12 +1,14 @@
 from proxy.forward.router import Router
 
 class Leases:
-    """See leases.pyx; sizes: connections of one node, protocol and database, and nanoseconds."""
+    """See leases.pyx; sizes: connections of one node, protocol and database, of all, and nanoseconds."""
 
     most: int
+    all_most: int
     idle_ns: int
     @property
     def refused(self) -> int: ...
     def __init__(self, router: Router, *, most: int = ..., idle_ns: int = ...) -> None: ...
+    def shed(self) -> int: ...  # closes idle ones; how many there still are too many
     def sweep(self) -> None: ...
     def renew(self) -> None: ...

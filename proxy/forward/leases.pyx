@@ -2,10 +2,10 @@
 """Connections that one client owns for a while, because its commands leave a state there (WATCH).
 
 They are taken, given back clean and taken again by somebody else; how many there may be of a node, protocol and
-database is bounded, and idle ones are closed. One that cannot be given back clean is closed.
+database is bounded, so is how many in all, and idle ones are closed. One that cannot be given back clean is closed.
 """
 cimport cython
-from libc.stdint cimport int64_t
+from libc.stdint cimport UINT32_MAX, int64_t
 
 from proxy.forward.backend cimport BACKEND_CLOSED, BACKEND_UP
 from proxy.forward.pipeline cimport ENQUEUED
@@ -25,8 +25,36 @@ cdef class Leases:
     def __cinit__(self, Router router, *, most=1000, idle_ns=30_000_000_000):
         self.router = router
         self.most = most
+        self.all_most = UINT32_MAX
         self.idle_ns = idle_ns
         self.idle = {}
+
+    cdef uint32_t open(self) noexcept:
+        """All there are, of all nodes: each has a descriptor, or is about to."""
+        cdef Backend lease
+        cdef Node node
+        cdef uint32_t n = 0
+        for nodes in (self.router.nodes.values(), self.router.retired):
+            for node in nodes:
+                for lease in node.leases:
+                    n += lease.state != BACKEND_CLOSED
+        return n
+
+    cdef uint32_t reduce(self, uint32_t most) noexcept:
+        """Closes idle ones, of any node, until there are no more than so many; how many there are."""
+        cdef Backend lease
+        cdef uint32_t n = self.open()
+        for idle in self.idle.values():
+            while n > most and idle:
+                lease = <Backend> idle.pop()
+                n -= lease.state != BACKEND_CLOSED
+                lease.close()
+        return n
+
+    def shed(self):
+        """Closes idle ones until there are no more than all_most; how many are still too many."""
+        cdef uint32_t n = self.reduce(self.all_most)
+        return n - self.all_most if n > self.all_most else 0
 
     cdef Backend take(self, Node node, int proto, int db):
         """One that nobody else has, connected or not; None when there are too many."""
@@ -41,7 +69,7 @@ cdef class Leases:
         for lease in node.leases:
             if lease.state != BACKEND_CLOSED and lease.proto == proto and lease.db == db:
                 n += 1
-        if n >= self.most:
+        if n >= self.most or self.all_most == 0 or self.reduce(self.all_most - 1) >= self.all_most:
             self.refused += 1
             return None
         return self.router.lease(node, proto, db)

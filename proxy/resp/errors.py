@@ -180,7 +180,9 @@ SELECT_INSIDE = line("ERR SELECT of another database is not possible inside a tr
 HELLO_INSIDE = line("ERR HELLO with another protocol is not possible inside a transaction here")
 TRANSACTION_TOO_LONG = line("ERR the transaction is too long (clients.max_query)")
 UNEXPECTED_FORM = line("ERR a node answered part of this command in an unexpected form")
-NO_LEASE = line("ERR no connection to the node is free for WATCH (backends.max_leased)")
+NO_LEASE = line(
+    "ERR no connection to the node is free for WATCH (backends.max_leased, or the limit of file descriptors)"
+)
 BAD_PART = line("ERR a node answered part of this command in an unexpected form")
 TOO_LONG = line("ERR the nodes' replies to this command are together too long")
 INTERNAL = line("ERR internal error")

@@ -30,7 +30,7 @@ NO_MAIN_PROCESS: Final = errors.line("ERR the proxy's main process does not answ
 _LONGEST: Final = 2**63 - 1
 _LEVELS: Final = {b"WRITE": 1, b"ALL": 2}
 
-_pauses = msgspec.msgpack.Decoder(tuple[int, int])
+_pauses = msgspec.msgpack.Decoder(tuple[int, int, str])
 
 
 # -- LIST ----------------------------------------------------------------------------------------------------------
@@ -134,7 +134,8 @@ def _client_unpause(ctx: ServeContext, client: ClientLike, args: list[bytes]) ->
 def _tell(ctx: ServeContext, client: ClientLike, pause: tuple[int, int]) -> Answer:
     if client.pending:
         return None
-    inquiry = Inquiry("client|pause", msgspec.msgpack.encode(pause), lambda parts, missing: missing, everyone=True)
+    body = msgspec.msgpack.encode((*pause, client.address))
+    inquiry = Inquiry("client|pause", body, lambda parts, missing: missing, everyone=True)
     return ctx.inquire(inquiry, lambda missing: OK if missing >= 0 else NO_MAIN_PROCESS)
 
 
@@ -145,8 +146,8 @@ def _longer(pause: tuple[int, int], ctx: ServeContext) -> tuple[int, int]:
 
 
 def _pause_own(ctx: ServeContext, body: bytes) -> Iterator[bytes]:
-    pause = _pauses.decode(body)
-    ctx.pause(*(_longer(pause, ctx) if pause[0] else pause))
+    level, until_ns, who = _pauses.decode(body)
+    ctx.pause(*(_longer((level, until_ns), ctx) if level else (0, 0)), who)
     yield b""
 
 

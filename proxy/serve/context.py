@@ -215,7 +215,7 @@ class ServeContext:
     clients: of this worker; one of them may be closed (fd below 0) by the time it is looked at.
     inquire: asks all workers; reply makes the answer of what Inquiry.merge has made.
     pause: sets what CLIENT PAUSE holds in this worker (0 nothing, 1 what may write, 2 all; until this
-        time.monotonic_ns()); paused: what is held now, (0, 0) = nothing.
+        time.monotonic_ns(); for the log: the address of who wants it so); paused: what is held now, (0, 0) = nothing.
     stats: figures of the whole proxy under the names INFO gives them (connected_clients, maxclients,
         total_connections_received, total_commands_processed, instantaneous_ops_per_sec, total_net_input_bytes,
         total_net_output_bytes, rejected_connections; proxy_client_memory and proxy_client_memory_max, in bytes); what
@@ -247,5 +247,5 @@ class ServeContext:
     scripts: ScriptsLike | None = None
     clients: Callable[[], Collection[ClientLike]] = _no_clients
     inquire: Callable[[Inquiry, Callable[[Any], bytes]], Answer] = _nobody
-    pause: Callable[[int, int], None] = lambda level, until_ns: None
+    pause: Callable[[int, int, str], None] = lambda level, until_ns, who: None
     paused: Callable[[], tuple[int, int]] = lambda: (0, 0)

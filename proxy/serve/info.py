@@ -166,7 +166,14 @@ def _server(ctx: ServeContext, client: ClientLike, infos: Infos) -> Lines:
 
 def _clients(ctx: ServeContext, client: ClientLike, infos: Infos) -> Lines:
     stats = ctx.stats()
-    return (f"{name}:{stats[name]}" for name in ("connected_clients", "maxclients", "blocked_clients") if name in stats)
+    for name in ("connected_clients", "maxclients", "blocked_clients"):
+        if name in stats:
+            yield f"{name}:{stats[name]}"
+    level, until_ns = ctx.paused()
+    yield f"paused_reason:{'client_pause' if level else 'none'}"
+    yield f"paused_actions:{('none', 'write', 'all')[level]}"
+    left_ms = max(0, until_ns - time.monotonic_ns()) // 1_000_000 if level else 0
+    yield f"paused_timeout_milliseconds:{left_ms}"
 
 
 def _memory(ctx: ServeContext, client: ClientLike, infos: Infos) -> Lines:

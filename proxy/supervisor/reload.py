@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from proxy.check import command_warnings
 from proxy.config.diff import diff
 from proxy.config.file import ConfigFaults
 from proxy.config.models import Settings
@@ -153,6 +154,8 @@ class Reload:
         changes = diff(old, new)
         for change in changes:
             log.info("changed", key=change.key, old=change.old, new=change.new)
+        for sentence in command_warnings(new):
+            log.warning(sentence)
         return [f"{change.key}: {change.old} -> {change.new}" for change in changes]
 
     async def _open(self, new: Settings) -> list[Listening]:

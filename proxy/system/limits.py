@@ -21,6 +21,7 @@ from proxy.system.cgroups import folders, text
 # Besides its clients a process holds connections to nodes, listeners, epoll instances, logs.
 OTHER: Final = 512
 _LEAST_OTHER: Final = 64
+_NO_LIMIT: Final = 2**32 - 1
 
 log = logs.get("supervisor.limits")
 
@@ -71,6 +72,18 @@ def clients_allowed(max_clients: int, workers: int, soft_limit: int) -> tuple[in
         return max_clients, max_clients
     each = max(1, soft_limit - reserve(soft_limit))
     return max(1, min(max_clients, each * workers)), each
+
+
+def leases_allowed(clients: int, soft_limit: int) -> int:
+    """Connections to nodes that a process with so many clients may give to single ones (WATCH).
+
+    A quarter of the limit of open files, out of what its clients do not use; a quarter of the reserve in any case, for
+    the rest of it has to do for the connections that all share.
+    """
+    if soft_limit == resource.RLIM_INFINITY:
+        return _NO_LIMIT
+    kept = reserve(soft_limit)
+    return max(kept // 4, min(soft_limit // 4, soft_limit - kept - clients))
 
 
 def lowered(max_clients: int, workers: int, soft_limit: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from proxy.forward.clients import close_all, drain
@@ -22,12 +23,13 @@ log = get("worker")
 
 
 class Leaving:
-    """The clients of one data path on their way out."""
+    """The clients of one data path on their way out. lift: ends what holds them back (CLIENT PAUSE), for good."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, path: DataPath) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, path: DataPath, lift: Callable[[], Awaitable[None]]) -> None:
         self.draining = False
         self._loop = loop
         self._path = path
+        self._lift = lift
         self._one_left = asyncio.Event()
 
     async def drain(self, spread_s: float, timeout_s: float) -> None:
@@ -38,6 +40,7 @@ class Leaving:
         timeout_s is closed.
         """
         self.draining = True
+        await self._lift()  # what was read of those that were held is owed an answer, too
         turns = list(self._path.clients)
         random.shuffle(turns)  # connections made together, one application's, are not to go together
         begun_s, new_s = self._loop.time(), time.time() - NEW_S

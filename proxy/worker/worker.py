@@ -32,7 +32,7 @@ from proxy.forward.clients import accept, close_all, close_idle, close_lingering
 from proxy.forward.counters import Counters
 from proxy.forward.datapath import ClientSettings, DataPath
 from proxy.forward.exchange import Exchange
-from proxy.forward.hold import pause, paused
+from proxy.forward.hold import pause
 from proxy.forward.node import Node
 from proxy.forward.pipeline import BackendSettings
 from proxy.forward.question import ask_node
@@ -53,6 +53,8 @@ from proxy.system.tcp import keepalive
 from proxy.worker.connector import Connector
 from proxy.worker.drain import NEW_S, Leaving
 from proxy.worker.inquiries import Inquiries
+from proxy.worker.leases import LeaseWatch
+from proxy.worker.pauses import Pauses
 from proxy.worker.report import Reports
 from proxy.worker.scripts import WorkerScripts
 from proxy.worker.settings import client_limits, ns, of_a_connection
@@ -110,8 +112,10 @@ class Worker:
         answerers = {kind: partial(answerer, self.context) for kind, answerer in ANSWERERS.items()}
         self.inquiries = Inquiries(loop, send, answerers, backlog=backlog, on_raised=faults.show)
         self.context.inquire, self.context.clients = self.inquiries.inquire, lambda: self.path.clients
-        self.context.pause, self.context.paused = partial(pause, self.path), partial(paused, self.path)
-        self.leaving = Leaving(loop, self.path)
+        self.pauses = Pauses(self.path, logged=start.worker == 0)
+        self.context.pause, self.context.paused = self.pauses.set, self.pauses.now
+        self.lease_watch = LeaseWatch(self.path)
+        self.leaving = Leaving(loop, self.path, self.pauses.lift)
         self.connector = Connector(settings.backends, on_up=self._backend_up, on_trouble=self.stale, on_fault=faults)
         self.status = WorkerStatus(self.path, self.exchange, self.reactor, self.counters, settings.clients)
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
@@ -182,6 +186,8 @@ class Worker:
             self.status.lag_s = max(0.0, now_s - due_s)
         self.router.sweep()
         self.path.leases.sweep()
+        self.lease_watch.look()
+        self.pauses.look()
         close_lingering(self.path, _LINGER_S)
         if idle_s := self.settings.clients.idle_timeout:
             close_idle(self.path, idle_s)
@@ -220,6 +226,7 @@ class Worker:
                 except Exception as error:
                     self.path.reject()
                     self._faults("serving a connection", error)
+        self.lease_watch.share()
 
     def _serve(self, sock: socket.socket, listener: str, settings: ClientSettings, client_id: int) -> None:
         sock.setblocking(False)
@@ -331,6 +338,7 @@ class Worker:
         self.backend_settings.stall_ns = ns(backends.stall_timeout)
         self.router.connections = backends.connections
         self.path.leases.most = backends.max_leased
+        self.lease_watch.tune()
         self.router.failover_ns = ns(requests.failover_timeout)
         self.exchange.parking.backoff_min_ns = ns(requests.retry_backoff_min)
         self.exchange.parking.backoff_max_ns = ns(requests.retry_backoff_max)

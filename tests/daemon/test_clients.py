@@ -296,3 +296,26 @@ def test_a_worker_that_is_stuck(small_cluster: EmbeddedCluster, start_proxy: Sta
             os.kill(stuck, signal.SIGCONT)
         assert clients[0].rest() == b""  # it was told, and obeys when it can
         assert len(ids(asker.command("CLIENT", "LIST"))) == 5
+
+
+def test_a_pause_is_seen(daemon: ProxyDaemon) -> None:
+    """In the log, once and by whom, and in INFO of every worker."""
+    start = len(daemon.log)
+    with connected(daemon, 4) as clients:
+        assert on_both(daemon, clients)
+        who = "{}:{}".format(*clients[0].sock.getsockname())
+        assert clients[0].command("CLIENT", "PAUSE", 100000, "WRITE") == b"+OK\r\n"
+        for client in clients:
+            told = client.command("INFO", "clients")
+            assert b"\r\npaused_reason:client_pause\r\npaused_actions:write\r\n" in told
+            assert 90000 < int(told.partition(b"paused_timeout_milliseconds:")[2].split()[0]) <= 100000
+        wait_for(lambda: "clients paused" in daemon.log[start:], 5, "the log tells of it")
+        assert clients[1].command("CLIENT", "UNPAUSE") == b"+OK\r\n"
+        assert b"paused_reason:none\r\npaused_actions:none\r\npaused_timeout_milliseconds:0" in clients[2].command(
+            "INFO", "clients"
+        )
+        wait_for(lambda: "clients go on" in daemon.log[start:], 5, "the log tells of the end")
+    log = daemon.log[start:]
+    assert (log.count("clients paused"), log.count("clients go on")) == (1, 1)
+    (line,) = (line for line in log.splitlines() if "clients paused" in line)
+    assert f"mode=WRITE seconds=100.0 client={who}" in line

@@ -233,3 +233,21 @@ def test_who_has_just_connected_is_heard(small_cluster: EmbeddedCluster, start_p
         for client in fresh:
             assert client.rest() == b"+PONG\r\n"
     assert daemon.exit_code("SIGTERM") == 0
+
+
+def test_a_pause_is_lifted(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """Clients that CLIENT PAUSE held back are answered, then parted with like others."""
+    daemon = start_proxy(small_cluster.seeds, {"drain": {"timeout": "5s", "delay": "0s"}})
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(daemon.raw()) for _ in range(300)]
+        for client in held:
+            assert client.command("PING") == b"+PONG\r\n"
+        with daemon.raw() as operator:
+            assert operator.command("CLIENT", "PAUSE", 100000, "ALL") == b"+OK\r\n"
+        for n, client in enumerate(held):
+            client.send(encode("SET", f"held{n}", "1") + encode("GET", f"held{n}"))
+            client.send(encode("ECHO", "x"))
+        time.sleep(0.2)  # they are read, and held
+        daemon.signal(signal.SIGTERM)
+        assert {client.rest() for client in held} == {b"+OK\r\n$1\r\n1\r\n$1\r\nx\r\n"}
+    assert daemon.exit_code("SIGTERM") == 0

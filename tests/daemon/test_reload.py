@@ -448,3 +448,13 @@ def test_while_starting(pair: EmbeddedCluster) -> None:
             daemon.stop()
         finally:
             daemon.remove()
+
+
+def test_commands_nobody_knows(pair: EmbeddedCluster, daemon: ProxyDaemon) -> None:
+    """A reload warns of them as -t does: what was to be denied is not."""
+    start = len(daemon.log)
+    daemon.reload({"commands": {"deny": ["@writ", "flushal"]}})
+    for name in ("@writ", "flushal"):
+        text = f"commands.deny: no command or category known here is called {name}"
+        wait_for(lambda text=text: text in daemon.log[start:], 5, "a warning")  # type: ignore[misc]
+    daemon.reload({"commands": {"deny": []}})

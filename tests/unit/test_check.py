@@ -199,6 +199,26 @@ def test_commands_nobody_knows():
     ]
 
 
+@pytest.mark.parametrize(
+    ("deny", "taken"),
+    [(["auth"], "auth"), (["HELLO"], "hello"), (["@connection"], "auth and hello"), (["client"], ""), ([], "")],
+)
+def test_nobody_could_give_the_password(deny, taken):
+    text = f"commands.deny takes away {taken}, by which clients give the password (clients.password)"
+    of = settings(commands={"deny": deny}, clients={"password": "p"})
+    assert check.warnings(of) == ([text] if taken else [])
+    assert check.warnings(settings(commands={"deny": deny})) == []
+
+
+def test_allowed_and_dangerous():
+    of = settings(commands={"allow": ["@dangerous", "debug", "SHUTDOWN", "replicaof"]})
+    assert check.command_warnings(of) == [
+        "commands.allow: @dangerous is a whole category, with commands that can stop or empty servers",
+        "commands.allow: any client can stop a server, or break the cluster, with replicaof",
+        "commands.allow: any client can stop a server, or break the cluster, with shutdown",
+    ]
+
+
 def test_somaxconn():
     most = int(check.SOMAXCONN.read_text())
     of = settings(listeners=[{"address": "127.0.0.1:1", "backlog": MOST}, {"address": "127.0.0.1:2", "backlog": 1}])

@@ -134,3 +134,54 @@ def test_the_cap_counts_each_protocol_by_itself(play: Play) -> None:
     stage.turn()
     assert third.get().startswith(b"-ERR no connection")
     assert stage.path.leases.refused == 1
+
+
+def test_the_cap_of_all_closes_idle_ones_first(play: Play) -> None:
+    """Of any protocol, database and node: what one client has given back is not in another's way."""
+    stage = play()
+    leases = stage.path.leases
+    leases.all_most = 2
+    one, two = watching(stage), watching(stage)
+    given_back(stage, two)
+    other = stage.client()
+    other.send(encode_command("HELLO", "3") + WATCH)
+    stage.turn()
+    exchange(stage, A, WATCH, OK)
+    assert other.get().endswith(OK)
+    stage.router.sweep()
+    assert states(stage) == [BackendState.UP] * 2
+    third = stage.client()
+    third.send(WATCH)
+    stage.turn()
+    assert third.get().startswith(b"-ERR no connection")
+    assert leases.refused == 1
+    assert not one.closed
+
+
+def test_room_for_none(play: Play) -> None:
+    stage = play()
+    stage.path.leases.all_most = 0
+    client = stage.client()
+    client.send(WATCH)
+    stage.turn()
+    assert client.get().startswith(b"-ERR no connection")
+
+
+def test_too_many_are_shed_when_the_cap_falls(play: Play) -> None:
+    stage = play()
+    one, two, three = watching(stage), watching(stage), watching(stage)
+    given_back(stage, three)
+    leases = stage.path.leases
+    leases.all_most = 3
+    assert leases.shed() == 0
+    assert states(stage) == [BackendState.UP] * 3
+    leases.all_most = 1
+    assert leases.shed() == 1  # those in use are their clients'
+    stage.router.sweep()
+    assert states(stage) == [BackendState.UP] * 2
+    two.send(UNWATCH)
+    stage.turn()
+    assert leases.shed() == 0
+    stage.router.sweep()
+    assert states(stage) == [BackendState.UP]
+    assert not one.closed

@@ -91,7 +91,7 @@ def alone(ctx: ServeContext, clients: list[FakeClient]) -> ServeContext:
     def inquire(inquiry: Inquiry, reply: Callable[[Any], bytes]) -> bytes:
         return reply(inquiry.merge(list(table.ANSWERERS[inquiry.kind](ctx, inquiry.body)), 0))
 
-    def pause(level: int, until_ns: int) -> None:
+    def pause(level: int, until_ns: int, who: str) -> None:
         state[0] = (level, until_ns)
 
     ctx.clients, ctx.inquire, ctx.pause, ctx.paused = lambda: clients, inquire, pause, lambda: state[0]

@@ -108,7 +108,7 @@ def test_two_pauses_at_once() -> None:
     ctx = proxy()
     now_ns = time.monotonic_ns()
     for level, until_ns in ((1, now_ns + 9 * 10**9), (2, now_ns + 10**9)):
-        list(table.ANSWERERS["client|pause"](ctx, client_all.msgspec.msgpack.encode((level, until_ns))))
+        list(table.ANSWERERS["client|pause"](ctx, client_all.msgspec.msgpack.encode((level, until_ns, "a:1"))))
     assert ctx.paused() == (2, now_ns + 9 * 10**9)
 
 

@@ -105,10 +105,11 @@ def test_server_of_valkey(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_known_figures() -> None:
-    assert sections("clients", "stats") == {"Clients": {}, "Stats": {}}
+    nothing = {"paused_reason": "none", "paused_actions": "none", "paused_timeout_milliseconds": "0"}
+    assert sections("clients", "stats") == {"Clients": nothing, "Stats": {}}
     stats = {"connected_clients": 3, "total_commands_processed": 11, "proxy_workers": 2, "unheard_of": 1}
     found = sections("clients", "stats", "proxy", ctx=context(stats=lambda: stats))
-    assert found["Clients"] == {"connected_clients": "3"}
+    assert found["Clients"] == {"connected_clients": "3", **nothing}
     assert found["Stats"] == {}
     assert found["Proxy"]["proxy_workers"] == "2"
     assert found["Proxy"]["proxy_commands_processed"] == "11"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from proxy.embedded import die_with_parent
-from proxy.system.limits import OTHER, clients_allowed, granted_memory, lowered, share_limit
+from proxy.system.limits import OTHER, clients_allowed, granted_memory, leases_allowed, lowered, share_limit
 from tests.unit.system.machine import V2, Machine
 
 LIMITS = """
@@ -175,3 +175,20 @@ def test_a_limit_that_makes_no_sense(machine: Machine, written: str) -> None:
 def test_nothing_can_be_read(tmp_path: Path) -> None:
     assert granted_memory(tmp_path) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 1 << 20 < granted_memory() <= granted_memory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("clients", "soft", "allowed"),
+    [
+        (0, 10512, 2628),
+        (8000, 10512, 2000),
+        (10000, 10512, 128),
+        (0, 200, 50),
+        (105, 200, 31),
+        (136, 200, 16),
+        (0, 10, 16),
+        (10000, resource.RLIM_INFINITY, 2**32 - 1),
+    ],
+)
+def test_connections_for_single_clients(clients: int, soft: int, allowed: int) -> None:
+    assert leases_allowed(clients, soft) == allowed

@@ -1,0 +1,58 @@
+"""The connections that WATCH takes, kept within what the limit of open files leaves for them.
+
+Why: each takes a descriptor beside its client's; without a bound a few clients could take all, and then nobody can come
+and no connection to a node can be made again. Called by worker.worker.
+
+Invariant: the bound follows the clients: where more have come than there is room for beside the leases, idle leases go
+first, then those that are watching, whose EXEC then fails as if a key had changed.
+"""
+
+from __future__ import annotations
+
+import resource
+
+from proxy.forward.datapath import DataPath
+from proxy.system.limits import leases_allowed
+from proxy.system.log import get, warn_limited
+
+log = get("worker.leases")
+
+
+class LeaseWatch:
+    """See the module."""
+
+    def __init__(self, path: DataPath) -> None:
+        self._path = path
+        self._refused = 0
+        self._soft_limit = 0
+        self.tune()
+
+    def tune(self) -> None:
+        """The limit of open files may be another one."""
+        self._soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.share()
+
+    def share(self) -> None:
+        """The number of clients may be another one."""
+        self._path.leases.all_most = leases_allowed(len(self._path.clients), self._soft_limit)
+
+    def look(self) -> None:
+        """To be called regularly: makes room where there is too little, and says what was refused."""
+        leases = self._path.leases
+        self.share()
+        if too_many := leases.shed():
+            self._forfeit(too_many)
+        if leases.refused > self._refused:
+            self._refused = leases.refused
+            text = "WATCH refused: no more connections for it (backends.max_leased, or the limit of file descriptors)"
+            limits = {"max_leased": leases.most, "of_all": leases.all_most}
+            warn_limited(log, "refused", text, refused=leases.refused, **limits)
+
+    def _forfeit(self, count: int) -> None:
+        left = count
+        for client in list(self._path.clients):
+            if left and client.lease is not None and not client.lease.pending:
+                client.forfeit()
+                left -= 1
+        text = "connections that clients watch keys on closed: the clients need their file descriptors"
+        warn_limited(log, "forfeit", text, closed=count - left)
