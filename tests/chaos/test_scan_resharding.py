@@ -167,6 +167,7 @@ def test_slots_move_while_ten_clients_scan(moving: EmbeddedCluster, start_proxy:
     scans_are_whole(moving, daemons, wanted, slots=20, scans=1)
 
 
+@pytest.mark.long
 def test_primaries_change_while_ten_clients_scan(moving: EmbeddedCluster, start_proxy: StartProxy) -> None:
     """CLUSTER FAILOVER of the shard whose slots do not move, and back."""
     daemons = [start_proxy(moving.seeds[:1], PATIENT), start_proxy(moving.seeds[1:2], PATIENT)]
@@ -196,6 +197,7 @@ def test_primaries_change_while_ten_clients_scan(moving: EmbeddedCluster, start_
     scans_are_whole(moving, daemons, wanted, slots=10, scans=1, meanwhile=fail_over)
 
 
+@pytest.mark.long
 def test_a_primary_is_killed_while_ten_clients_scan(server: str, start_proxy: StartProxy) -> None:
     """kill -9 of the shard whose slots do not move: its replica takes over, no client sees an error."""
     with EmbeddedCluster(server, node_timeout_ms=2500) as cluster:

@@ -122,7 +122,7 @@ def held(client: RawClient, words: tuple[Word, ...]) -> bool:
         client.sock.settimeout(10)
 
 
-@pytest.mark.parametrize("mode", ["WRITE", "ALL"])
+@pytest.mark.parametrize("mode", ["WRITE", pytest.param("ALL", marks=pytest.mark.long)])  # 10 s, mostly of waiting
 def test_what_a_pause_holds(mode: str, proxy: ProxyDaemon, standalone: Standalone) -> None:
     """The same commands as a real server."""
     commands: list[tuple[Word, ...]] = [

@@ -228,5 +228,6 @@ def test_many_who_ask_at_once(proxy: ProxyDaemon) -> None:
 
 
 def test_a_million_names_are_bounded(raw: RawClient) -> None:
-    assert raw.command("COMMAND", "INFO", *["get"] * 200_000) == b"-ERR the reply to this command is too long\r\n"
+    assert raw.command("COMMAND", "INFO", *["get"] * 200_000).startswith(b"-ERR too many arguments")
+    assert raw.command("COMMAND", "INFO", *["get"] * 5000).startswith(b"*5000\r\n")
     assert raw.command("PING") == b"+PONG\r\n"

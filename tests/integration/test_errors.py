@@ -190,8 +190,6 @@ def test_refused_commands_keep_the_connection(words: list[str], case: object, ra
 
 
 STATEFUL = [
-    ["MULTI"],
-    ["WATCH", "k"],
     ["SUBSCRIBE", "c"],
     ["PSUBSCRIBE", "c*"],
     ["SSUBSCRIBE", "c"],

@@ -29,9 +29,11 @@ def test_one_part_and_a_transform(play: Play) -> None:
     client.send(GET_B + ECHO + PING + ECHO)
     stage.turn()
     large = bulk(b"v" * 50_000)
-    exchange(stage, A, GET_A * 2, bulk("1") + large)
-    assert (client.get(), given) == (b"", [[bulk("1")], [large]])
+    exchange(stage, A, GET_A, bulk("1"))
+    assert (client.get(), given) == (b"", [[bulk("1")]])
     exchange(stage, B, GET_B, bulk("2"))
+    exchange(stage, A, GET_A, large)  # one at a time
+    assert given[1:] == [[large]]
     assert client.get() == bulk("2") + b"+seen\r\n+PONG\r\n+seen\r\n"
     assert stage.count("commands")["echo"]["calls"] == 2
 

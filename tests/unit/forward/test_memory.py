@@ -178,9 +178,9 @@ def an_answer_asked_of_all_nodes(stage: Stage, client: End) -> Iterator[int]:
 
 
 def long_names(stage: Stage, client: End) -> Iterator[int]:
-    for words in (("SETNAME", b"x" * MB), ("SETINFO", "LIB-NAME", b"y" * MB), ("SETINFO", "LIB-VER", b"z" * MB)):
+    for words in (("SETNAME", b"x" * 4096), ("SETINFO", "LIB-NAME", b"y" * 4096), ("SETINFO", "LIB-VER", b"z" * 4096)):
         stage.pour(client, encode_command("CLIENT", *words))
-    yield 3 * MB
+    yield 3 * 4096
     for words in (("SETNAME", b""), ("SETINFO", "LIB-NAME", b""), ("SETINFO", "LIB-VER", b"")):
         client.send(encode_command("CLIENT", *words))
 
