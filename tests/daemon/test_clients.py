@@ -20,6 +20,8 @@ from tests.support.raw import Closed, RawClient, encode
 
 StartProxy = Callable[..., ProxyDaemon]
 
+StartProxy = Callable[..., ProxyDaemon]
+
 
 @contextlib.contextmanager
 def connected(daemon: ProxyDaemon, count: int) -> Iterator[list[RawClient]]:
@@ -298,8 +300,9 @@ def test_a_worker_that_is_stuck(small_cluster: EmbeddedCluster, start_proxy: Sta
         assert len(ids(asker.command("CLIENT", "LIST"))) == 5
 
 
-def test_a_pause_is_seen(daemon: ProxyDaemon) -> None:
+def test_a_pause_is_seen(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
     """In the log, once and by whom, and in INFO of every worker."""
+    daemon = start_proxy(small_cluster.seeds)  # of its own: the pauses of others are in the log, too, now and then
     start = len(daemon.log)
     with connected(daemon, 4) as clients:
         assert on_both(daemon, clients)

@@ -269,6 +269,7 @@ OF_CLUSTERS: list[tuple[str, re.Pattern[bytes], str]] = [
         for name in ["script|*", "function|*"]
     ),
     ("select", re.compile(rb"-ERR SELECT of another database is not possible inside"), "all of it is for one database"),
+    ("hello", re.compile(rb"-ERR HELLO with another protocol is not possible inside"), "its replies are one request's"),
     ("copy", re.compile(rb"-ERR (Copying to another database is not allowed|DB index)"), "one database"),
 ]
 # What the proxy does not serve yet, beside CLIENT TRACKING ON and XREAD with BLOCK. A name leaves this list when it is
