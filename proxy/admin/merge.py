@@ -70,6 +70,7 @@ def merge_counters(parts: Sequence[CounterValues]) -> CounterValues:
         "backend_in": sum(part["backend_in"] for part in parts),
         "backend_out": sum(part["backend_out"] for part in parts),
         "timeouts": sum(part["timeouts"] for part in parts),
+        "monitor_dropped": sum(part["monitor_dropped"] for part in parts),
         "internal_errors": sum(part["internal_errors"] for part in parts),
         "inflight": sum(part["inflight"] for part in parts),
     }

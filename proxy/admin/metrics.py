@@ -190,6 +190,11 @@ def _commands(snapshot: Snapshot, bounds: tuple[str, ...]) -> Iterator[Family]:
     )
     yield _total("request_timeouts_total", "Requests not answered in time (requests.timeout).", counters["timeouts"])
     yield _total(
+        "monitor_lines_dropped_total",
+        "Lines of MONITOR that its readers did not take in time.",
+        counters["monitor_dropped"],
+    )
+    yield _total(
         "internal_errors_total", "Answers of the proxy's own that failed: see the log.", counters["internal_errors"]
     )
 

@@ -36,6 +36,7 @@ class CounterValues(TypedDict):
     backend_in: int
     backend_out: int
     timeouts: int  # requests that ended at their deadline
+    monitor_dropped: int  # lines of MONITOR that were not taken in time
     internal_errors: int  # answers of the proxy's own that raised
     inflight: int  # commands not answered yet
 

@@ -47,6 +47,7 @@ class CommandFlag(IntFlag):
     SCRIPT = 64
     NO_MULTI = 128
     MAY_REPLICATE = 256
+    NO_MONITOR = 512
 
 
 _ANY, _FORWARD, _LOCAL = CommandClass.ANY, CommandClass.FORWARD, CommandClass.LOCAL
@@ -76,6 +77,7 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "readwrite": _LOCAL,
     "asking": _LOCAL,                       # alone it would apply to the next command of another client
     "client": _LOCAL,
+    "monitor": _LOCAL,                      # admin by flag; what passes through the proxy
     "info": _LOCAL,
     "role": _LOCAL,
     "lastsave": _LOCAL,
@@ -154,7 +156,6 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "unsubscribe": _UNSERVED,
     "punsubscribe": _UNSERVED,
     "sunsubscribe": _UNSERVED,
-    "monitor": _UNSERVED,
 
     # Blocking; named because servers before 7 do not flag it.
     "blpop": _UNSERVED,
@@ -336,4 +337,6 @@ def command_flags(row: Row) -> CommandFlag:
         flags |= CommandFlag.SCRIPT
     if "write" in row.flags or row.name in _MAY_REPLICATE:
         flags |= CommandFlag.MAY_REPLICATE
+    if "admin" in row.flags:
+        flags |= CommandFlag.NO_MONITOR
     return flags

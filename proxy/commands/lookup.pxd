@@ -25,6 +25,7 @@ cdef enum:
     CMD_KEYLESS = 32        # has no key specs at all
     CMD_SCRIPT = 64         # runs code of a client's own, whose error lines may be anything
     CMD_NO_MULTI = 128      # refused between MULTI and EXEC
+    CMD_NO_MONITOR = 512        # administration: MONITOR does not show it
     CMD_MAY_REPLICATE = 256     # writes, or is sent to replicas all the same: held by CLIENT PAUSE WRITE
 
 cdef enum BeginSearch:

@@ -15,6 +15,7 @@ class Client(Outlet):
     no_evict: bool
     no_touch: bool
     redirects: bool
+    monitoring: bool
     lease: Backend | None  # a connection of its own, for what it watches
     watching: int  # the slot of the keys it watches, -1 = none
     asking: bool  # ... on a node that is importing it
@@ -66,7 +67,7 @@ class Client(Outlet):
     def set_reads(self, name: str, /) -> None: ...
     def set_proto(self, proto: int, /) -> None: ...
     def set_reply(self, mode: str, /) -> None: ...
-    def push(self, frame: bytes, behind: bool = False) -> None:
+    def push(self, frame: bytes, behind: bool = False, /) -> None:
         """Sends a push, between two replies; behind: not before the replies that have come for it already."""
     def close_after_reply(self) -> None: ...
     def reset(self) -> None: ...

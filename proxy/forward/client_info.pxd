@@ -20,6 +20,7 @@ cdef class ClientInfo(Outlet):
     cdef public bint authenticated
     cdef public bint no_evict               # as it said itself, without an effect: see proxy.serve.client
     cdef public bint no_touch
+    cdef public bint monitoring             # MONITOR: see proxy.forward.monitor
     cdef public bint redirects              # CLIENT CAPA REDIRECT
     cdef readonly double created_s
     cdef readonly uint64_t total_commands

@@ -61,6 +61,7 @@ cdef struct CounterBlock:           # 64-bit integers and nothing else: read one
     uint64_t backend_in
     uint64_t backend_out
     uint64_t timeouts
+    uint64_t monitor_dropped        # lines of MONITOR that were not taken in time
     uint64_t internal_errors        # answers of the proxy's own that raised
     int64_t inflight
 

@@ -22,6 +22,9 @@ class Counters:
     def fault(self) -> None:
         """Counts an exception of our own code outside of a command."""
 
+    def drop_monitored(self, lines: int) -> None:
+        """Counts lines of MONITOR that were not taken in time."""
+
     @property
     def accepted(self) -> int:
         """Clients that were taken in and served. Read straight from the memory, as `gone`: cheap and never late."""

@@ -84,6 +84,10 @@ cdef class Counters:
         """Counts an exception of our own code outside of a command."""
         self.block.internal_errors += 1
 
+    def drop_monitored(self, uint64_t lines):
+        """Counts lines of MONITOR that were not taken in time."""
+        self.block.monitor_dropped += lines
+
     @property
     def accepted(self):
         """Clients that were taken in and served."""
@@ -157,6 +161,7 @@ cdef class Counters:
             "backend_in": block.backend_in,
             "backend_out": block.backend_out,
             "timeouts": block.timeouts,
+            "monitor_dropped": block.monitor_dropped,
             "internal_errors": block.internal_errors,
             "inflight": block.inflight,
         }

@@ -62,6 +62,8 @@ class DataPath:
     responder: Any  # proxy.serve.responder.Responder, which this layer must not name
     on_close: Callable[[], object] | None  # called when a client is closed; must not raise
     @property
+    def counters(self) -> Counters: ...
+    @property
     def leases(self) -> Leases: ...
     def __init__(
         self, reactor: Reactor, exchange: Exchange, counters: Counters, table: CommandTable, responder: Any

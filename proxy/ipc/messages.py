@@ -17,6 +17,9 @@ main process                                            worker
                                                <------   Question (to the other workers)
    Query (somebody's question)                 ------>   Answer, in pieces
    Found (the others' answers, in pieces)      ------>
+                                               <------   Monitoring (how many clients do)
+   ShowOthers (somebody monitors elsewhere)    ------>
+   Shown (what the others' clients did)        <----->   Shown
    Retire | Drain | Stop                       ------>   Bye, and the process ends
 ```
 """
@@ -186,6 +189,23 @@ class Found(msgspec.Struct, tag=True, array_like=True):
     missing: int
 
 
+class ShowOthers(msgspec.Struct, tag=True, array_like=True):
+    """Whether another worker has monitors, which are to be shown what this one's clients do."""
+
+    wanted: bool
+
+
+class Shown(msgspec.Struct, tag=True, array_like=True):
+    """What clients of a worker did, for the monitors of the others: lines of MONITOR, each with its CRLF.
+
+    dropped: lines that were not passed on before these.
+    """
+
+    lines: bytes
+    count: int
+    dropped: int
+
+
 class Drain(msgspec.Struct, tag=True, array_like=True):
     """Part with every client: spread over spread_s; what is under way may take until timeout_s. Then Bye, and end."""
 
@@ -289,6 +309,12 @@ class Forgotten(msgspec.Struct, tag=True, array_like=True):
     number: int
 
 
+class Monitoring(msgspec.Struct, tag=True, array_like=True):
+    """So many of its clients have said MONITOR."""
+
+    monitors: int
+
+
 class Bye(msgspec.Struct, tag=True, array_like=True):
     """The worker has ended what it was told to end; the process follows."""
 
@@ -309,13 +335,27 @@ ToWorker = (
     | ScriptsFlushed
     | Query
     | Found
+    | ShowOthers
+    | Shown
     | Drain
     | Retire
     | Reopen
     | Stop
 )
 FromWorker = (
-    Started | Report | Status | Applied | ScriptSeen | ScriptWanted | FlushScripts | Forgotten | Question | Answer | Bye
+    Started
+    | Report
+    | Status
+    | Applied
+    | ScriptSeen
+    | ScriptWanted
+    | FlushScripts
+    | Forgotten
+    | Question
+    | Answer
+    | Monitoring
+    | Shown
+    | Bye
 )
 
 TO_WORKER: Final = msgspec.msgpack.Decoder(ToWorker)

@@ -156,6 +156,8 @@ def client_line(client: ClientLike, now_s: float, command: str) -> bytes:
 def flags_of(client: ClientLike) -> str:
     """Redis's letters for what a client is or does, in Redis's order; "" where Redis writes N."""
     flags = "b" if client.held_back else ""
+    if client.monitoring:
+        flags = "O" + flags
     if client.address.startswith("unix:"):
         flags += "U"
     if client.reads != "primary" and client.reads != client.listener_reads:

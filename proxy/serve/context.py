@@ -69,6 +69,7 @@ class ClientLike(Protocol):
     no_evict: bool  # these three: as the client said, without an effect
     no_touch: bool
     redirects: bool
+    monitoring: bool
     user: str
     name: bytes  # b"" = none
     lib_name: bytes
@@ -105,6 +106,9 @@ class ClientLike(Protocol):
     def set_proto(self, proto: int, /) -> None: ...
     def set_reads(self, name: str, /) -> None: ...
     def set_reply(self, mode: str, /) -> None: ...  # on, off, or skip: for the command after the present one
+    def push(self, frame: bytes, behind: bool = False, /) -> None:
+        """Send something between two replies; behind: not before those that have come for it already."""
+
     def close_after_reply(self) -> None:
         """Send the answer at hand and what precedes it, then close; whatever else the client sent is ignored."""
 
@@ -137,6 +141,14 @@ class ScriptsLike(Protocol):
     def body(self, sha: bytes, /) -> bytes | None: ...  # if this worker has it; sha: 40 lower-case hex digits
     def loaded(self, body: bytes, /) -> None: ...  # on the servers, by a client
     def flush(self, ask: Callable[[], Ask], /) -> Later: ...  # nobody knows any; then what is asked of the servers
+
+
+class MonitorsLike(Protocol):
+    """Clients that are shown what passes through the proxy; worker.monitors."""
+
+    def add(self, client: ClientLike, /) -> None: ...  # as soon as begin() is called
+    def begin(self, client: ClientLike, /) -> None: ...
+    def remove(self, client: ClientLike, /) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +228,7 @@ class ServeContext:
     inquire: asks all workers; reply makes the answer of what Inquiry.merge has made.
     pause: sets what CLIENT PAUSE holds in this worker (0 nothing, 1 what may write, 2 all; until this
         time.monotonic_ns(); for the log: the address of who wants it so); paused: what is held now, (0, 0) = nothing.
+    monitors: the clients that are shown everything that passes through the proxy.
     stats: figures of the whole proxy under the names INFO gives them (connected_clients, maxclients,
         total_connections_received, total_commands_processed, instantaneous_ops_per_sec, total_net_input_bytes,
         total_net_output_bytes, rejected_connections; proxy_client_memory and proxy_client_memory_max, in bytes); what
@@ -249,3 +262,4 @@ class ServeContext:
     inquire: Callable[[Inquiry, Callable[[Any], bytes]], Answer] = _nobody
     pause: Callable[[int, int, str], None] = lambda level, until_ns, who: None
     paused: Callable[[], tuple[int, int]] = lambda: (0, 0)
+    monitors: MonitorsLike | None = None

@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 
 from proxy.resp import encode, errors
+from proxy.serve import monitor
 from proxy.serve.context import ClientLike, Commands, ServeContext
 from proxy.serve.words import DEFAULT_USER, OK, TEXT_MAX, integer, printable
 
@@ -74,6 +75,7 @@ def _reset(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     client.user = DEFAULT_USER
     client.authenticated = ctx.client_password is None
     client.no_evict = client.no_touch = False
+    monitor.ended(ctx, client)
     client.reset()
     return encode.simple("RESET")
 

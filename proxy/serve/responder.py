@@ -13,7 +13,7 @@ from collections.abc import Callable
 from proxy.forward.counters import CLOSE_REASON_NAMES
 from proxy.resp import errors
 from proxy.resp.readers import fault_text
-from proxy.serve import table, transaction
+from proxy.serve import monitor, table, transaction
 from proxy.serve.context import Answer, ClientLike, ServeContext
 
 # They may move a client to other connections to the nodes (RESP2, RESP3; with databases SELECT, too), where what
@@ -120,6 +120,7 @@ class Responder:
 
     def closed(self, client: ClientLike, reason: int) -> None:
         """A client is closed. reason: index of proxy.forward.counters.CLOSE_REASON_NAMES."""
+        monitor.ended(self.ctx, client)
         if (why := _CLOSED_FOR.get(CLOSE_REASON_NAMES[reason])) is not None:
             self._on_notice(why, client.address)
 

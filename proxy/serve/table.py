@@ -20,6 +20,7 @@ from proxy.serve import (
     config_get,
     info,
     local,
+    monitor,
     role,
     scan,
     scripts,
@@ -39,10 +40,11 @@ COMMANDS: Final[Commands] = {
     **role.COMMANDS,
     **scan.COMMANDS,
     **scripts.COMMANDS,
+    **monitor.COMMANDS,
 }
 
 # What this worker answers for its share of a question to all workers, by the question's kind.
-ANSWERERS: Final[Answerers] = {**client_all.ANSWERERS}
+ANSWERERS: Final[Answerers] = {**client_all.ANSWERERS, **monitor.ANSWERERS}
 
 # container -> its subcommands that are not served -> the refusal
 CONTAINERS: Final[dict[bytes, dict[bytes, Callable[[bytes], bytes]]]] = {

@@ -33,6 +33,7 @@ from proxy.forward.counters import COUNTERS_SIZE, Counters
 from proxy.ipc import EXIT_VERSION, messages
 from proxy.ipc.channel import Channel, encode, pair
 from proxy.ipc.settings import WorkerSettings
+from proxy.supervisor.monitors import MonitorRelay
 from proxy.supervisor.relay import Relay
 from proxy.system.log import get, warn_limited
 
@@ -138,6 +139,7 @@ class WorkerPool:
         self.processes: dict[int, Worker] = {}  # by pid: all that have not ended
         self.restarts = 0
         self.relay = Relay(loop, lambda: self.present)
+        self.monitors = MonitorRelay(lambda: self.present)
         self._start = start
         self._own_figures = own_figures
         self._on_change = on_change
@@ -385,11 +387,14 @@ class WorkerPool:
                 self.relay.question(worker, message)
             case messages.Answer():
                 self.relay.answer(worker, message)
+            case messages.Monitoring() | messages.Shown():
+                self.monitors.heard(worker, message)
             case messages.Started():
                 worker.started = True
                 worker.since_s = worker.heard_s
                 log.info("worker started", worker=worker.number, pid=worker.pid)
                 self.relay.started(worker)
+                self.monitors.started(worker)
                 if not self._first.done() and len(self.candidates()) == self.wanted:
                     self._first.set_result(None)
                 self._on_change()
@@ -409,6 +414,7 @@ class WorkerPool:
         for number in list(worker.answers):
             self._answered(worker, number, None)
         self.relay.gone(worker)
+        self.monitors.gone(worker)
         self._on_gone(worker)
 
     def _ended(self, worker: Worker) -> None:

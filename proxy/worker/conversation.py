@@ -136,6 +136,10 @@ class Conversation:
                 worker.inquiries.query(number, kind, body)
             case messages.Found(number, body, last, missing):
                 worker.inquiries.found(number, body, last, missing)
+            case messages.ShowOthers(wanted):
+                worker.monitors.wanted_elsewhere(wanted)
+            case messages.Shown():
+                worker.monitors.shown(message)
             case messages.Drain(spread_s, timeout_s):
                 self._go(self._leave(worker.leaving.drain(spread_s, timeout_s)))
             case messages.Retire():

@@ -54,6 +54,7 @@ from proxy.worker.connector import Connector
 from proxy.worker.drain import NEW_S, Leaving
 from proxy.worker.inquiries import Inquiries
 from proxy.worker.leases import LeaseWatch
+from proxy.worker.monitors import Monitors
 from proxy.worker.pauses import Pauses
 from proxy.worker.report import Reports
 from proxy.worker.scripts import WorkerScripts
@@ -114,6 +115,7 @@ class Worker:
         self.context.inquire, self.context.clients = self.inquiries.inquire, lambda: self.path.clients
         self.pauses = Pauses(self.path, logged=start.worker == 0)
         self.context.pause, self.context.paused = self.pauses.set, self.pauses.now
+        self.monitors = self.context.monitors = Monitors(loop, self.path, send, backlog)
         self.lease_watch = LeaseWatch(self.path)
         self.leaving = Leaving(loop, self.path, self.pauses.lift)
         self.connector = Connector(settings.backends, on_up=self._backend_up, on_trouble=self.stale, on_fault=faults)
@@ -172,6 +174,7 @@ class Worker:
         self.infos.stop()
         self.inquiries.stop()
         close_all(self.path)
+        self.monitors.stop()
         pause(self.path, 0, 0)
         await self.connector.stop()
         self.router.close()

@@ -280,7 +280,7 @@ NOT_YET: dict[str, str] = {
         "blocking commands",
     ),
     **dict.fromkeys(
-        ["subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe", "monitor"],
+        ["subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe"],
         "pushes: the hub",
     ),
     "cluster|slot-stats": "of the slots of the real cluster",

@@ -193,7 +193,6 @@ STATEFUL = [
     ["SUBSCRIBE", "c"],
     ["PSUBSCRIBE", "c*"],
     ["SSUBSCRIBE", "c"],
-    ["MONITOR"],
     ["BLPOP", "none", "0"],
     ["BRPOPLPUSH", "{a}1", "{a}2", "0"],
     ["BLMPOP", "0", "1", "none", "LEFT"],

@@ -33,6 +33,7 @@ def counters(n: int = 1) -> CounterValues:
         "backend_in": 300 * n,
         "backend_out": 400 * n,
         "timeouts": 8 * n,
+        "monitor_dropped": 3 * n,
         "internal_errors": 9 * n,
         "inflight": 7 * n,
     }

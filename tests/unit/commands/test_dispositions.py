@@ -49,7 +49,7 @@ EXPECTED = {
     "function|list "
     "pubsub|channels pubsub|numpat config|set config|resetstat config|rewrite slowlog|get commandlog|len "
     "latency|latest memory|doctor memory|purge memory|stats memory|malloc-stats cluster|countkeysinslot "
-    "cluster|getkeysinslot",
+    "cluster|getkeysinslot monitor",
     "SPLIT_MGET": "mget",
     "SPLIT_MSET": "mset",
     "SPLIT_SUM": "del unlink exists touch",
@@ -58,7 +58,7 @@ EXPECTED = {
     "restore-asking cluster|setslot cluster|failover cluster|meet cluster|reset cluster|addslots cluster|forget",
     "TRANSACTION": "multi exec discard watch unwatch",
     "UNSERVED": "subscribe psubscribe ssubscribe unsubscribe punsubscribe "
-    "sunsubscribe monitor wait waitaof blpop brpop brpoplpush blmove blmpop bzpopmin bzpopmax bzmpop clusterscan",
+    "sunsubscribe wait waitaof blpop brpop brpoplpush blmove blmpop bzpopmin bzpopmax bzmpop clusterscan",
 }
 
 

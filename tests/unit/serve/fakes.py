@@ -42,6 +42,7 @@ class FakeClient:
     no_evict: bool = False
     no_touch: bool = False
     redirects: bool = False
+    monitoring: bool = False
     reply: str = "on"
     killed: bool = False
 
