@@ -38,6 +38,7 @@ class CounterValues(TypedDict):
     timeouts: int  # requests that ended at their deadline
     internal_errors: int  # answers of the proxy's own that raised
     inflight: int  # commands not answered yet
+    blocked: int  # clients that wait for the reply to a blocking command
 
 
 class TopologyValues(TypedDict):

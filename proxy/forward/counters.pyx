@@ -113,6 +113,7 @@ cdef class Counters:
             "total_net_output_bytes": block.client_out,
             "rejected_connections": block.rejected,
             "proxy_commands_in_flight": block.inflight,
+            "blocked_clients": block.blocked,
         }
 
     def snapshot(self):
@@ -159,6 +160,7 @@ cdef class Counters:
             "timeouts": block.timeouts,
             "internal_errors": block.internal_errors,
             "inflight": block.inflight,
+            "blocked": block.blocked,
         }
 
 
