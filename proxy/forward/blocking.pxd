@@ -33,7 +33,7 @@ cdef class Leg(Sink):
     cdef void again(self, bytes fault) noexcept
     cdef void release(self) noexcept
     cdef void abandon(self) noexcept
-    cdef void look(self, int64_t now) noexcept
+    cdef void look(self, int64_t now, int64_t patience_ns) noexcept
 
 cdef class Blocking(Wait):
     cdef Client client
@@ -50,6 +50,7 @@ cdef class Blocking(Wait):
     cdef int64_t timeout_ns     # 0 = for ever; -1 = not known, or not valid
     cdef int64_t until_ns
     cdef bint left              # the client has ended its input
+    cdef bint left_early        # ... before the command began
     cdef bint unblocking        # CLIENT UNBLOCK is under way
     cdef bint with_error
     cdef bint hit               # ... has ended it, at some node

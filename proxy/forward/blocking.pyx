@@ -66,7 +66,6 @@ cdef bytes NO_LEASE = errors.NO_LEASE
 cdef int64_t MS = 1_000_000
 cdef int64_t PATIENCE_NS = 2_000_000_000        # CLIENT UNBLOCK is tried again so long: its node may have yet to read
 cdef int64_t QUESTION_NS = 1_000_000_000        # ... and each may take so long
-cdef int64_t ASTRAY_NS = 3_000_000_000          # a node that lives tells its blocked clients of a lost slot within 1 s
 cdef int64_t BLOCKED_NS = 1_000_000_000         # trouble after so long a wait is new trouble
 
 _SECONDS = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
@@ -136,11 +135,15 @@ cdef void begin(Client client, Call* call) noexcept:
         if b.parent != NULL:
             leg.go()
     if b.parent != NULL and (client.half_closed or client.eof) and not client.draining:
+        b.left_early = True                 # what is there for it now it gets, as from Redis
         b.leave()
 
 
-def look(DataPath path not None):
-    """Ends the waits whose node has lost its role and does not say so itself; to be called every second or so."""
+def look(DataPath path not None, double patience_s=3.0):
+    """Ends the waits whose node lost its role so long ago and does not say so itself; to be called every second or so.
+
+    One that is alive tells those whom it blocks within a second.
+    """
     cdef Client client
     cdef Blocking b
     cdef Leg leg
@@ -151,7 +154,7 @@ def look(DataPath path not None):
         if client.wait is not None:
             b = <Blocking> client.wait
             for leg in b.legs:
-                leg.look(path.reactor.now)
+                leg.look(path.reactor.now, <int64_t> (patience_s * 1e9))
 
 
 # -- one connection ----------------------------------------------------------------------------------------------------
@@ -380,7 +383,7 @@ cdef class Leg(Sink):
             self.lease = None
             lease.close()
 
-    cdef void look(self, int64_t now) noexcept:
+    cdef void look(self, int64_t now, int64_t patience_ns) noexcept:
         """See look()."""
         cdef Blocking b = self.owner
         cdef Node node = None if self.lease is None or self.r == NULL else self.lease.node
@@ -395,7 +398,7 @@ cdef class Leg(Sink):
             self.astray_ns = 0
         elif self.astray_ns == 0:
             self.astray_ns = now
-        elif now - self.astray_ns > ASTRAY_NS:
+        elif now - self.astray_ns > patience_ns:
             b.fail(CHANGED)
 
     def told(self, reply):
@@ -532,9 +535,16 @@ cdef class Blocking(Wait):
         self.fail(CHANGED)
 
     cdef void leave(self) noexcept:
-        if not self.left and self.parent != NULL:
-            self.left = True
-            self.unblock(True, None)
+        cdef Leg leg
+        if self.left or self.parent == NULL:
+            return
+        self.left = True
+        for leg in self.legs:
+            if leg.r != NULL and leg.lease.state == BACKEND_UP or leg.reply is not None or self.left_early:
+                continue
+            self.client.close(CLOSE_CLIENT)     # not sent yet: it must not pop anything now
+            return
+        self.unblock(True, None)
 
     cdef void unblock(self, bint error, object told) noexcept:
         if told is not None:
@@ -591,9 +601,7 @@ cdef class Blocking(Wait):
             if leg.reply is None and not leg.ended:
                 self.ask_again()            # the node has yet to read the command, or its answer is on its way
                 return
-        if self.left:
-            self.client.close(CLOSE_CLIENT)
-        self.tell(True)
+        self.tell(True)                     # what the node says on the connection itself is on its way: see answered
 
     cdef void ask_again(self) noexcept:
         if self.client.reactor.now - self.asked_ns > PATIENCE_NS:
