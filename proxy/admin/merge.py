@@ -73,6 +73,7 @@ def merge_counters(parts: Sequence[CounterValues]) -> CounterValues:
         "monitor_dropped": sum(part["monitor_dropped"] for part in parts),
         "internal_errors": sum(part["internal_errors"] for part in parts),
         "inflight": sum(part["inflight"] for part in parts),
+        "blocked": sum(part["blocked"] for part in parts),
     }
 
 
@@ -119,7 +120,7 @@ class Past:
     def ended(self, counters: CounterValues, status: Status | None) -> None:
         """A worker has ended. counters: its last, read after its end; status: its newest, None when it told none."""
         self.counters = merge_counters([self.counters, counters])
-        self.counters["inflight"] = 0
+        self.counters["inflight"] = self.counters["blocked"] = 0
         for command in self.counters["commands"].values():
             command["sum_s"] = _up(command["sum_s"])
         if status is not None:

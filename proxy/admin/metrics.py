@@ -148,6 +148,7 @@ def _commands(snapshot: Snapshot, bounds: tuple[str, ...]) -> Iterator[Family]:
     counters: CounterValues = snapshot["counters"]
     commands = counters["commands"]
     yield _single("inflight_commands", "Commands not answered yet.", counters["inflight"])
+    yield _single("blocked_clients", "Clients that wait for the reply to a blocking command.", counters["blocked"])
     yield _single(
         "requests_waiting", "Requests held until they can be sent, for want of a node or a slot.", snapshot["waiting"]
     )

@@ -39,6 +39,7 @@ class CounterValues(TypedDict):
     monitor_dropped: int  # lines of MONITOR that were not taken in time
     internal_errors: int  # answers of the proxy's own that raised
     inflight: int  # commands not answered yet
+    blocked: int  # clients that wait for the reply to a blocking command
 
 
 class TopologyValues(TypedDict):

@@ -32,6 +32,7 @@ class CommandClass(IntEnum):
     REFUSED = 7  # -ERR command 'x' is not allowed through this proxy: by its nature, or as configured
     UNSERVED = 8  # not served yet: a clear error
     TRANSACTION = 9  # MULTI, EXEC, DISCARD, WATCH, UNWATCH
+    BLOCKING = 10  # on a leased connection, which it blocks; keyless: WAIT, WAITAOF
     SCRIPT = 12  # as FORWARD; without keys in this call, where its script's slot is
 
 
@@ -52,7 +53,7 @@ class CommandFlag(IntFlag):
 
 _ANY, _FORWARD, _LOCAL = CommandClass.ANY, CommandClass.FORWARD, CommandClass.LOCAL
 _REFUSED, _UNSERVED = CommandClass.REFUSED, CommandClass.UNSERVED
-_TRANSACTION = CommandClass.TRANSACTION
+_TRANSACTION, _BLOCKING = CommandClass.TRANSACTION, CommandClass.BLOCKING
 
 # fmt: off
 DISPOSITIONS: Final[dict[str, CommandClass]] = {
@@ -158,16 +159,16 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "sunsubscribe": _UNSERVED,
 
     # Blocking; named because servers before 7 do not flag it.
-    "blpop": _UNSERVED,
-    "brpop": _UNSERVED,
-    "brpoplpush": _UNSERVED,
-    "blmove": _UNSERVED,
-    "blmpop": _UNSERVED,
-    "bzpopmin": _UNSERVED,
-    "bzpopmax": _UNSERVED,
-    "bzmpop": _UNSERVED,
-    "wait": _UNSERVED,
-    "waitaof": _UNSERVED,
+    "blpop": _BLOCKING,
+    "brpop": _BLOCKING,
+    "brpoplpush": _BLOCKING,
+    "blmove": _BLOCKING,
+    "blmpop": _BLOCKING,
+    "bzpopmin": _BLOCKING,
+    "bzpopmax": _BLOCKING,
+    "bzmpop": _BLOCKING,
+    "wait": _BLOCKING,
+    "waitaof": _BLOCKING,
 
     # One server's answer would be only a part of the answer ...
     "clusterscan": _UNSERVED,               # Valkey 9.1; its cursor names slots of the real cluster
@@ -306,6 +307,8 @@ def _by_container(row: Row, container: str, sub: str) -> CommandClass | None:
 def _by_facts(row: Row) -> CommandClass:
     """The class of a command that is not listed here (a module's, or one newer than the list): the safest that fits."""
     flags = set(row.flags)
+    if "blocking" in flags and "pubsub" not in flags and row.keyed:
+        return _BLOCKING
     if "blocking" in flags or "pubsub" in flags or {"noscript", "no_multi"} <= flags:
         return _UNSERVED
     if row.keyed:

@@ -14,6 +14,7 @@ cdef enum CommandClass:
     CLASS_REFUSED = 7       # -ERR command 'x' is not allowed through this proxy
     CLASS_UNSERVED = 8      # not served yet: a clear error
     CLASS_TRANSACTION = 9   # MULTI, EXEC, DISCARD, WATCH, UNWATCH
+    CLASS_BLOCKING = 10     # on a leased connection: blocks it; keyless: WAIT, WAITAOF
     CLASS_SCRIPT = 12       # as CLASS_FORWARD; without keys, where its script's slot is
 
 cdef enum:

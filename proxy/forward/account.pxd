@@ -7,11 +7,12 @@ whose reply is still to come) is not counted any more: closing another client wo
 
 Used by buffer, request, reply_queue, gather and client; read by proxy.forward.memory.
 """
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 cdef struct Account:
     int64_t held        # by one client, its requests and the buffers of its connection apart
     int64_t* all        # by all clients, everything: Reactor.memory
+    uint64_t wrote      # nodes that have answered a write of the client: bit Node.number % 64, for WAIT
 
 
 cdef inline void charge(Account* a, int64_t n) noexcept nogil:

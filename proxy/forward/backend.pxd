@@ -21,6 +21,8 @@ cdef class Backend(Pipeline):
     cdef Pool pool                          # None: a lease
     cdef readonly int proto                 # that of a lease may change while a client has it, and its db
     cdef readonly int db                    # SELECT n is to be sent in the handshake, if it is not 0
+    cdef public int64_t client_id           # of a lease: its CLIENT ID at the node; 0 = not known
+    cdef bint patient                       # of a lease: a command blocks it, silence is no stall
     cdef bint spent                         # a lease that nobody is to have next
     cdef readonly bint readonly             # READONLY was or is to be sent in the handshake
     cdef public int state

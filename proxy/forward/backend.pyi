@@ -27,6 +27,7 @@ class Backend(Pipeline):
     """One connection to a node: shared by all clients of a worker, or leased to one (pool None)."""
 
     state: int  # BackendState
+    client_id: int  # of a lease: its CLIENT ID at the node; 0 = not known
     def __init__(
         self,
         reactor: Reactor,

@@ -10,7 +10,7 @@ Invariant: no reply is taken for more than was sent; a node that answers what it
 """
 cimport cython
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, strerror
 
@@ -23,8 +23,8 @@ from proxy.forward.reactor cimport (
     Reactor,
 )
 from proxy.forward.request cimport (
-    REQ_BLAMED, REQ_SWALLOWED, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, Request, request_fault, request_free,
-    request_move, request_take_fault,
+    REQ_BLAMED, REQ_READ, REQ_SWALLOWED, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, TARGET_LEASE, Request,
+    request_fault, request_free, request_move, request_take_fault,
 )
 from proxy.resp.scanner cimport SCAN_DONE, SCAN_ERROR, reply_scan_reset, scan_reply
 
@@ -343,6 +343,8 @@ cdef class Backend(Pipeline):
         request_move(r, STATE_PAIRING)
         if error and not self.passing and self.sent_on(r, p, n):    # (what redirects is too short to be passed on in
             return                                                  # pieces)
+        if not r.flags & REQ_READ and r.account != NULL and (r.slot >= 0 or r.target == TARGET_LEASE):
+            r.account.wrote |= <uint64_t> 1 << (self.node.number & 63)
         if r.sink != NULL:
             (<Sink> r.sink).deliver(r, p, n, True, error)
         else:
@@ -417,7 +419,9 @@ cdef class Backend(Pipeline):
             else:
                 buffer_release(&self.win)
             return
-        if self.state == BACKEND_UP and now - self.progress_ns > self.settings.stall_ns:
+        if self.state == BACKEND_UP and now - self.progress_ns > self.settings.stall_ns and (
+            not self.patient or self.passing
+        ):
             self.salvage()
             if self.state == BACKEND_UP and now - self.progress_ns > self.settings.stall_ns:
                 self.lose("stalled: nothing came back in time")

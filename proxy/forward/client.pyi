@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 from proxy.forward.backend import Backend
 from proxy.forward.ports import Outlet
 
@@ -32,6 +34,12 @@ class Client(Outlet):
     def forfeit(self) -> None: ...
     @property
     def id(self) -> int: ...
+    @property
+    def blocked(self) -> bool:
+        """It waits for the reply to a blocking command."""
+    def unblock(self, error: bool, told: Callable[[bool], object], /) -> None: ...
+    def evict(self) -> None:
+        """Ends its blocking command, if there is one, as a node does that loses its role."""
     @property
     def draining(self) -> bool:
         """Nothing more is read of it: see clients.drain."""

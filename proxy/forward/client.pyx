@@ -109,6 +109,10 @@ cdef class Client(ClientInfo):
             return
         if events & EVENT_END:
             self.half_closed = True
+            if self.wait is not None:
+                self.wait.leave()
+                if self.fd < 0:
+                    return
             self.want(self.interest & ~WANT_END)        # it would be reported for ever
             self.reactor.touch(self)
         if events & EVENT_READ and self.interest & WANT_READ:
@@ -192,6 +196,8 @@ cdef class Client(ClientInfo):
                 self.eof = True
                 self.want(self.interest & ~WANT_READ)
                 self.reactor.touch(self)
+                if self.wait is not None:
+                    self.wait.leave()
                 return
             self.path.counts.client_in += n
             self.active_ns = self.reactor.now

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from proxy.forward.backend cimport Backend
 from proxy.forward.buffer cimport Buffer
 from proxy.forward.datapath cimport ClientSettings, DataPath
-from proxy.forward.ports cimport Outlet
+from proxy.forward.ports cimport Outlet, Wait
 from proxy.forward.queued cimport Queued
 from proxy.forward.reply_queue cimport ReplyQueue
 
@@ -36,6 +36,7 @@ cdef class ClientInfo(Outlet):
     cdef public Backend lease               # a connection of its own, for what it watches; or None
     cdef public int watching                # the slot of the keys it watches; -1 = none
     cdef public bint asking                 # ... on a node that is importing the slot
+    cdef Wait wait                          # its blocking command that is under way; or None
     cdef Queued transaction                 # since MULTI; None outside of a transaction
     cdef void count_texts(self) noexcept
     cdef void begin_multi(self) noexcept

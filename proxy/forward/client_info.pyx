@@ -151,6 +151,25 @@ cdef class ClientInfo(Outlet):
         """What is held for its transaction."""
         return 0 if self.transaction is None else self.transaction.frames.cap + self.transaction.texts
 
+    # -- a blocking command --------------------------------------------------------------------------------------
+
+    @property
+    def blocked(self):
+        """Whether it waits for the reply to a blocking command."""
+        return self.wait is not None
+
+    def unblock(self, bint error, told not None):
+        """CLIENT UNBLOCK; told(whether that ended a blocking command) is called once, within some seconds."""
+        if self.wait is None:
+            told(False)
+        else:
+            self.wait.unblock(error, told)
+
+    def evict(self):
+        """Ends its blocking command, if there is one, as a node does that loses its role."""
+        if self.wait is not None:
+            self.wait.evict()
+
     # -- a connection of its own ---------------------------------------------------------------------------------
 
     def take_lease(self, Node node not None):

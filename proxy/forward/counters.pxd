@@ -64,6 +64,7 @@ cdef struct CounterBlock:           # 64-bit integers and nothing else: read one
     uint64_t monitor_dropped        # lines of MONITOR that were not taken in time
     uint64_t internal_errors        # answers of the proxy's own that raised
     int64_t inflight
+    int64_t blocked                 # clients that wait for the reply to a blocking command
 
 cdef class Counters:
     cdef CounterBlock* block            # those who count keep this pointer, and the object with it

@@ -117,6 +117,7 @@ cdef class Counters:
             "total_net_output_bytes": block.client_out,
             "rejected_connections": block.rejected,
             "proxy_commands_in_flight": block.inflight,
+            "blocked_clients": block.blocked,
         }
 
     def snapshot(self):
@@ -164,6 +165,7 @@ cdef class Counters:
             "monitor_dropped": block.monitor_dropped,
             "internal_errors": block.internal_errors,
             "inflight": block.inflight,
+            "blocked": block.blocked,
         }
 
 

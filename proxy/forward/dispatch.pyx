@@ -10,10 +10,11 @@ from libc.string cimport memcpy
 
 from proxy.commands.keys cimport KEYS_OK, asks_to_block, find_keys
 from proxy.commands.lookup cimport (
-    CLASS_ANY, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_REFUSED, CLASS_SCRIPT, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET,
+    CLASS_ANY, CLASS_BLOCKING, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_REFUSED, CLASS_SCRIPT, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET,
     CLASS_SPLIT_SUM, CLASS_TRANSACTION, CLASS_UNSERVED, CMD_BLOCKING, CMD_KNOWN, CMD_NO_AUTH,
 )
 from proxy.forward.answer cimport ask_serve, refuse
+from proxy.forward.blocking cimport block
 from proxy.forward.call cimport (
     CALL_DONE, CALL_NOT_NOW, SLOT_CROSS, SLOT_NO_MEMORY, SLOT_NONE, Call, find_slot,
 )
@@ -81,7 +82,7 @@ cdef int forward(Client client, Call* call) noexcept:
         client.close(CLOSE_ERROR)
         return CALL_DONE
     if call.row.flags & CMD_BLOCKING and asks_to_block(call.frame, call.args, call.argc):
-        return refuse(client, call, "unserved")
+        return block(client, call)
     return send_on(client, call)
 
 
@@ -272,5 +273,6 @@ HANDLERS[<int> CLASS_SPLIT_MGET] = split_array
 HANDLERS[<int> CLASS_SPLIT_MSET] = split_pairs
 HANDLERS[<int> CLASS_SPLIT_SUM] = split_sum
 HANDLERS[<int> CLASS_TRANSACTION] = control
+HANDLERS[<int> CLASS_BLOCKING] = block
 HANDLERS[<int> CLASS_REFUSED] = refuse_forbidden
 HANDLERS[<int> CLASS_UNSERVED] = refuse_unserved

@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Connections that one client owns for a while, because its commands leave a state there (WATCH).
+"""Connections that one client owns for a while, because its commands leave a state there (WATCH) or block
+it.
 
 They are taken, given back clean and taken again by somebody else; how many there may be of a node, protocol and
 database is bounded, so is how many in all, and idle ones are closed. One that cannot be given back clean is closed.
@@ -28,6 +29,15 @@ cdef class Leases:
         self.all_most = UINT32_MAX
         self.idle_ns = idle_ns
         self.idle = {}
+
+    cdef uint32_t listed(self) noexcept:
+        """At least as many as there are: some may be closed already."""
+        cdef Node node
+        cdef uint32_t n = 0
+        for nodes in (self.router.nodes.values(), self.router.retired):
+            for node in nodes:
+                n += <uint32_t> len(node.leases)
+        return n
 
     cdef uint32_t open(self) noexcept:
         """All there are, of all nodes: each has a descriptor, or is about to."""
@@ -66,10 +76,13 @@ cdef class Leases:
             if lease.state == BACKEND_UP and lease.readonly == node.replica:
                 return lease
             lease.close()
-        for lease in node.leases:
-            if lease.state != BACKEND_CLOSED and lease.proto == proto and lease.db == db:
-                n += 1
-        if n >= self.most or self.all_most == 0 or self.reduce(self.all_most - 1) >= self.all_most:
+        if <uint32_t> len(node.leases) >= self.most:        # (ten thousand of them are not looked at for each more)
+            for lease in node.leases:
+                if lease.state != BACKEND_CLOSED and lease.proto == proto and lease.db == db:
+                    n += 1
+        if n >= self.most or self.all_most == 0 or (
+            self.listed() >= self.all_most and self.reduce(self.all_most - 1) >= self.all_most
+        ):
             self.refused += 1
             return None
         return self.router.lease(node, proto, db)

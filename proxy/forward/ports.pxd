@@ -44,6 +44,14 @@ cdef class Recovery:
     cdef void resubmit(self, Request* r) noexcept
     cdef void expired(self, Request* r, int reason) noexcept
 
+cdef class Wait(Sink):
+    # Its client has ended its input: it is closed, unless the answer is on its way.
+    cdef void leave(self) noexcept
+    # CLIENT UNBLOCK; told(whether it was ended by this) is called once, within some seconds.
+    cdef void unblock(self, bint error, object told) noexcept
+    # The proxy ends it, as a node does that loses its role.
+    cdef void evict(self) noexcept
+
 cdef class PushPort:
     cdef object call
     cdef object raised

@@ -31,6 +31,19 @@ cdef class Sink:
         pass
 
 
+cdef class Wait(Sink):
+    """A blocking command under way: what its client knows of it."""
+
+    cdef void leave(self) noexcept:
+        pass
+
+    cdef void unblock(self, bint error, object told) noexcept:
+        pass
+
+    cdef void evict(self) noexcept:
+        pass
+
+
 cdef class Outlet(Peer):
     """The peer a reply queue writes to: a client."""
 

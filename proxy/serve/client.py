@@ -73,7 +73,6 @@ HELP = (
 CACHING_OFF = errors.line(
     "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled"
 )
-UNBLOCK_REASON = errors.line("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR")
 NOT_IMPORTING = errors.line("ERR Server is not in import mode")
 
 
@@ -155,7 +154,7 @@ def client_line(client: ClientLike, now_s: float, command: str) -> bytes:
 
 def flags_of(client: ClientLike) -> str:
     """Redis's letters for what a client is or does, in Redis's order; "" where Redis writes N."""
-    flags = "b" if client.held_back else ""
+    flags = "b" if client.held_back or client.blocked else ""
     if client.monitoring:
         flags = "O" + flags
     if client.address.startswith("unix:"):
@@ -243,13 +242,6 @@ def _client_tracking(ctx: ServeContext, client: ClientLike, args: list[bytes]) -
     return errors.not_served(b"client|tracking") if on else OK
 
 
-def _client_unblock(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
-    """0: nobody waits for anything yet."""
-    if len(args) == 4 and args[3].upper() not in (b"TIMEOUT", b"ERROR"):
-        return UNBLOCK_REASON
-    return encode.integer(0) if integer(args[2]) is not None else errors.NOT_AN_INTEGER
-
-
 def _client_capa(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     """REDIRECT is noted for CLIENT LIST, without an effect: the proxy redirects nobody. Others are ignored."""
     if b"REDIRECT" in [word.upper() for word in args[2:]]:
@@ -282,5 +274,4 @@ COMMANDS: Commands = {
     b"client|setname": (3, _client_setname),
     b"client|tracking": (-3, _client_tracking),
     b"client|trackinginfo": (2, _client_trackinginfo),
-    b"client|unblock": (-3, _client_unblock),
 }

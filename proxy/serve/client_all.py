@@ -1,4 +1,4 @@
-"""CLIENT LIST, KILL, PAUSE and UNPAUSE: the part of the CLIENT family that concerns the clients of all workers.
+"""CLIENT LIST, KILL, UNBLOCK, PAUSE and UNPAUSE: the part of the CLIENT family that concerns the clients of all workers.
 
 Why: each worker knows its own clients only; the answer is made of what all of them say (ServeContext.inquire). Called
 through serve.table, and by worker.inquiries for the share of this worker in everybody's questions (ANSWERERS).
@@ -21,6 +21,7 @@ from proxy.serve.client import client_line
 from proxy.serve.context import Answer, Answerers, ClientLike, Commands, Inquiry, ServeContext
 from proxy.serve.words import OK, integer
 
+UNBLOCK_REASON: Final = errors.line("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR")
 NO_SUCH_CLIENT: Final = errors.line("ERR No such client")
 PAUSE_MODE: Final = errors.line("ERR CLIENT PAUSE mode must be WRITE or ALL")
 TIMEOUT_NOT_AN_INTEGER: Final = errors.line("ERR timeout is not an integer or out of range")
@@ -30,6 +31,7 @@ NO_MAIN_PROCESS: Final = errors.line("ERR the proxy's main process does not answ
 _LONGEST: Final = 2**63 - 1
 _LEVELS: Final = {b"WRITE": 1, b"ALL": 2}
 
+_unblocked = msgspec.msgpack.Decoder(tuple[int, bool])
 _pauses = msgspec.msgpack.Decoder(tuple[int, int, str])
 
 
@@ -107,6 +109,34 @@ def _total(parts: list[bytes], missing: int) -> int:
     return sum(map(int, b"".join(parts).split()))
 
 
+# -- UNBLOCK -------------------------------------------------------------------------------------------------------
+
+
+def _client_unblock(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
+    """CLIENT UNBLOCK id [TIMEOUT|ERROR]; words after that are ignored, as Redis ignores them."""
+    if len(args) == 4 and args[3].upper() not in (b"TIMEOUT", b"ERROR"):
+        return UNBLOCK_REASON
+    number = integer(args[2])
+    if number is None:
+        return errors.NOT_AN_INTEGER
+    if client.pending:
+        return None
+    body = msgspec.msgpack.encode((number, len(args) == 4 and args[3].upper() == b"ERROR"))
+    return ctx.inquire(Inquiry("client|unblock", body, _total), encode.integer)
+
+
+def _unblock_own(ctx: ServeContext, body: bytes) -> Iterator[bytes | None]:
+    """Its node is asked to end the wait, and says whether it has: whatever it was about to answer comes first."""
+    number, error = _unblocked.decode(body)
+    said: list[bool] = []
+    for client in list(ctx.clients()):
+        if client.id == number and client.blocked:
+            client.unblock(error, said.append)
+            while not said:
+                yield None
+    yield b"%d\n" % sum(said)
+
+
 # -- PAUSE, UNPAUSE ------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +185,7 @@ COMMANDS: Commands = {
     b"client|kill": (-3, _client_kill),
     b"client|list": (-2, _client_list),
     b"client|pause": (-3, _client_pause),
+    b"client|unblock": (-3, _client_unblock),
     b"client|unpause": (2, _client_unpause),
 }
 
@@ -162,4 +193,5 @@ ANSWERERS: Answerers = {
     "client|kill": _kill_own,
     "client|list": _list_own,
     "client|pause": _pause_own,
+    "client|unblock": _unblock_own,
 }

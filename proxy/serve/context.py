@@ -62,6 +62,8 @@ class ClientLike(Protocol):
     @property
     def listener_reads(self) -> str: ...  # read policy of the listener it came by
     @property
+    def blocked(self) -> bool: ...  # it waits for the reply to a blocking command
+    @property
     def held_back(self) -> bool: ...  # its next command waits for the end of a CLIENT PAUSE
 
     db: int
@@ -102,6 +104,9 @@ class ClientLike(Protocol):
 
     def forfeit(self) -> None:
         """Closes the connection; what was watched counts as changed."""
+
+    def unblock(self, error: bool, told: Callable[[bool], object], /) -> None:
+        """CLIENT UNBLOCK; told(whether that ended a blocking command) is called once, within some seconds."""
 
     def set_proto(self, proto: int, /) -> None: ...
     def set_reads(self, name: str, /) -> None: ...
@@ -174,8 +179,9 @@ Commands = Mapping[bytes, tuple[int, Handler]]
 
 
 # Pieces of one worker's share of an answer, made with little work between two of them; b"": nothing to say yet.
-Answerer = Callable[[bytes], Iterator[bytes]]
-Answerers = Mapping[str, Callable[["ServeContext", bytes], Iterator[bytes]]]
+# None: nothing before something else has happened.
+Answerer = Callable[[bytes], Iterator[bytes | None]]
+Answerers = Mapping[str, Callable[["ServeContext", bytes], Iterator[bytes | None]]]
 
 
 def _no_clients() -> Collection[ClientLike]:

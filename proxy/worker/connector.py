@@ -202,10 +202,10 @@ class Connector:
     async def _handshake(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, backend: Backend) -> None:
         """HELLO or AUTH, CLIENT SETNAME, READONLY, in one round trip; HandshakeError with the first refusal.
 
-        The node's limits are asked for by the way: it may refuse to tell them.
+        The node's limits are asked for by the way, and of a lease its CLIENT ID: it may refuse to tell them.
         """
         needed = self.commands(backend)
-        commands = [*needed, *node_limits.COMMANDS]
+        commands = [*needed, *node_limits.COMMANDS, *([("CLIENT", "ID")] if backend.leased else [])]
         await loop.sock_sendall(sock, b"".join(encode_command(*command) for command in commands))
         reader, size = ReplyReader(), 0
         replies: list[object] = []
@@ -218,7 +218,9 @@ class Connector:
             for command, reply in zip(needed, replies, strict=False):
                 if isinstance(reply, ReplyError):
                     raise HandshakeError(f"{command[0]}: {reply}")
-        bulk, query = map(node_limits.limit, replies[len(needed) : len(commands)])
+        bulk, query = map(node_limits.limit, replies[len(needed) : len(needed) + 2])
+        if backend.leased and isinstance(replies[len(commands) - 1], int):
+            backend.client_id = replies[len(commands) - 1]
         self._limits[backend.node.label] = bulk, query
 
     def commands(self, backend: Backend) -> list[tuple[str, ...]]:

@@ -73,7 +73,7 @@ class Inquiries:
         self._queue: deque[_Asked] = deque()
         self._queued = 0  # bytes
         self._open: dict[int, _Asked] = {}
-        self._work: deque[Iterator[None]] = deque()
+        self._work: deque[Iterator[bool]] = deque()
         self._turn: asyncio.Handle | None = None
         self._look: asyncio.TimerHandle | None = None
         self._ended = False
@@ -153,7 +153,7 @@ class Inquiries:
         if self._open:
             self._look = self._loop.call_later(SILENT_S / 4, self._look_for_silence)
 
-    def _finish(self, asked: _Asked) -> Iterator[None]:
+    def _finish(self, asked: _Asked) -> Iterator[bool]:
         """One answer of all parts, given to each that waits for it."""
         merged: Any = None
         try:
@@ -167,7 +167,7 @@ class Inquiries:
             except Exception as error:
                 self._on_raised("reply", error)
                 later.answer(_FAILED)
-            yield
+            yield True
 
     # -- everybody asks ------------------------------------------------------------------------------------------
 
@@ -179,29 +179,29 @@ class Inquiries:
                 self._send(Answer(number, part, last))
 
         work = self._answer(kind, body, put)
-        if next(work, self) is not self:  # what is short is done at once, so before what the channel brings next
+        if next(work, None) is not None:  # what is short is done at once, so before what the channel brings next
             self._do(work)
 
-    def _answer(self, kind: str, body: bytes, put: Callable[[bytes, bool], None]) -> Iterator[None]:
-        """Gives the pieces of this worker's answer to put(part, whether it was the last)."""
+    def _answer(self, kind: str, body: bytes, put: Callable[[bytes, bool], None]) -> Iterator[bool]:
+        """Gives the pieces of this worker's answer to put(part, whether it was the last). False: see Answerer, None."""
         chunk: list[bytes] = []
         size = 0
         told_s = time.monotonic()
         try:
             for part in self._answerers[kind](body):
-                chunk.append(part)
-                size += len(part)
+                chunk.append(part or b"")
+                size += len(part or b"")
                 if size >= CHUNK or time.monotonic() - told_s >= ALIVE_S:
                     put(b"".join(chunk), False)
                     chunk, size, told_s = [], 0, time.monotonic()
-                yield
+                yield part is not None
         except Exception as error:
             self._on_raised(kind, error)
         put(b"".join(chunk), True)
 
     # -- slices --------------------------------------------------------------------------------------------------
 
-    def _do(self, work: Iterator[None]) -> None:
+    def _do(self, work: Iterator[bool]) -> None:
         self._work.append(work)
         if self._turn is None and not self._ended:
             self._turn = self._loop.call_soon(self._go_on)
@@ -210,13 +210,18 @@ class Inquiries:
         """As much as a slice has time for, of one piece of work after the other."""
         self._turn = None
         until_s = time.perf_counter() + SLICE_S
+        idle: list[Iterator[bool]] = []
         while self._work and time.perf_counter() < until_s and self._backlog() <= BEHIND:
             work = self._work.popleft()
             for _ in range(8):
-                if next(work, self) is self:
+                if (said := next(work, None)) is None:
+                    break
+                if not said:
+                    idle.append(work)
                     break
             else:
                 self._work.append(work)
+        self._work += idle
         if self._work and self._turn is None:
             self._turn = self._loop.call_later(PAUSE_S, self._go_on)
 

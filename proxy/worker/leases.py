@@ -1,10 +1,11 @@
-"""The connections that WATCH takes, kept within what the limit of open files leaves for them.
+"""The connections that WATCH and blocking commands take, kept within what the limit of open files leaves for them.
 
 Why: each takes a descriptor beside its client's; without a bound a few clients could take all, and then nobody can come
 and no connection to a node can be made again. Called by worker.worker.
 
 Invariant: the bound follows the clients: where more have come than there is room for beside the leases, idle leases go
-first, then those that are watching, whose EXEC then fails as if a key had changed.
+first, then those that are watching, whose EXEC then fails as if a key had changed, then those that are blocked, who
+are told -UNBLOCKED.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class LeaseWatch:
             self._forfeit(too_many)
         if leases.refused > self._refused:
             self._refused = leases.refused
-            text = "WATCH refused: no more connections for it (backends.max_leased, or the limit of file descriptors)"
+            text = "no more connections for WATCH and blocking commands (backends.max_leased, or file descriptors)"
             limits = {"max_leased": leases.most, "of_all": leases.all_most}
             warn_limited(log, "refused", text, refused=leases.refused, **limits)
 
@@ -54,5 +55,9 @@ class LeaseWatch:
             if left and client.lease is not None and not client.lease.pending:
                 client.forfeit()
                 left -= 1
-        text = "connections that clients watch keys on closed: the clients need their file descriptors"
+        for client in list(self._path.clients):
+            if left and client.blocked:
+                client.evict()
+                left -= 1
+        text = "connections that clients watch keys or are blocked on closed: the clients need their file descriptors"
         warn_limited(log, "forfeit", text, closed=count - left)

@@ -27,6 +27,7 @@ from proxy.cluster.node_names import NodeNames
 from proxy.cluster.topology import Address
 from proxy.commands.lookup import CommandTable
 from proxy.forward.backend import Backend
+from proxy.forward.blocking import look
 from proxy.forward.buffer import trim
 from proxy.forward.clients import accept, close_all, close_idle, close_lingering, drain, follow_reads
 from proxy.forward.counters import Counters
@@ -67,6 +68,7 @@ log = logs.get("worker")
 _SWEEP_S: Final = 0.05  # deadlines and stalls are noticed this late at most
 _LINGER_S: Final = 1.0  # a client that was told the end has this long to close
 _TRIM_S: Final = 2.0
+_LOOK_S: Final = 1.0  # between two looks at blocked commands whose node has lost its role
 _NAMED_MAX: Final = 100  # characters of what a redirection names that are logged
 
 
@@ -161,6 +163,7 @@ class Worker:
         self.learn(start.facts)
         self._sweep()
         self._trim()
+        self._look()
         gc.collect()
         gc.freeze()  # what lives for the whole process need not be looked at again by every collection
         gc.enable()  # see worker.main
@@ -198,6 +201,10 @@ class Worker:
     def _trim(self) -> None:
         self._timers["trim"] = self.loop.call_later(_TRIM_S, self._trim)
         trim()
+
+    def _look(self) -> None:
+        self._timers["look"] = self.loop.call_later(_LOOK_S, self._look)
+        look(self.path)
 
     # -- clients -------------------------------------------------------------------------------------------------
 

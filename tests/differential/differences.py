@@ -17,19 +17,11 @@ from tests.differential.frames import Value, parse
 EXCLUDED: dict[str, str] = {
     **dict.fromkeys(
         [
-            "blpop",
-            "brpop",
-            "brpoplpush",
-            "blmove",
-            "blmpop",
-            "bzpopmin",
-            "bzpopmax",
-            "bzmpop",
             "wait",
             "waitaof",
             "client|unblock",
         ],
-        "waits: compared by tests of blocking commands",
+        "counts replicas, or names a client",
     ),
     **dict.fromkeys(
         [
@@ -272,13 +264,9 @@ OF_CLUSTERS: list[tuple[str, re.Pattern[bytes], str]] = [
     ("hello", re.compile(rb"-ERR HELLO with another protocol is not possible inside"), "its replies are one request's"),
     ("copy", re.compile(rb"-ERR (Copying to another database is not allowed|DB index)"), "one database"),
 ]
-# What the proxy does not serve yet, beside CLIENT TRACKING ON and XREAD with BLOCK. A name leaves this list when it is
+# What the proxy does not serve yet, beside CLIENT TRACKING ON. A name leaves this list when it is
 # served (test_every_command_is_served).
 NOT_YET: dict[str, str] = {
-    **dict.fromkeys(
-        ["blpop", "brpop", "brpoplpush", "blmove", "blmpop", "bzpopmin", "bzpopmax", "bzmpop", "wait", "waitaof"],
-        "blocking commands",
-    ),
     **dict.fromkeys(
         ["subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe"],
         "pushes: the hub",

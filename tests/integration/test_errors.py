@@ -193,13 +193,6 @@ STATEFUL = [
     ["SUBSCRIBE", "c"],
     ["PSUBSCRIBE", "c*"],
     ["SSUBSCRIBE", "c"],
-    ["BLPOP", "none", "0"],
-    ["BRPOPLPUSH", "{a}1", "{a}2", "0"],
-    ["BLMPOP", "0", "1", "none", "LEFT"],
-    ["BZPOPMIN", "none", "0"],
-    ["XREAD", "BLOCK", "0", "STREAMS", "none", "$"],
-    ["XREADGROUP", "GROUP", "g", "c", "BLOCK", "0", "STREAMS", "none", ">"],
-    ["WAIT", "1", "0"],
     ["CLIENT", "TRACKING", "ON"],
 ]
 

@@ -19,7 +19,7 @@ from tests.support.raw import RawClient
 StartProxy = Callable[..., ProxyDaemon]
 CONNECTIONS = "redis_proxy_backend_connections"
 NO_LEASE = (
-    b"-ERR no connection to the node is free for WATCH (backends.max_leased, or the limit of file descriptors)\r\n"
+    b"-ERR no connection to the node is free (backends.max_leased, or the limit of file descriptors)\r\n"
 )
 
 

@@ -58,7 +58,8 @@ EXPECTED = {
     "restore-asking cluster|setslot cluster|failover cluster|meet cluster|reset cluster|addslots cluster|forget",
     "TRANSACTION": "multi exec discard watch unwatch",
     "UNSERVED": "subscribe psubscribe ssubscribe unsubscribe punsubscribe "
-    "sunsubscribe wait waitaof blpop brpop brpoplpush blmove blmpop bzpopmin bzpopmax bzmpop clusterscan",
+    "sunsubscribe clusterscan",
+    "BLOCKING": "wait waitaof blpop brpop brpoplpush blmove blmpop bzpopmin bzpopmax bzmpop",
 }
 
 
@@ -92,7 +93,8 @@ def test_a_whole_answer_is_never_one_shards() -> None:
     ("made", "klass"),
     [
         (row("m.get", 2, "readonly", (1, 1, 1), specs=KEY), "FORWARD"),
-        (row("m.block", 2, "write blocking", (1, 1, 1), specs=KEY), "UNSERVED"),
+        (row("m.block", 2, "write blocking", (1, 1, 1), specs=KEY), "BLOCKING"),
+        (row("m.block", 1, "write blocking"), "UNSERVED"),
         (row("m.state", 1, "noscript no_multi"), "UNSERVED"),
         (row("m.state", 2, "noscript no_multi", (1, 1, 1), specs=KEY), "UNSERVED"),
         (row("m.sub", 2, "pubsub"), "UNSERVED"),
@@ -141,7 +143,7 @@ def test_commands_nobody_decided_on(made: Row, klass: str) -> None:
         ("cluster", "cluster|info", "LOCAL"),
         ("acl", "acl|setuser", "LOCAL"),
         ("sync", "sync", "UNSERVED"),
-        ("blpop", "blpop", "UNSERVED"),
+        ("blpop", "blpop", "BLOCKING"),
         ("multi", "multi", "TRANSACTION"),
         ("get", "get", "FORWARD"),
     ],

@@ -43,14 +43,18 @@ def test_answers_of_our_own(play: Play) -> None:
     assert stage.nodes == {}
 
 
-def test_block_is_only_refused_where_it_is_an_option(play: Play) -> None:
+def test_block_only_blocks_where_it_is_an_option(play: Play) -> None:
     stage = play()
     client = stage.client()
-    client.send(encode_command("XREAD", "BLOCK", "0", "STREAMS", KEY_A, "$"))
     client.send(encode_command("XREAD", "STREAMS", "{b}block", "0"))
     stage.turn()
-    assert client.get() == b"-ERR command 'xread' is not served by this proxy yet\r\n"
     assert stage.node(A).get() == encode_command("XREAD", "STREAMS", "{b}block", "0")
+    assert not stage.accepted.blocked
+    other = stage.client()
+    other.send(encode_command("XREAD", "BLOCK", "0", "STREAMS", KEY_A, "$"))
+    stage.turn()
+    assert stage.accepted.blocked
+    assert (len(stage.nodes[A]), client.get(), other.get()) == (2, b"", b"")
 
 
 def test_a_password_is_asked_for(play: Play) -> None:
@@ -281,7 +285,7 @@ def broken(stage: Stage, *methods: str) -> None:
         ("answer", HELLO3, "HELLO"),
         ("refuse", encode_command("GET"), "GET"),
         ("refuse", encode_command("SHUTDOWN"), "SHUTDOWN"),
-        ("refuse", encode_command("BLPOP", KEY_A, "0"), "BLPOP"),
+        ("refuse", encode_command("SUBSCRIBE", "c"), "SUBSCRIBE"),
         ("refuse", encode_command("MSET", KEY_A, "1", KEY_B), "MSET"),
         ("refuse", encode_command("OBJECT", "ENCODING"), "OBJECT"),
     ],

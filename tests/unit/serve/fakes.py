@@ -39,6 +39,7 @@ class FakeClient:
     closing: bool = False
     resets: int = 0
     held_back: bool = False
+    blocked: bool = False
     no_evict: bool = False
     no_touch: bool = False
     redirects: bool = False

@@ -1,0 +1,448 @@
+"""Blocking commands of real clients against real servers: what one plain server does, the proxy does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from proxy.embedded import EmbeddedCluster, EmbeddedNode, wait_for
+from proxy.resp import errors
+from tests.support.cluster import Standalone, slot_of, spread_keys
+from tests.support.proxyd import ProxyDaemon
+from tests.support.raw import RawClient, encode
+
+StartProxy = Callable[..., ProxyDaemon]
+PUSHED = [
+    ("BLPOP k none{k} 0", "RPUSH k v", 2),
+    ("BRPOP k 0", "RPUSH k v w", 2),
+    ("BLMOVE k d{k} LEFT RIGHT 0", "RPUSH k v", 2),
+    ("BRPOPLPUSH k d{k} 0", "RPUSH k v", 2),
+    ("BLMPOP 0 1 k LEFT COUNT 2", "RPUSH k v", 2),
+    ("BZPOPMIN k 0", "ZADD k 1.5 m 2 n", 2),
+    ("BZPOPMAX k 0", "ZADD k 1.5 m 2 n", 2),
+    ("BZMPOP 0 1 k MIN COUNT 2", "ZADD k 1.5 m", 2),
+    ("XREAD BLOCK 0 STREAMS k $", "XADD k 1-1 f v", 2),
+    ("XREAD COUNT 1 BLOCK 0 STREAMS k none{k} 0 0", "XADD k 1-1 f v", 2),
+]
+ENDED = [
+    "BLPOP none 0.02",
+    "BRPOP none 0.02",
+    "BLMOVE none d{none} LEFT LEFT 0.02",
+    "BRPOPLPUSH none d{none} 0.02",
+    "BLMPOP 0.02 1 none LEFT",
+    "BZPOPMIN none 0.02",
+    "BZMPOP 0.02 1 none MAX",
+    "XREAD BLOCK 20 STREAMS none $",
+    "BLPOP none -1",
+    "BLPOP none x",
+    "BLPOP none 1e300",
+    "BLPOP none nan",
+    "BLPOP none",
+    "BLMPOP 0 0 none LEFT",
+    "BLMPOP 0 x none LEFT",
+    "BLMPOP x 1 none LEFT",
+    "BLMOVE none none UP LEFT 0",
+    "XREAD BLOCK -1 STREAMS none $",
+    "XREAD BLOCK x STREAMS none $",
+    "XREADGROUP GROUP g c BLOCK 0 STREAMS none >",
+    "BLPOP text 0",
+    "BLPOP text list{text} 0",
+    "WAIT x 0",
+    "WAIT 0 x",
+    "WAIT 0 -1",
+    "WAIT",
+    "CLIENT UNBLOCK x",
+    "CLIENT UNBLOCK 999999",
+    "CLIENT UNBLOCK 999999 x",
+    "CLIENT UNBLOCK 999999 TIMEOUT",
+]
+
+
+def blocked_clients(daemon: ProxyDaemon, count: int) -> None:
+    with daemon.raw() as raw:
+        wait_for(lambda: b"blocked_clients:%d\r\n" % count in raw.command("INFO", "clients"), 10, f"{count} blocked")
+
+
+def blocked_on(node: EmbeddedNode) -> int:
+    return int(node.info("clients")["blocked_clients"])
+
+
+def leased(daemon: ProxyDaemon) -> int:
+    values = daemon.metrics().items()
+    return int(sum(value for name, value in values if 'purpose="leased"' in name and 'state="up"' in name))
+
+
+@pytest.mark.parametrize("proto", [2, 3])
+@pytest.mark.parametrize(("frame", "push", "times"), PUSHED, ids=[case[0] for case in PUSHED])
+def test_what_is_pushed_later_comes(
+    proxy: ProxyDaemon, standalone: Standalone, proto: int, frame: str, push: str, times: int
+) -> None:
+    """Once by a push while it waits, once at once; byte for byte as one server."""
+    seen = []
+    for blocked, other in ((proxy.raw(), proxy.raw()), (standalone.raw(), standalone.raw())):
+        with blocked, other:
+            other.command("FLUSHALL")
+            blocked.command("HELLO", proto)
+            blocked.send(encode(*frame.split()))
+            number = blocked_number(other)
+            other.command(*push.split())
+            told = [blocked.frame()]
+            other.command(*push.replace("1-1", "2-2").split())
+            told.append(blocked.command(*frame.replace("$", "1-1").split()))
+            seen.append((number, told))
+    assert seen[0] == seen[1]
+
+
+def blocked_number(other: RawClient) -> int:
+    """Waits until one client is blocked."""
+    wait_for(lambda: b"blocked_clients:1\r\n" in other.command("INFO", "clients"), 10, "blocked")
+    return 1
+
+
+@pytest.mark.parametrize("proto", [2, 3])
+def test_what_ends_by_itself(proxy: ProxyDaemon, standalone: Standalone, proto: int) -> None:
+    with proxy.raw() as through, standalone.raw() as direct:
+        direct.command("FLUSHALL")
+        for one in (through, direct):
+            one.command("HELLO", proto)
+            one.command("SET", "text", "x")
+            one.command("RPUSH", "list{text}", "v")
+        for line in ENDED:
+            assert through.command(*line.split()) == direct.command(*line.split()), line
+
+
+def test_groups_of_a_stream(proxy: ProxyDaemon) -> None:
+    with proxy.client() as one, proxy.client(protocol=3) as two:
+        one.xgroup_create("s", "g", mkstream=True)
+        read: list[Any] = []
+        reader = threading.Thread(target=lambda: read.append(two.xreadgroup("g", "c", {"s": ">"}, block=10_000)))
+        reader.start()
+        blocked_clients(proxy, 1)
+        one.xadd("s", {"f": "v"}, id="1-1")
+        reader.join()
+        assert read == [{"s": [[("1-1", {"f": "v"})]]}]
+        assert one.xack("s", "g", "1-1") == 1
+        assert one.xreadgroup("g", "c", {"s": ">"}, block=20) == []
+
+
+def test_a_pipeline_keeps_its_order(proxy: ProxyDaemon, standalone: Standalone) -> None:
+    """What stands before and behind a blocking command, on shared connections, is carried out before and behind it."""
+    frames = [
+        "RPUSH q 1", "BLPOP q 0", "RPUSH q 2", "LLEN q", "BLPOP q 0", "LLEN q", "BLPOP q 0.01", "SET a 1", "GET a",
+        "MULTI", "BLPOP q 0", "RPUSH q 3", "BLPOP q 0", "WAIT 0 0", "EXEC", "WATCH q", "BLPOP q 0.01", "MULTI", "GET a",
+        "EXEC", "PING",
+    ]  # fmt: skip
+    frames = [frame.replace(" a", " {q}a") for frame in frames]
+    seen = []
+    for one in (proxy.raw(), standalone.raw()):
+        with one:
+            one.command("FLUSHALL")
+            one.send(b"".join(encode(*frame.split()) for frame in frames))
+            seen.append(one.frames(len(frames)))
+    assert seen[0] == seen[1]
+
+
+def test_it_is_shown(proxy: ProxyDaemon) -> None:
+    with proxy.raw() as blocked, proxy.raw() as other:
+        number = blocked.command("CLIENT", "ID")[1:-2].decode()
+        blocked.send(encode("BLPOP", "none", "0"))
+        blocked_clients(proxy, 1)
+        line = other.command("CLIENT", "LIST", "ID", number)
+        assert b" flags=b " in line
+        assert b" cmd=blpop " in line
+        wait_for(lambda: proxy.metric("redis_proxy_blocked_clients") == 1, 5, "in the metrics")
+        assert leased(proxy) >= 1
+        blocked.close()
+        blocked_clients(proxy, 0)
+        wait_for(lambda: proxy.metric("redis_proxy_blocked_clients") == 0, 5, "out of the metrics")
+
+
+@pytest.mark.parametrize("proto", [2, 3])
+@pytest.mark.parametrize("line", [*[case[0] for case in PUSHED if "0 0" not in case[0]], "WAIT 3 0"])
+@pytest.mark.parametrize("mode", ["", "TIMEOUT", "ERROR"])
+def test_client_unblock(
+    proxy: ProxyDaemon, standalone: Standalone, proto: int, line: str, mode: str
+) -> None:
+    """By the proxy's ids, whichever worker has the client; the answer is what a server makes of it."""
+    seen = []
+    for side in (proxy, standalone):
+        with side.raw() as blocked, side.raw() as other:
+            blocked.command("HELLO", proto)
+            number = blocked.command("CLIENT", "ID")[1:-2].decode()
+            blocked.send(encode(*line.split()))
+            blocked_number(other)
+            told = other.command("CLIENT", "UNBLOCK", number, *([mode] if mode else []))
+            seen.append((told, blocked.frame(), other.command("CLIENT", "UNBLOCK", number), blocked.command("PING")))
+    assert seen[0][0] == seen[0][0] == b":1\r\n"
+    if line.startswith("WAIT") and mode != "ERROR":
+        assert seen[0][1] == b":1\r\n"  # the replicas that every shard has
+        seen[0] = (seen[0][0], seen[1][1], *seen[0][2:])
+    assert seen[0] == seen[1]
+
+
+def test_client_pause(proxy: ProxyDaemon) -> None:
+    """Who is blocked stays so, who would block is held."""
+    with proxy.raw() as blocked, proxy.raw() as later, proxy.raw() as other:
+        blocked.send(encode("BLPOP", "none", "0"))
+        blocked_clients(proxy, 1)
+        assert other.command("CLIENT", "PAUSE", "10000", "WRITE") == b"+OK\r\n"
+        later.send(encode("BLPOP", "none", "0.01"))
+        time.sleep(0.1)
+        later.sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            later.sock.recv(1)
+        later.sock.setblocking(True)
+        assert other.command("CLIENT", "UNPAUSE") == b"+OK\r\n"
+        assert later.frame() == b"*-1\r\n"
+        assert other.command("RPUSH", "none", "v") == b":1\r\n"
+        assert blocked.frame() == b"*2\r\n$4\r\nnone\r\n$1\r\nv\r\n"
+
+
+# -- leaving
+
+
+def answer_to_a_half_closed(side: ProxyDaemon | Standalone, frame: bytes) -> bytes:
+    with side.raw() as client:
+        client.send(frame)
+        client.sock.shutdown(socket.SHUT_WR)
+        return client.rest()
+
+
+def test_half_closed_clients_are_closed_at_once(proxy: ProxyDaemon, standalone: Standalone) -> None:
+    """With what was there for them, and without what comes later."""
+    for side in (proxy, standalone):
+        with side.raw() as other:
+            other.command("FLUSHALL")
+            other.command("RPUSH", "k", "1")
+            other.command("DEL", "none")
+        frames = encode("BLPOP", "k", "0") + encode("BLPOP", "none", "0") + encode("SET", "none", "v")
+        assert answer_to_a_half_closed(side, frames) == b"*2\r\n$1\r\nk\r\n$1\r\n1\r\n"
+        with side.raw() as other:
+            assert other.command("EXISTS", "none") == b":0\r\n"
+            assert other.command("RPUSH", "none", "v") == b":1\r\n"
+            assert other.command("LLEN", "none") == b":1\r\n"
+
+
+@pytest.mark.parametrize("how", ["close", "reset", "kill"])
+def test_nothing_is_popped_for_who_has_left(proxy: ProxyDaemon, cluster: EmbeddedCluster, how: str) -> None:
+    owner = cluster.owner_of(slot_of("gone"))
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(proxy.raw())
+        for _ in range(5):
+            client = proxy.raw()
+            number = client.command("CLIENT", "ID")[1:-2].decode()
+            client.send(encode("BLPOP", "gone", "0"))
+            wait_for(lambda: blocked_on(owner) == 1, 5, "blocked")
+            if how == "reset":
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            if how == "kill":
+                assert other.command("CLIENT", "KILL", "ID", number) == b":1\r\n"
+            client.close()
+            wait_for(lambda: blocked_on(owner) == 0, 5, "free")
+            assert other.command("RPUSH", "gone", "v") == b":1\r\n"
+            assert other.command("DEL", "gone") == b":1\r\n"
+    blocked_clients(proxy, 0)
+
+
+def test_connections_are_used_again(cluster: EmbeddedCluster, empty: None, start_proxy: StartProxy) -> None:
+    daemon = start_proxy(cluster.seeds, workers=1)
+    with daemon.client() as client:
+        for _ in range(20):
+            client.rpush("q", "v")
+            assert client.blpop("q", 5) == ("q", "v")
+            assert client.blpop("q", 0.001) is None
+    for _ in range(5):
+        gone = daemon.raw()
+        gone.send(encode("BLPOP", "q", "0"))
+        blocked_clients(daemon, 1)
+        gone.close()
+        blocked_clients(daemon, 0)
+    wait_for(lambda: leased(daemon) == 1, 5, "one connection for all")
+
+
+def test_the_cap_is_told_and_can_be_changed(cluster: EmbeddedCluster, empty: None, start_proxy: StartProxy) -> None:
+    daemon = start_proxy(cluster.seeds, {"backends": {"max_leased": 2}}, workers=1)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(daemon.raw()) for _ in range(3)]
+        for client in clients[:2]:
+            client.send(encode("BLPOP", "q", "0"))
+        blocked_clients(daemon, 2)
+        assert clients[2].command("BLPOP", "q", "0") == errors.NO_LEASE
+        assert clients[2].command("PING") == b"+PONG\r\n"
+        assert daemon.log_contains("no more connections for WATCH and blocking commands")
+        daemon.reload({"backends": {"max_leased": 3}})
+        clients[2].send(encode("BLPOP", "q", "0"))
+        blocked_clients(daemon, 3)
+        assert clients[0].sock.fileno() > 0
+
+
+def test_sigterm_lets_them_finish_up_to_its_timeout(
+    cluster: EmbeddedCluster, empty: None, start_proxy: StartProxy
+) -> None:
+    daemon = start_proxy(cluster.seeds, {"drain": {"timeout": "1s"}})
+    with daemon.raw() as soon, daemon.raw() as never:
+        soon.send(encode("BLPOP", "q", "0"))
+        never.send(encode("BLPOP", "p", "0"))
+        blocked_clients(daemon, 2)
+        daemon.signal(signal.SIGTERM)
+        assert daemon.log_contains("drain")
+        cluster.owner_of(slot_of("q")).command("RPUSH", "q", "v")
+        assert soon.frame() == b"*2\r\n$1\r\nq\r\n$1\r\nv\r\n"
+        assert never.rest() == b""
+
+
+# -- WAIT
+
+
+@contextlib.contextmanager
+def stopped(cluster: EmbeddedCluster, node: EmbeddedNode) -> Iterator[None]:
+    cluster.pause(node)
+    try:
+        yield
+    finally:
+        cluster.resume(node)
+
+
+def test_wait_is_for_this_clients_own_writes(proxy: ProxyDaemon, cluster: EmbeddedCluster) -> None:
+    """On every shard it wrote to, and nowhere else; and nobody else is held back."""
+    one, two, three = spread_keys()
+    owner = cluster.owner_of(slot_of(one))
+    (replica,) = cluster.replicas_of(owner)
+    with proxy.raw() as raw, proxy.raw() as elsewhere, proxy.raw() as other, proxy.raw() as reader:
+        assert raw.command("WAIT", 1, 5000) == b":1\r\n"
+        assert elsewhere.command("SET", two, "1") == b"+OK\r\n"
+        assert elsewhere.command("WAIT", 1, 5000) == b":1\r\n"
+        with stopped(cluster, replica):
+            assert raw.command("SET", one, "1") == b"+OK\r\n"
+            assert raw.command("WAIT", 1, 100) == b":0\r\n"
+            assert reader.command("GET", one) == b"$1\r\n1\r\n"
+            assert elsewhere.command("GET", one) == b"$1\r\n1\r\n"
+            assert elsewhere.command("WAIT", 1, 5000) == b":1\r\n"  # it wrote to another shard only
+            assert other.command("MSET", one, "1", three, "1") == b"+OK\r\n"
+            other.send(encode("WAIT", 1, 0) + encode("PING"))
+            blocked_clients(proxy, 1)
+            assert reader.command("SET", three, "2") == b"+OK\r\n"
+        assert other.frames(2) == [b":1\r\n", b"+PONG\r\n"]
+        assert raw.command("WAIT", 1, 5000) == b":1\r\n"
+        assert raw.command("WAIT", 2, 50) == b":1\r\n"
+
+
+@pytest.mark.parametrize("write", ["EVAL", "MULTI", "WATCH", "BLPOP"])
+def test_wait_for_writes_of_every_kind(proxy: ProxyDaemon, cluster: EmbeddedCluster, write: str) -> None:
+    (key, *_) = spread_keys()
+    (replica,) = cluster.replicas_of(cluster.owner_of(slot_of(key)))
+    lines = {
+        "EVAL": [["EVAL", "return redis.call('incr', KEYS[1])", "1", key]],
+        "MULTI": [["MULTI"], ["SET", key, "1"], ["EXEC"]],
+        "WATCH": [["WATCH", key], ["MULTI"], ["SET", key, "1"], ["EXEC"]],
+        "BLPOP": [["BLPOP", key, "1"]],
+    }[write]
+    with proxy.raw() as raw, proxy.raw() as other:
+        other.command("RPUSH" if write == "BLPOP" else "GET", key, *(["1"] if write == "BLPOP" else []))
+        assert other.command("WAIT", 1, 5000) == b":1\r\n"
+        with stopped(cluster, replica):
+            for words in lines:
+                assert raw.command(*words)[:1] != b"-"
+            assert raw.command("WAIT", 1, 100) == b":0\r\n"
+        assert raw.command("WAIT", 1, 5000) == b":1\r\n"
+
+
+def test_waitaof(proxy: ProxyDaemon, standalone: Standalone, raw: RawClient) -> None:
+    (key, *_) = spread_keys()
+    raw.command("SET", key, "1")
+    if not isinstance_known(standalone):
+        assert raw.command("WAITAOF", 0, 0, 10).startswith(b"-ERR unknown command 'WAITAOF'")
+        return
+    for words in ([0, 0, 100], [0, 1, 50], [1, 0, 0], [2, 0, 0], [0, 0, -1], ["x", 0, 0]):
+        through = raw.command("WAITAOF", *words)
+        with standalone.raw() as direct:
+            direct.command("SET", key, "1")
+            assert through == direct.command("WAITAOF", *words), words
+
+
+def isinstance_known(standalone: Standalone) -> bool:
+    with standalone.raw() as direct:
+        return not direct.command("WAITAOF", 0, 0, 10).startswith(b"-ERR unknown")
+
+
+def test_a_client_that_leaves_while_it_waits_for_replicas(proxy: ProxyDaemon, cluster: EmbeddedCluster) -> None:
+    (key, *_) = spread_keys()
+    owner = cluster.owner_of(slot_of(key))
+    with proxy.raw() as client:
+        client.command("SET", key, "1")
+        client.send(encode("WAIT", 5, 0))
+        wait_for(lambda: blocked_on(owner) == 1, 5, "blocked")
+    wait_for(lambda: blocked_on(owner) == 0, 5, "free")
+
+
+# -- many clients
+
+
+def leave_at_random(connect: Callable[[], RawClient], push: Callable[[int], None], clients: int, rounds: int) -> int:
+    """How many elements were popped for nobody, while clients come and leave at random moments."""
+    import random
+
+    chosen = random.Random(5)
+    stop = threading.Event()
+    got: list[int] = []
+
+    def come_and_go(seed: int) -> None:
+        mine = random.Random(seed)
+        for _ in range(rounds):
+            with connect() as client:
+                client.send(encode("BLPOP", "count", "0"))
+                client.sock.settimeout(mine.random() * 0.05)
+                with contextlib.suppress(TimeoutError, OSError):
+                    frame = client.frame()
+                    got.append(int(frame.split(b"\r\n")[4]))
+
+    threads = [threading.Thread(target=come_and_go, args=(seed,)) for seed in range(clients)]
+    for thread in threads:
+        thread.start()
+    pushed = 0
+    while any(thread.is_alive() for thread in threads):
+        push(pushed)
+        pushed += 1
+        time.sleep(chosen.random() * 0.004)
+    stop.set()
+    with connect() as client:
+        while (frame := client.command("BLPOP", "count", "0.3")) != b"*-1\r\n":
+            got.append(int(frame.split(b"\r\n")[4]))
+    assert len(got) == len(set(got)), "an element came twice"
+    return pushed - len(got)
+
+
+@pytest.mark.alone
+def test_a_thousand_clients_that_leave_at_random(proxy: ProxyDaemon, standalone: Standalone) -> None:
+    """What is popped for nobody is what one server pops for nobody: a client that leaves in that very moment."""
+    lost = []
+    for side in (standalone, proxy):
+        with side.raw() as other:
+            other.command("DEL", "count")
+            lost.append(leave_at_random(side.raw, lambda n: other.command("RPUSH", "count", str(n)), 20, 50))
+    print(f"popped for nobody: {lost[0]} by one server, {lost[1]} by the proxy")
+    assert lost[1] <= lost[0] + 20
+    blocked_clients(proxy, 0)
+
+
+def test_many_clients_are_served_in_their_order(proxy: ProxyDaemon) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(proxy.raw()) for _ in range(100)]
+        for n, client in enumerate(clients):
+            client.send(encode("BLPOP", "turn", "0"))
+            blocked_clients(proxy, n + 1) if n % 25 == 0 else time.sleep(0.001)
+        blocked_clients(proxy, 100)
+        other = stack.enter_context(proxy.raw())
+        for n in range(100):
+            other.command("RPUSH", "turn", str(n))
+        answers = sorted(client.frame().split(b"\r\n")[4] for client in clients)
+        assert answers == sorted(b"%d" % n for n in range(100))
