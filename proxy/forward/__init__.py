@@ -34,6 +34,7 @@ held for it. What all clients hold together is counted (account) and bounded (me
 
 Modules import one way: account < buffer < request < reactor < ports, counters < node, pipeline < backend < router <
 scripts, parking < redirect < exchange < question, leases; reply_queue < gather; split, call < datapath < queued,
-client_info < client < prepare, hold < ask < answer < transaction < dispatch, memory < clients. Nothing here imports
-asyncio, logging, redis or prometheus_client; a loop is only asked to call back.
+client_info < client < prepare, hold < ask < answer < transaction < dispatch, memory < clients; question, timeout,
+replicated < blocked < blocking < dispatch. Nothing here imports asyncio, logging, redis or prometheus_client; a loop is
+only asked to call back.
 """

@@ -1,4 +1,4 @@
-"""CLIENT LIST, KILL, UNBLOCK, PAUSE and UNPAUSE: the part of the CLIENT family that concerns the clients of all workers.
+"""CLIENT LIST, KILL, UNBLOCK, PAUSE and UNPAUSE: the part of the CLIENT family about the clients of all workers.
 
 Why: each worker knows its own clients only; the answer is made of what all of them say (ServeContext.inquire). Called
 through serve.table, and by worker.inquiries for the share of this worker in everybody's questions (ANSWERERS).

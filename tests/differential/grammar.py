@@ -15,8 +15,8 @@ from tests.differential.frames import parse, plain
 from tests.support.raw import RawClient
 
 SPLIT = {"mget", "mset", "del", "unlink", "exists", "touch"}
-# Options that are not tried. BLOCK waits; an id of the server's own is the time.
-SKIPPED_OPTIONS = {b"BLOCK", b"*"}
+# Options that are not tried: an id of the server's own is the time.
+SKIPPED_OPTIONS = {b"*"}
 COUNTS = {"numkeys", "numfields"}  # arguments that count the ones behind them
 
 

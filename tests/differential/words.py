@@ -186,6 +186,12 @@ def tamed(words: list[bytes]) -> list[bytes]:
         at, low = [2], 100_000
     elif name in (b"SET", b"GETEX", b"HSETEX", b"HGETEX", b"MSETEX"):
         at, low = [n + 1 for n, w in enumerate(words[:-1]) if w.upper() in (b"EX", b"PX")], 100_000
+    elif name in (b"BLPOP", b"BRPOP", b"BLMOVE", b"BRPOPLPUSH", b"BZPOPMIN", b"BZPOPMAX"):
+        return [*words[:-1], _soon(words[-1], b"0.01")]
+    elif name in (b"BLMPOP", b"BZMPOP"):
+        return [words[0], _soon(words[1], b"0.01"), *words[2:]]
+    elif name in (b"XREAD", b"XREADGROUP"):
+        return [_soon(w, b"10") if words[max(n - 1, 0)].upper() == b"BLOCK" else w for n, w in enumerate(words)]
     for n in at:
         if words[n].isdigit() and 0 < int(words[n]) < low:
             words = [*words[:n], b"%d" % (int(words[n]) + low), *words[n + 1 :]]
@@ -194,6 +200,14 @@ def tamed(words: list[bytes]) -> list[bytes]:
     if name in (b"SETBIT", b"SETRANGE", b"BITFIELD", b"BITFIELD_RO"):
         return [w if not _number(w) or abs(int(w)) < 1000 or abs(int(w)) > 1 << 62 else b"77" for w in words]
     return words
+
+
+def _soon(timeout: bytes, short: bytes) -> bytes:
+    """A timeout that blocks for a short while; what is none stays as it is."""
+    try:
+        return short if float(timeout) >= 0 else timeout
+    except ValueError:
+        return short if timeout[:2].lower() == b"0x" else timeout
 
 
 def _number(text: bytes) -> bool:

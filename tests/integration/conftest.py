@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-ON_ONE_KIND = {"test_fan_out", "test_command_info", "test_client_modes", "test_monitoring"}
+ON_ONE_KIND = {"test_fan_out", "test_command_info", "test_client_modes", "test_blocking", "test_monitoring"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is obeyed

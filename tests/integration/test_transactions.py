@@ -18,9 +18,7 @@ from tests.support.raw import RawClient
 
 StartProxy = Callable[..., ProxyDaemon]
 CONNECTIONS = "redis_proxy_backend_connections"
-NO_LEASE = (
-    b"-ERR no connection to the node is free (backends.max_leased, or the limit of file descriptors)\r\n"
-)
+NO_LEASE = b"-ERR no connection to the node is free (backends.max_leased, or the limit of file descriptors)\r\n"
 
 
 def open_leases(proxy: ProxyDaemon) -> float:

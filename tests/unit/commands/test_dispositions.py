@@ -57,8 +57,7 @@ EXPECTED = {
     "module|unload save bgsave bgrewriteaof swapdb move acl|setuser acl|deluser acl|load acl|save pfselftest "
     "restore-asking cluster|setslot cluster|failover cluster|meet cluster|reset cluster|addslots cluster|forget",
     "TRANSACTION": "multi exec discard watch unwatch",
-    "UNSERVED": "subscribe psubscribe ssubscribe unsubscribe punsubscribe "
-    "sunsubscribe clusterscan",
+    "UNSERVED": "subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe clusterscan",
     "BLOCKING": "wait waitaof blpop brpop brpoplpush blmove blmpop bzpopmin bzpopmax bzmpop",
 }
 
