@@ -26,6 +26,7 @@ cdef enum:
     CMD_SCRIPT = 64         # runs code of a client's own, whose error lines may be anything
     CMD_NO_MULTI = 128      # refused between MULTI and EXEC
     CMD_MAY_REPLICATE = 256     # writes, or is sent to replicas all the same: held by CLIENT PAUSE WRITE
+    CMD_SUBSCRIBED = 512        # allowed to a RESP2 client that has subscriptions
 
 cdef enum BeginSearch:
     BEGIN_UNKNOWN = 0

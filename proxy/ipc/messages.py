@@ -10,6 +10,7 @@ main process                                            worker
    Take (a listener's clients, descriptors)    ------>
    Topology, Commands, NodeFacts, Configure    ------>   (Configure is answered with Applied)
                                                <------   Report (moved, lost, ...: the topology may have changed)
+                                               <------   KeyspaceEvents (CONFIG SET, remembered for nodes to come)
                                                <------   ScriptSeen, ScriptWanted (answered with ScriptBody),
    ForgetScripts                               ------>   Forgotten
                                                <------   FlushScripts (answered with ScriptsFlushed)
@@ -293,6 +294,12 @@ class Bye(msgspec.Struct, tag=True, array_like=True):
     """The worker has ended what it was told to end; the process follows."""
 
 
+class KeyspaceEvents(msgspec.Struct, tag=True, array_like=True):
+    """A client has set notify-keyspace-events to this on all nodes: so it is to be on those that join, too."""
+
+    value: bytes
+
+
 ScriptNews = ScriptSeen | ScriptWanted | FlushScripts
 
 ToWorker = (
@@ -315,7 +322,18 @@ ToWorker = (
     | Stop
 )
 FromWorker = (
-    Started | Report | Status | Applied | ScriptSeen | ScriptWanted | FlushScripts | Forgotten | Question | Answer | Bye
+    Started
+    | Report
+    | KeyspaceEvents
+    | Status
+    | Applied
+    | ScriptSeen
+    | ScriptWanted
+    | FlushScripts
+    | Forgotten
+    | Question
+    | Answer
+    | Bye
 )
 
 TO_WORKER: Final = msgspec.msgpack.Decoder(ToWorker)

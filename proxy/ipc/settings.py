@@ -35,6 +35,10 @@ class Clients(_Plain, frozen=True, array_like=True):
     max_pending_bytes: int
     output_soft_limit: int
     output_hard_limit: int
+    pubsub_output_limit: int
+    pubsub_soft_limit: int
+    pubsub_soft_time: float
+    max_subscriptions: int
     max_query: int
     max_bulk: int
     max_arguments: int

@@ -128,9 +128,9 @@ def client_line(client: ClientLike, now_s: float, command: str) -> bytes:
         ("idle", max(0, int(now_s - client.last_active_s))),
         ("flags", flags_of(client) or "N"),
         ("db", client.db),
-        ("sub", 0),
-        ("psub", 0),
-        ("ssub", 0),
+        ("sub", client.subscriptions[0]),
+        ("psub", client.subscriptions[1]),
+        ("ssub", client.subscriptions[2]),
         ("multi", -1),
         ("qbuf", client.query_bytes),
         ("qbuf-free", 0),
@@ -155,7 +155,9 @@ def client_line(client: ClientLike, now_s: float, command: str) -> bytes:
 
 def flags_of(client: ClientLike) -> str:
     """Redis's letters for what a client is or does, in Redis's order; "" where Redis writes N."""
-    flags = "b" if client.held_back else ""
+    flags = "P" if any(client.subscriptions) else ""
+    if client.held_back:
+        flags += "b"
     if client.address.startswith("unix:"):
         flags += "U"
     if client.reads != "primary" and client.reads != client.listener_reads:

@@ -127,7 +127,7 @@ class WorkerPool:
         *,
         own_figures: Callable[[], Mapping[str, int]],
         on_change: Callable[[], None],
-        on_report: Callable[[messages.Report], None],
+        on_report: Callable[[messages.Report | messages.KeyspaceEvents], None],
         on_script: Callable[[messages.ScriptNews, Callable[[msgspec.Struct], None]], None],
         on_status: Callable[[messages.Status, messages.Status], None],
         on_gone: Callable[[Worker], None],
@@ -373,7 +373,7 @@ class WorkerPool:
                     self._on_status(worker.status, message)
                 worker.status = message
                 self._answered(worker, message.number, message)
-            case messages.Report():
+            case messages.Report() | messages.KeyspaceEvents():
                 self._on_report(message)
             case messages.ScriptSeen() | messages.ScriptWanted() | messages.FlushScripts():
                 self._on_script(message, worker.channel.send)
