@@ -61,7 +61,9 @@ cdef class Dispatch(Dispatcher):
         ):
             return refuse(client, call, "arity") if client.transaction is None else inside(client, call, False)
         if client.subscriber is not None and client.proto == 2 and not call.row.flags & CMD_SUBSCRIBED:
-            return refuse(client, call, "subscribed" if call.row.flags & CMD_KNOWN else "unknown")
+            if not call.row.flags & CMD_KNOWN:
+                return ask_serve(client, call, client.path.responder.unknown, ())
+            return refuse(client, call, "subscribed")
         if client.path.paused and is_paused(client.path.paused, call.row):
             return hold(client)
         if client.transaction is not None:

@@ -63,7 +63,7 @@ cdef class Hub(PushPort):
     cdef uint64_t number                    # messages so far
     cdef int budget
     cdef uint64_t budget_in                 # the batch that it is for
-    cdef Topic topic                        # what is being given out ...
+    cdef Topic given                        # whose messages are being given out ...
     cdef bytes push
     cdef bytes array
     cdef uint64_t first                     # ... the number of its first message

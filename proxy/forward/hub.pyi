@@ -19,6 +19,7 @@ class Topic:
     waiting: int  # SUBSCRIBEs under way that name it
     events: bool  # only names of keyspace events can fit
     source: Backend | None  # of a shard channel: the connection that it is subscribed on
+    def __init__(self, kind: int, name: bytes) -> None: ...
     @property
     def kind(self) -> int: ...
     @property

@@ -39,6 +39,7 @@ from proxy.forward.request cimport (
     REQ_READ, STATE_ANSWERED, TARGET_LEASE, Request, request_free, request_hold, request_move, request_new,
     request_unhold,
 )
+from proxy.resp.push_words cimport Word, words_of
 
 cdef enum:
     TURN = 600              # units of a turn, some 1 ms
@@ -57,43 +58,8 @@ CHANNELS, PATTERNS, SHARDS = CHANNEL, PATTERN, SHARD
 MAIN, NODE = DUTY_MAIN, DUTY_NODE
 
 
-cdef struct Word:
-    size_t off
-    size_t len
-
-
 cdef inline bint is_event(const char* name, size_t n) noexcept nogil:
     return n >= 11 and (memcmp(name, b"__keyspace@", 11) == 0 or memcmp(name, b"__keyevent@", 11) == 0)
-
-
-cdef bint number_at(const char* p, size_t n, size_t* at, size_t* value) noexcept nogil:
-    """A number and its line's end at `at`, which moves behind it."""
-    cdef size_t i = at[0], v = 0
-    while i < n and c"0" <= p[i] <= c"9":
-        v = v * 10 + <size_t> (p[i] - c"0")
-        i += 1
-    if i == at[0] or i - at[0] > 15 or i + 2 > n or p[i] != c"\r" or p[i + 1] != c"\n":
-        return False
-    at[0] = i + 2
-    value[0] = v
-    return True
-
-
-cdef int words_of(const char* p, size_t n, Word* words, size_t* count) noexcept nogil:
-    """The bulk strings that a push begins with, at most four: how many; -1 = it is no push. count: its elements."""
-    cdef size_t at = 1, size = 0
-    cdef int i = 0
-    if n < 4 or p[0] != c">" or not number_at(p, n, &at, count):
-        return -1
-    while i < 4 and <size_t> i < count[0] and at < n and p[at] == c"$":
-        at += 1
-        if not number_at(p, n, &at, &size) or size > n - at:
-            break
-        words[i].off = at
-        words[i].len = size
-        at += size + 2
-        i += 1
-    return i
 
 
 @cython.final
@@ -458,7 +424,7 @@ cdef class Hub(PushPort):
             if not topic.members:
                 self.waiting -= self.bound
                 continue
-            self.topic = topic
+            self.given = topic
             self.first = m.number
             self.changes = topic.changes
             self.members = list(topic.members)
@@ -495,15 +461,15 @@ cdef class Hub(PushPort):
                 while self.at < count and self.budget > 0:
                     client = <Client> self.members[self.at]
                     self.at += 1
-                    if self.topic.changes != self.changes or self.topic.newest >= self.first:
-                        since = self.topic.members.get(client)
+                    if self.given.changes != self.changes or self.given.newest >= self.first:
+                        since = self.given.members.get(client)
                         if since is None or <uint64_t> since >= self.first:
                             continue        # it has left, or came after the message
                     self.give(client, push, array, n)
                 if self.at >= count:
                     self.waiting -= self.bound
                     self.members = None
-                    self.topic = None
+                    self.given = None
                     self.push = self.array = None
         except Exception as error:          # want of memory
             self.members = None

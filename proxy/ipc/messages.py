@@ -31,6 +31,9 @@ import msgspec
 from proxy.commands.rows import Row
 from proxy.ipc.settings import WorkerSettings
 
+# INFO's names for Status.topics. A channel that clients of several workers are subscribed to is counted for each.
+TOPIC_STATS: Final = ("pubsub_channels", "pubsub_patterns", "pubsubshard_channels")
+
 # -- values ----------------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +257,10 @@ class Status(msgspec.Struct, tag=True, array_like=True):
     event_loop_lag_s: float
     log_dropped: int  # lines of its log that were dropped since its start
     nodes: dict[str, NodeStatus]  # by "host:port"
+    subscriptions: tuple[int, int, int] = (0, 0, 0)  # of clients: to channels, patterns, shard channels
+    topics: tuple[int, int, int] = (0, 0, 0)  # different channels, patterns, shard channels of these
+    messages_waiting: int = 0  # bytes of messages that are being given out
+    interrupted: bool = False  # subscriptions that were in force are not
 
 
 class Applied(msgspec.Struct, tag=True, array_like=True):

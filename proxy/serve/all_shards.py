@@ -42,7 +42,6 @@ from proxy.serve.combine import (
     one_succeeded,
     packed,
     total,
-    union,
 )
 from proxy.serve.context import Answer, ClientLike, Commands, Handler, ServeContext
 from proxy.serve.words import integer

@@ -33,7 +33,7 @@ ASKED_MAX: Final = 1 << 20  # bytes of names: the question goes to every worker
 # name -> (clients that are subscribed, connections of the proxy's that are)
 Figures = dict[bytes, tuple[int, int]]
 _Asked = tuple[int, bytes | None, list[bytes] | None]  # kind; of those that fit a pattern, or of these; else of all
-_TOO_LONG: Final = errors.line("ERR the names are together too long, the limit is %d bytes" % ASKED_MAX)
+_TOO_LONG: Final = errors.line(f"ERR the names are together too long, the limit is {ASKED_MAX} bytes")
 
 
 # -- a worker's share ----------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def _figures(parts: list[bytes], missing: int) -> Figures:
 
 
 def _patterns(ctx: ServeContext, body: bytes) -> Iterator[bytes]:
-    """`client hash` of each pattern, and `node label hash` of those that the worker has there; the hashes are hexadecimal."""
+    """`hash` of each pattern of a client, and `node hash` of each that the worker has at a node."""
     if ctx.pubsub is None:
         return
     for name in ctx.pubsub.names(PATTERNS):
@@ -111,8 +111,12 @@ def _channels(kind: int, ctx: ServeContext, client: ClientLike, args: list[bytes
                 names.pop(name, None)  # on its way out, or in
         return aggregate(made, names.values())
 
-    return _ask(ctx, client, (kind, pattern, None), lambda figures: asked(
-        ["nodes"], args, partial(combined, figures), again=True))
+    return _ask(
+        ctx,
+        client,
+        (kind, pattern, None),
+        lambda figures: asked(["nodes"], args, partial(combined, figures), again=True),
+    )
 
 
 def _numsub(kind: int, ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
@@ -133,7 +137,7 @@ def _numsub(kind: int, ctx: ServeContext, client: ClientLike, args: list[bytes])
     def ask(figures: Figures) -> Ask:
         return InSlices(-2, "nodes", partial(combined, figures)).first(args)
 
-    return _ask(ctx, client, (kind, None, args[2:]), ask)
+    return _ask(ctx, client, (kind, None, list(dict.fromkeys(args[2:]))), ask)
 
 
 def _numpat(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:

@@ -96,7 +96,7 @@ class Responder:
         """The error for a command that is not carried out.
 
         why: noauth, arity, refused or unserved; of transactions: no_multi (EXEC or DISCARD without one), nested,
-        watch_inside, inside (not allowed there). row: its name in the command table (`object|encoding`), empty when it
+        watch_inside, inside (not allowed there); subscribed: not allowed to a RESP2 client with subscriptions. row: its name in the command table (`object|encoding`), empty when it
         is unknown. name, sub: as the client spelt them.
         """
         if why == "noauth":
@@ -107,9 +107,10 @@ class Responder:
         if why == "no_multi":
             return errors.EXEC_WITHOUT_MULTI if known == b"exec" else errors.DISCARD_WITHOUT_MULTI
         if why == "subscribed":
-            return errors.not_in_subscribed_mode(known + (b"|" + sub if sub is not None and b"|" not in known else b""))
-        if why == "unknown":
-            return errors.unknown_command(name)
+            refused = errors.not_in_subscribed_mode(
+                known + (b"|" + sub if sub is not None and b"|" not in known else b"")
+            )
+            return refused if known != b"exec" else errors.exec_abort(refused)
         if why == "inside":
             return errors.not_in_transaction(known) if self.ctx.valkey_version else errors.NOT_IN_MULTI
         if sub is not None and b"|" not in known:

@@ -464,7 +464,9 @@ def _command(number: int) -> list[str]:
 def figures_of(worker: Worker) -> Mapping[str, int]:
     """What one worker has counted, under INFO's names."""
     status = worker.status
+    topics = status.topics if status is not None else (0, 0, 0)
     return worker.counters.totals() | {
+        **dict(zip(messages.TOPIC_STATS, topics, strict=True)),
         "connected_clients": worker.clients,
         "proxy_requests_waiting": status.waiting if status is not None else 0,
         "proxy_client_memory": status.client_memory if status is not None else 0,

@@ -52,9 +52,7 @@ class Feed:
     on_answer(feed, order, reply): a command is over; `+OK`, or an error.
     """
 
-    def __init__(
-        self, hub: Hub, duty: int, node: Node | None, on_answer: Callable[[Feed, Order, bytes], None]
-    ) -> None:
+    def __init__(self, hub: Hub, duty: int, node: Node | None, on_answer: Callable[[Feed, Order, bytes], None]) -> None:
         self.duty = duty
         self.node = node
         self.backend: Backend | None = None

@@ -198,12 +198,7 @@ class Subscriptions:
         if one.timer is not None:
             one.timer.cancel()
         topics, one.topics = one.topics, []
-        for topic in one.left:
-            if (waiting := self._waiting.get(topic)) is not None and one in waiting:
-                waiting.remove(one)
-                if not waiting:
-                    del self._waiting[topic]
-        one.left = set()
+        self._wait_no_more(one)
         for topic in topics:
             topic.waiting -= 1
             self.upstream.release(topic)
@@ -211,13 +206,20 @@ class Subscriptions:
             later, one.later = one.later, None
             later.answer(error)
 
+    def _wait_no_more(self, one: _Subscribing) -> None:
+        for topic in one.left:
+            if (waiting := self._waiting.get(topic)) is not None and one in waiting:
+                waiting.remove(one)
+                if not waiting:
+                    del self._waiting[topic]
+        one.left = set()
+
     def _too_late(self, one: _Subscribing) -> None:
         """The time is over. What is in force in part will do: some node is down, and is waited for by all."""
         one.timer = None
-        if one.topics and all(self.upstream.in_force(topic, part=True) for topic in one.topics) and one.left <= set(one.topics):
-            for topic in list(one.left):
-                self._waiting.pop(topic, None)
-            one.left = set()
+        begun = one.left <= set(one.topics)  # all of its names are there
+        if begun and one.topics and all(self.upstream.in_force(topic, part=True) for topic in one.topics):
+            self._wait_no_more(one)
             self.slices.do(self._complete(one))
         else:
             self._fail(one, errors.NODE_DOWN)

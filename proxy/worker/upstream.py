@@ -440,7 +440,8 @@ class Upstream:
     def _interrupted(self, why: str, node: Node | None) -> None:
         if self._interrupted_s is None:
             self._interrupted_s = time.monotonic()
-            log.warning("subscriptions interrupted: messages may be missed", reason=why, node=node.label if node else "")
+            where = node.label if node is not None else ""
+            log.warning("subscriptions interrupted: messages may be missed", reason=why, node=where)
 
     def _whole(self) -> None:
         """Whether everything is in force again."""

@@ -124,6 +124,10 @@ class Worker:
         self.subscriptions.hub.bind(self.path)
         self.context.keyspace_events = lambda value: send(KeyspaceEvents(value))
         self.status = WorkerStatus(self.path, self.exchange, self.reactor, self.counters, settings.clients)
+        self.status.hub, self.status.interrupted = (
+            self.subscriptions.hub,
+            lambda: self.subscriptions.upstream.interrupted,
+        )
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
         self.context.spare_connections = SpareConnections(self.router)
         self.context.infos = self.infos = NodeInfos(

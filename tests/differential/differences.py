@@ -280,8 +280,8 @@ NOT_YET: dict[str, str] = {
         "blocking commands",
     ),
     **dict.fromkeys(
-        ["subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe", "monitor"],
-        "pushes: the hub",
+        ["monitor"],
+        "pushes of its own",
     ),
     "cluster|slot-stats": "of the slots of the real cluster",
     "clusterscan": "Valkey 9.1; its cursor names slots of the real cluster",
