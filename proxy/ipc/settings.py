@@ -35,14 +35,14 @@ class Clients(_Plain, frozen=True, array_like=True):
     max_pending_bytes: int
     output_soft_limit: int
     output_hard_limit: int
-    pubsub_output_limit: int
-    pubsub_soft_limit: int
-    pubsub_soft_time: float
-    max_subscriptions: int
     max_query: int
     max_bulk: int
     max_arguments: int
     tcp_keepalive: float
+    pubsub_output_limit: int = 32 << 20
+    pubsub_soft_limit: int = 8 << 20
+    pubsub_soft_time: float = 60.0
+    max_subscriptions: int = 100_000
 
 
 class Requests(_Plain, frozen=True, array_like=True):

@@ -39,6 +39,8 @@ class FakeClient:
     closing: bool = False
     resets: int = 0
     held_back: bool = False
+    subscriptions: tuple[int, int, int] = (0, 0, 0)
+    subscriber: None = None
     no_evict: bool = False
     no_touch: bool = False
     redirects: bool = False
