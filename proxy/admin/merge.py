@@ -44,6 +44,12 @@ def merge(own: OwnValues, workers: Sequence[tuple[CounterValues, Status | None]]
         "client_memory": sum(status.client_memory for status in told),
         "event_loop_lag_s": max((status.event_loop_lag_s for status in told), default=0.0),
         "nodes": nodes,
+        "subscriptions": {
+            kind: sum(status.subscriptions[n] for status in told)
+            for n, kind in enumerate(("channel", "pattern", "shard"))
+        },
+        "messages_waiting": sum(status.messages_waiting for status in told),
+        "interrupted": sum(status.interrupted for status in told),
     }
 
 
@@ -74,6 +80,11 @@ def merge_counters(parts: Sequence[CounterValues]) -> CounterValues:
         "internal_errors": sum(part["internal_errors"] for part in parts),
         "inflight": sum(part["inflight"] for part in parts),
         "blocked": sum(part["blocked"] for part in parts),
+        "messages": sum(part["messages"] for part in parts),
+        "deliveries": sum(part["deliveries"] for part in parts),
+        "fan_out_pauses": sum(part["fan_out_pauses"] for part in parts),
+        "interruptions": sum(part["interruptions"] for part in parts),
+        "interrupted_ms": sum(part["interrupted_ms"] for part in parts),
     }
 
 

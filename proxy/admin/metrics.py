@@ -56,6 +56,7 @@ def families(snapshot: Snapshot, bounds: tuple[str, ...]) -> Iterator[Family]:
     yield from _proxy(snapshot["own"], snapshot)
     yield from _clients(snapshot)
     yield from _commands(snapshot, bounds)
+    yield from _subscriptions(snapshot)
     yield from _nodes(snapshot["nodes"], bounds)
     yield from _topology(snapshot["own"]["topology"])
 
@@ -200,6 +201,39 @@ def _commands(snapshot: Snapshot, bounds: tuple[str, ...]) -> Iterator[Family]:
     )
 
 
+def _subscriptions(snapshot: Snapshot) -> Iterator[Family]:
+    counters = snapshot["counters"]
+    yield _gauge(
+        "subscriptions",
+        "Subscriptions of clients.",
+        ("kind",),
+        [((kind,), count) for kind, count in snapshot["subscriptions"].items()],
+    )
+    yield _total("messages_received_total", "Messages of channels that the nodes sent.", counters["messages"])
+    yield _total("messages_delivered_total", "Messages given out to clients.", counters["deliveries"])
+    yield _single(
+        "messages_waiting_bytes", "Messages that are being given out to clients.", snapshot["messages_waiting"]
+    )
+    yield _total(
+        "message_pauses_total",
+        "Times that the nodes were not read, because too many messages waited to be given out.",
+        counters["fan_out_pauses"],
+    )
+    yield _single(
+        "workers_with_interrupted_subscriptions",
+        "Workers whose subscriptions are not all in force.",
+        snapshot["interrupted"],
+    )
+    yield _total(
+        "subscriptions_interrupted_total",
+        "Times that subscriptions were not in force for a while: messages may have been missed.",
+        counters["interruptions"],
+    )
+    yield _total(
+        "subscriptions_interrupted_seconds_total", "How long that was in all.", counters["interrupted_ms"] / 1000
+    )
+
+
 def _nodes(nodes: Mapping[str, NodeStatus], bounds: tuple[str, ...]) -> Iterator[Family]:
     yield _gauge(
         "node_up",
@@ -262,5 +296,5 @@ def _single(name: str, text: str, value: float) -> Family:
     return gauge(PREFIX + name, text, (), [((), value)])
 
 
-def _total(name: str, text: str, value: int) -> Family:
+def _total(name: str, text: str, value: float) -> Family:
     return counter(PREFIX + name, text, (), [((), value)])

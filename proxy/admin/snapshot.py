@@ -40,6 +40,11 @@ class CounterValues(TypedDict):
     internal_errors: int  # answers of the proxy's own that raised
     inflight: int  # commands not answered yet
     blocked: int  # clients that wait for the reply to a blocking command
+    messages: int  # of channels, from the nodes
+    deliveries: int  # of them to clients
+    fan_out_pauses: int  # times that the nodes were not read, for too many messages waited
+    interruptions: int  # of subscriptions
+    interrupted_ms: int  # ... and how long they took in all
 
 
 class TopologyValues(TypedDict):
@@ -84,3 +89,6 @@ class Snapshot(TypedDict):
     client_memory: int  # bytes held for all clients, replies included
     event_loop_lag_s: float  # of the worker that is worst
     nodes: dict[str, NodeStatus]  # by "host:port"
+    subscriptions: dict[str, int]  # of clients, by kind
+    messages_waiting: int  # bytes of messages that are being given out
+    interrupted: int  # workers whose subscriptions are not all in force

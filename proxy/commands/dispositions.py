@@ -49,6 +49,7 @@ class CommandFlag(IntFlag):
     NO_MULTI = 128
     MAY_REPLICATE = 256
     NO_MONITOR = 512
+    SUBSCRIBED = 1024
 
 
 _ANY, _FORWARD, _LOCAL = CommandClass.ANY, CommandClass.FORWARD, CommandClass.LOCAL
@@ -150,13 +151,13 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "watch": _TRANSACTION,
     "unwatch": _TRANSACTION,
 
-    # Subscriptions: state of a connection.
-    "subscribe": _UNSERVED,
-    "psubscribe": _UNSERVED,
-    "ssubscribe": _UNSERVED,
-    "unsubscribe": _UNSERVED,
-    "punsubscribe": _UNSERVED,
-    "sunsubscribe": _UNSERVED,
+    # Subscriptions: state of a connection, the client's own.
+    "subscribe": _LOCAL,
+    "psubscribe": _LOCAL,
+    "ssubscribe": _LOCAL,
+    "unsubscribe": _LOCAL,
+    "punsubscribe": _LOCAL,
+    "sunsubscribe": _LOCAL,
 
     # Blocking; named because servers before 7 do not flag it.
     "blpop": _BLOCKING,
@@ -224,6 +225,20 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
 _SCRIPTS: Final = frozenset({"eval", "evalsha", "eval_ro", "evalsha_ro", "fcall", "fcall_ro"})
 # No writes by flag, but replicated, or able to write: Redis's CMD_MAY_REPLICATE, which COMMAND does not show.
 _MAY_REPLICATE: Final = frozenset({"eval", "evalsha", "fcall", "pfcount", "publish", "spublish"})
+# What a RESP2 client may say while it has subscriptions (server.c, processCommand).
+_SUBSCRIBED: Final = frozenset(
+    {
+        "ping",
+        "subscribe",
+        "psubscribe",
+        "ssubscribe",
+        "unsubscribe",
+        "punsubscribe",
+        "sunsubscribe",
+        "quit",
+        "reset",
+    }
+)
 # Containers with refused subcommands that old servers list without their subcommands: unless the subcommands are known
 # one by one (the built-in table has them), the whole container is refused.
 _REFUSED_UNDIVIDED: Final = frozenset({"acl", "module"})
@@ -342,4 +357,6 @@ def command_flags(row: Row) -> CommandFlag:
         flags |= CommandFlag.MAY_REPLICATE
     if "admin" in row.flags:
         flags |= CommandFlag.NO_MONITOR
+    if row.name in _SUBSCRIBED:
+        flags |= CommandFlag.SUBSCRIBED
     return flags

@@ -28,6 +28,7 @@ cdef enum:
     CMD_NO_MULTI = 128      # refused between MULTI and EXEC
     CMD_NO_MONITOR = 512        # administration: MONITOR does not show it
     CMD_MAY_REPLICATE = 256     # writes, or is sent to replicas all the same: held by CLIENT PAUSE WRITE
+    CMD_SUBSCRIBED = 1024       # allowed to a RESP2 client that has subscriptions
 
 cdef enum BeginSearch:
     BEGIN_UNKNOWN = 0

@@ -167,7 +167,10 @@ class Requests(Section):
 class Clients(Login):
     """What clients may do and use."""
 
-    ORDER = (("output_soft_limit", "more than", "output_hard_limit"),)
+    ORDER = (
+        ("output_soft_limit", "more than", "output_hard_limit"),
+        ("pubsub_soft_limit", "more than", "pubsub_output_limit"),
+    )
 
     max_clients: kind.Count = _option(10000, "Clients at the same time; more are refused with Redis's error.")
     password: kind.Secret = _option("", "What clients say with AUTH; empty = $REDIS_PROXY_CLIENT_PASSWORD, or none.")
@@ -183,6 +186,10 @@ class Clients(Login):
     max_pending_bytes: kind.Bytes = _option("16mb", "Bytes of such commands before it is read no further.")
     output_soft_limit: kind.Bytes = _option("1mb", "Unread replies of one client before it is read no further.")
     output_hard_limit: kind.Bytes = _option("1gb", "Unread replies of one client before it is closed.")
+    pubsub_output_limit: kind.Bytes = _option("32mb", "Unread messages of a subscriber before it is closed.")
+    pubsub_soft_limit: kind.Bytes = _option("8mb", "... that it may have for pubsub_soft_time at most.")
+    pubsub_soft_time: kind.Seconds = _option("60s", "How long a subscriber may be above pubsub_soft_limit.")
+    max_subscriptions: kind.Count = _option(100000, "Channels and patterns of one client.")
     max_query: kind.Bytes = _option("1gb", "Bytes of one command (client-query-buffer-limit).")
     max_bulk: kind.Bytes = _option("512mb", "Bytes of one argument (proto-max-bulk-len).")
     max_arguments: kind.Count = _option(1048576, "Arguments of one command.")

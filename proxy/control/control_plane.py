@@ -19,6 +19,7 @@ from proxy.commands.rows import Row, merge_rows
 from proxy.commands.table import ROWS, SOURCE
 from proxy.config.models import Settings
 from proxy.control.command_table import load_limits, load_rows
+from proxy.control.keyspace_events import KeyspaceEvents
 from proxy.control.node_health import NodeHealth
 from proxy.control.publish import publication
 from proxy.control.settings import health_settings, node_client_settings, refresh_settings
@@ -47,6 +48,10 @@ class ControlPlane:
         self._cluster: Topology | None = None  # as published last
         self.refresher = TopologyRefresher(refresh_settings(settings), self._publish)
         self.health = NodeHealth(health_settings(settings), self._health_changed)
+        self.events = KeyspaceEvents(
+            lambda: [node.address for node in self._cluster.nodes() if node.health != "fail"] if self._cluster else [],
+            lambda: node_client_settings(self._settings),
+        )
         self.topology: messages.Topology | None = None
         self.facts = messages.NodeFacts(usable={}, limits={})
         self.commands = messages.Commands(ROWS, SOURCE, self._registered(ROWS), "redis", "7.0.0", "")
@@ -67,6 +72,7 @@ class ControlPlane:
             await asyncio.gather(self._commands_task, return_exceptions=True)
         await self.refresher.stop()
         await self.health.stop()
+        await self.events.stop()
 
     def reconfigure(self, settings: Settings) -> None:
         """New settings, at once."""
@@ -78,8 +84,11 @@ class ControlPlane:
         if settings.clients != old.clients or settings.cluster != old.cluster:
             self._due.set()  # the nodes' limits may have been changed with ours
 
-    def report(self, report: messages.Report) -> None:
+    def report(self, report: messages.Report | messages.KeyspaceEvents) -> None:
         """What a worker has seen."""
+        if isinstance(report, messages.KeyspaceEvents):
+            self.events.remember(report.value)
+            return
         for sign in report.signs:
             self.refresher.trigger(sign)
         for address, reason in report.unfit.items():
@@ -92,6 +101,7 @@ class ControlPlane:
         if before is None or not before.by_id.keys() & topology.by_id.keys():
             self._due.set()  # another cluster has other servers
         self.health.set_nodes(topology.nodes())
+        self.events.look()
         told = publication(topology, self._settings.cluster.address_map, self.health.usable)
         self._send(told)
         self.topology = told

@@ -1,5 +1,5 @@
 """A connection to a node: shared by all clients of a worker, or leased to one."""
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 
 from proxy.forward.buffer cimport Buffer
 from proxy.forward.counters cimport CounterBlock
@@ -36,6 +36,9 @@ cdef class Backend(Pipeline):
     cdef bint passing                       # part of the reply at hand has been passed on already
     cdef dict loads                         # script -> where its SCRIPT LOAD ends in the stream; None = none
     cdef readonly bint draining             # closed once nothing is pending
+    cdef public int duty                    # of a lease of the hub's: see proxy.forward.hub; 0 = it is none
+    cdef bint deaf                          # not read: see listen()
+    cdef uint32_t heard(self) noexcept
     cdef void demand(self) noexcept
     cdef void read(self) noexcept
     cdef bint read_once(self) noexcept
@@ -54,3 +57,5 @@ cdef class Backend(Pipeline):
     cdef void start_over(self) noexcept
     cdef void sweep(self, int64_t now) noexcept
     cdef void retire(self) noexcept
+    cdef void listen(self, bint wanted) noexcept
+    cdef bint confirmed(self) noexcept

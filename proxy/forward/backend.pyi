@@ -62,6 +62,7 @@ class Backend(Pipeline):
 
         Raises OSError when epoll refuses it or the backend is CLOSED; the descriptor is then still the caller's.
         """
+    duty: int  # of a lease of the hub's: proxy.forward.hub
     def connect_failed(self) -> None:
         """Control could not connect: what waited is handed to recovery."""
     def close(self) -> None:

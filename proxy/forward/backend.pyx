@@ -139,8 +139,12 @@ cdef class Backend(Pipeline):
     cdef void ready(self, uint32_t events) noexcept:
         if events & EVENT_WRITE:
             self.flush()
-        if events & (EVENT_READ | EVENT_END | EVENT_GONE) and self.fd >= 0:
+        if events & (EVENT_READ | EVENT_END | EVENT_GONE) and self.fd >= 0 and (not self.deaf or events & EVENT_GONE):
             self.read()
+
+    cdef uint32_t heard(self) noexcept:
+        """What epoll is to report apart from room to write."""
+        return 0 if self.deaf else LISTEN
 
     cdef void flush(self) noexcept:
         cdef ssize_t n
@@ -150,13 +154,13 @@ cdef class Backend(Pipeline):
         unsent = self.sendable()
         while unsent:
             if sent >= FLUSH_MAX:
-                self.want(LISTEN | WANT_WRITE)              # others have their turn first
+                self.want(self.heard() | WANT_WRITE)        # others have their turn first
                 return
             n = self.transmit(
                 self.win.data + self.win.start + (self.sent_pos - self.win_pos), min(unsent, <size_t> FLUSH_MAX))
             if n < 0:
                 if n == WOULD_BLOCK:
-                    self.want(LISTEN | WANT_WRITE)
+                    self.want(self.heard() | WANT_WRITE)
                     return
                 reason = strerror(errno).decode()
                 self.salvage()
@@ -169,12 +173,12 @@ cdef class Backend(Pipeline):
             sent += n
             unsent = self.sendable()
         if self.interest != LISTEN:
-            self.want(LISTEN)
+            self.want(self.heard())
 
     cdef void read(self) noexcept:
         cdef int _
         for _ in range(READ_ROUNDS):
-            if not self.read_once():
+            if not self.read_once() or self.duty:       # each of many messages may be for many clients
                 return
 
     cdef bint read_once(self) noexcept:
@@ -404,7 +408,7 @@ cdef class Backend(Pipeline):
     cdef void start_over(self) noexcept:
         """Forgets what was half read, and hands over what is pending."""
         self.scanned = 0
-        self.passing = False
+        self.passing = self.deaf = False
         self.loads = None
         reply_scan_reset(&self.scan)
         buffer_release(&self.rest)
@@ -419,7 +423,7 @@ cdef class Backend(Pipeline):
             else:
                 buffer_release(&self.win)
             return
-        if self.state == BACKEND_UP and now - self.progress_ns > self.settings.stall_ns and (
+        if self.state == BACKEND_UP and now - self.progress_ns > self.settings.stall_ns and not self.deaf and (
             not self.patient or self.passing
         ):
             self.salvage()
@@ -439,3 +443,21 @@ cdef class Backend(Pipeline):
         self.draining = True
         if self.state != BACKEND_UP or (self.head == NULL and self.win.start == self.win.end):
             self.close()
+
+    # -- the hub's side ------------------------------------------------------------------------------------------
+
+    cdef void listen(self, bint wanted) noexcept:
+        """Whether it is read. What the node sends meanwhile waits there, within the limits that it has for that."""
+        if self.deaf == (not wanted):
+            return
+        self.deaf = not wanted
+        if self.fd >= 0:
+            self.progress_ns = self.reactor.now
+            self.want(self.heard() | (self.interest & WANT_WRITE))
+
+    cdef bint confirmed(self) noexcept:
+        """The oldest command has been answered by pushes alone (SUBSCRIBE); false when there is none that was sent."""
+        if self.head == NULL or self.premature():
+            return False
+        self.reply(b"+OK\r\n", 5)
+        return True

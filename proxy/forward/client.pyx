@@ -128,7 +128,7 @@ cdef class Client(ClientInfo):
         return (
             self.replies.account.held + <int64_t> (
                 self.rest.cap + self.replies.out.cap + self.texts + self.queued_bytes()
-                + self.args_counted * sizeof(Arg) + self.replies.inflight * sizeof(Request)
+                + self.args_counted * sizeof(Arg) + self.replies.inflight * sizeof(Request) + self.subscribed
             )
         )
 

@@ -74,6 +74,12 @@ cdef class ClientInfo(Outlet):
         """Commands from now on go to backends of this protocol, 2 or 3. Before it, what was under way is answered."""
         self.proto = proto
 
+    @property
+    def subscriptions(self):
+        """(channels, patterns, shard channels) it is subscribed to."""
+        subscriber = self.subscriber
+        return (0, 0, 0) if subscriber is None else subscriber.counts
+
     def set_reply(self, str mode):
         """CLIENT REPLY: "on", "off" or "skip", which is for the command after the present one."""
         if mode == "on":

@@ -77,8 +77,8 @@ def close_idle(DataPath path, double idle_s):
     path.reactor.tick()
     limit = path.reactor.now - <int64_t> (idle_s * 1e9)
     for c in list(path.clients):
-        if c.active_ns >= limit or c.replies.head != NULL or c.draining or c.held_back:
-            continue
+        if c.active_ns >= limit or c.replies.head != NULL or c.draining or c.held_back or c.subscriber is not None:
+            continue                # (a subscriber waits: Redis's timeout is not for it, either)
         if c.takes():
             c.active_ns = path.reactor.now
         else:

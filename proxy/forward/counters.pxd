@@ -19,7 +19,8 @@ cdef enum:               # CloseReason
     CLOSE_ERROR = 9             # socket error, no memory
     CLOSE_CROSS_PROTOCOL = 10   # POST or Host:
     CLOSE_MEMORY_LIMIT = 11     # all clients together held too much, and it the most
-    CLOSE_REASONS = 12
+    CLOSE_PUBSUB_LIMIT = 12     # it does not take the messages it is subscribed to
+    CLOSE_REASONS = 13
 
 cdef enum:               # RedirectionCount
     COUNT_REDIRECTIONS = 9      # indexed by proxy.cluster.redirection.RedirectionKind
@@ -63,6 +64,11 @@ cdef struct CounterBlock:           # 64-bit integers and nothing else: read one
     uint64_t timeouts
     uint64_t monitor_dropped        # lines of MONITOR that were not taken in time
     uint64_t internal_errors        # answers of the proxy's own that raised
+    uint64_t messages               # of channels, that nodes pushed for clients
+    uint64_t deliveries             # of them to clients
+    uint64_t fan_out_pauses         # times that nodes were not read, for too many messages waited
+    uint64_t interruptions          # times that subscriptions were not in force for a while
+    uint64_t interrupted_ms         # ... and for how long in all
     int64_t inflight
     int64_t blocked                 # clients that wait for the reply to a blocking command
 

@@ -29,7 +29,7 @@ ERROR_KINDS = (
 )
 CLOSE_REASON_NAMES = (
     "client", "quit", "protocol_error", "output_limit", "query_limit", "idle", "killed", "shutdown", "reply_cut",
-    "socket_error", "cross_protocol", "memory_limit",
+    "socket_error", "cross_protocol", "memory_limit", "pubsub_limit",
 )
 REDIRECTION_NAMES = (None, "moved", "ask", "tryagain", "clusterdown", "loading", "readonly", "masterdown",
                      "noscript")
@@ -164,6 +164,11 @@ cdef class Counters:
             "timeouts": block.timeouts,
             "monitor_dropped": block.monitor_dropped,
             "internal_errors": block.internal_errors,
+            "messages": block.messages,
+            "deliveries": block.deliveries,
+            "fan_out_pauses": block.fan_out_pauses,
+            "interruptions": block.interruptions,
+            "interrupted_ms": block.interrupted_ms,
             "inflight": block.inflight,
             "blocked": block.blocked,
         }

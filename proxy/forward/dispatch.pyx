@@ -12,6 +12,7 @@ from proxy.commands.keys cimport KEYS_OK, asks_to_block, find_keys
 from proxy.commands.lookup cimport (
     CLASS_ANY, CLASS_BLOCKING, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_REFUSED, CLASS_SCRIPT, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET,
     CLASS_SPLIT_SUM, CLASS_TRANSACTION, CLASS_UNSERVED, CMD_BLOCKING, CMD_KNOWN, CMD_NO_AUTH,
+    CMD_SUBSCRIBED,
 )
 from proxy.forward.answer cimport ask_serve, refuse
 from proxy.forward.blocking cimport block
@@ -60,6 +61,10 @@ cdef class Dispatch(Dispatcher):
             call.argc != <size_t> arity if arity > 0 else call.argc < <size_t> -arity
         ):
             return refuse(client, call, "arity") if client.transaction is None else inside(client, call, False)
+        if client.subscriber is not None and client.proto == 2 and not call.row.flags & CMD_SUBSCRIBED:
+            if not call.row.flags & CMD_KNOWN:
+                return ask_serve(client, call, client.path.responder.unknown, ())
+            return refuse(client, call, "subscribed")
         if client.path.paused and is_paused(client.path.paused, call.row):
             return hold(client)
         if client.transaction is not None:
@@ -218,7 +223,10 @@ cdef int split(Client client, Call* call, bint pairs, Combine combine) noexcept:
 
 cdef int ping(Client client, Call* call) noexcept:
     cdef bytes word
-    if call.argc == 1:
+    if client.subscriber is not None and client.proto == 2 and call.argc <= 2:
+        word = call.frame[call.args[1].off:call.args[1].off + call.args[1].len] if call.argc == 2 else b""
+        client.say(call.row.metric, b"*2\r\n$4\r\npong\r\n$%d\r\n%b\r\n" % (len(word), word))
+    elif call.argc == 1:
         client.replies.say(call.row.metric, PONG, PONG_LEN)
     elif call.argc == 2:
         word = call.frame[call.args[1].off:call.args[1].off + call.args[1].len]

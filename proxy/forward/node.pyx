@@ -9,6 +9,7 @@ cimport cython
 
 from proxy.forward.counters cimport histogram_values
 
+PURPOSES = ("shared", "leased", "subscriber")
 STATE_NAMES = ("idle", "connecting", "up", "backoff", "closed")
 
 cdef uint32_t numbers = 0
@@ -75,10 +76,10 @@ cdef class Node:
 
     def figures(self):
         """{role, up, usable, pending, connections: {(purpose, state): n}, connect_failures, buckets, sum_s}."""
-        connections = {(purpose, state): 0 for purpose in ("shared", "leased") for state in STATE_NAMES}
+        connections = {(purpose, state): 0 for purpose in PURPOSES for state in STATE_NAMES}
         pending = 0
         for b in self.backends():
-            connections["leased" if b.leased else "shared", STATE_NAMES[b.state]] += 1
+            connections[PURPOSES[0 if not b.leased else 2 if b.duty else 1], STATE_NAMES[b.state]] += 1
             pending += b.pending
         buckets, sum_s = histogram_values(&self.duration)
         return {

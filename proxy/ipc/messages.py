@@ -10,6 +10,7 @@ main process                                            worker
    Take (a listener's clients, descriptors)    ------>
    Topology, Commands, NodeFacts, Configure    ------>   (Configure is answered with Applied)
                                                <------   Report (moved, lost, ...: the topology may have changed)
+                                               <------   KeyspaceEvents (CONFIG SET, remembered for nodes to come)
                                                <------   ScriptSeen, ScriptWanted (answered with ScriptBody),
    ForgetScripts                               ------>   Forgotten
                                                <------   FlushScripts (answered with ScriptsFlushed)
@@ -32,6 +33,9 @@ import msgspec
 
 from proxy.commands.rows import Row
 from proxy.ipc.settings import WorkerSettings
+
+# INFO's names for Status.topics. A channel that clients of several workers are subscribed to is counted for each.
+TOPIC_STATS: Final = ("pubsub_channels", "pubsub_patterns", "pubsubshard_channels")
 
 # -- values ----------------------------------------------------------------------------------------------------------
 
@@ -273,6 +277,10 @@ class Status(msgspec.Struct, tag=True, array_like=True):
     event_loop_lag_s: float
     log_dropped: int  # lines of its log that were dropped since its start
     nodes: dict[str, NodeStatus]  # by "host:port"
+    subscriptions: tuple[int, int, int] = (0, 0, 0)  # of clients: to channels, patterns, shard channels
+    topics: tuple[int, int, int] = (0, 0, 0)  # different channels, patterns, shard channels of these
+    messages_waiting: int = 0  # bytes of messages that are being given out
+    interrupted: bool = False  # subscriptions that were in force are not
 
 
 class Applied(msgspec.Struct, tag=True, array_like=True):
@@ -319,6 +327,12 @@ class Bye(msgspec.Struct, tag=True, array_like=True):
     """The worker has ended what it was told to end; the process follows."""
 
 
+class KeyspaceEvents(msgspec.Struct, tag=True, array_like=True):
+    """A client has set notify-keyspace-events to this on all nodes: so it is to be on those that join, too."""
+
+    value: bytes
+
+
 ScriptNews = ScriptSeen | ScriptWanted | FlushScripts
 
 ToWorker = (
@@ -345,6 +359,7 @@ ToWorker = (
 FromWorker = (
     Started
     | Report
+    | KeyspaceEvents
     | Status
     | Applied
     | ScriptSeen

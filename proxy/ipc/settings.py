@@ -39,6 +39,10 @@ class Clients(_Plain, frozen=True, array_like=True):
     max_bulk: int
     max_arguments: int
     tcp_keepalive: float
+    pubsub_output_limit: int = 32 << 20
+    pubsub_soft_limit: int = 8 << 20
+    pubsub_soft_time: float = 60.0
+    max_subscriptions: int = 100_000
 
 
 class Requests(_Plain, frozen=True, array_like=True):

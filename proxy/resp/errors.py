@@ -96,6 +96,11 @@ def not_in_subscribed_mode(name: bytes | str) -> bytes:
     )
 
 
+def exec_abort(refusal: bytes) -> bytes:
+    """Say that EXEC itself is refused, and why (server.c, rejectCommand)."""
+    return line(b"EXECABORT Transaction discarded because of: " + refusal.removeprefix(b"-ERR ").rstrip())
+
+
 def not_in_transaction(name: bytes | str) -> bytes:
     """Refuse a command between MULTI and EXEC, in Valkey's words; Redis has MULTI_NESTED and WATCH_IN_MULTI."""
     raw = name.encode() if isinstance(name, str) else name

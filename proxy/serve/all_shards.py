@@ -42,7 +42,6 @@ from proxy.serve.combine import (
     one_succeeded,
     packed,
     total,
-    union,
 )
 from proxy.serve.context import Answer, ClientLike, Commands, Handler, ServeContext
 from proxy.serve.words import integer
@@ -143,6 +142,10 @@ class InSlices:
     def __call__(self, ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Ask | None:
         if len(args) > _SLICE + 2 and client.pending:
             return None
+        return self.first(args)
+
+    def first(self, args: list[bytes]) -> Ask:
+        """The first round."""
         return self._slice(args, 2, [])
 
     def _slice(self, args: list[bytes], begin: int, before: list[bytes]) -> Ask:
@@ -230,7 +233,6 @@ _ON_ALL: Final[dict[bytes, Plan | InSlices]] = {
     b"sflush": Plan(-3, "primaries", concatenated),
     b"config|resetstat": Plan(2, "nodes", all_succeeded, True),
     b"config|rewrite": Plan(2, "nodes", all_succeeded, True),
-    b"config|set": Plan(-4, "nodes", all_succeeded, True),
     b"slowlog|len": Plan(2, "nodes", total, True),
     b"slowlog|reset": Plan(2, "nodes", all_succeeded, True),
     b"commandlog|len": Plan(3, "nodes", total, True),
@@ -245,12 +247,6 @@ _ON_ALL: Final[dict[bytes, Plan | InSlices]] = {
     b"memory|malloc-stats": Plan(2, "primaries", reports.texts, True),
     b"memory|purge": Plan(2, "primaries", all_succeeded, True),
     b"memory|stats": Plan(2, "primaries", reports.memory, True),
-    # A client of the cluster may have subscribed at any node.
-    b"pubsub|channels": Plan(-2, "nodes", union, True),
-    b"pubsub|numpat": Plan(2, "nodes", total, True),
-    b"pubsub|numsub": InSlices(-2, "nodes", reports.subscribers),
-    b"pubsub|shardchannels": Plan(-2, "nodes", union, True),
-    b"pubsub|shardnumsub": InSlices(-2, "nodes", reports.subscribers),
     b"script|exists": InSlices(-3, "primaries", logical_and),
     b"script|show": Plan(3, "primaries", one_succeeded, True),
     b"function|delete": Plan(3, "primaries", all_succeeded),

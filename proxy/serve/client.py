@@ -127,9 +127,9 @@ def client_line(client: ClientLike, now_s: float, command: str) -> bytes:
         ("idle", max(0, int(now_s - client.last_active_s))),
         ("flags", flags_of(client) or "N"),
         ("db", client.db),
-        ("sub", 0),
-        ("psub", 0),
-        ("ssub", 0),
+        ("sub", client.subscriptions[0]),
+        ("psub", client.subscriptions[1]),
+        ("ssub", client.subscriptions[2]),
         ("multi", -1),
         ("qbuf", client.query_bytes),
         ("qbuf-free", 0),
@@ -154,9 +154,11 @@ def client_line(client: ClientLike, now_s: float, command: str) -> bytes:
 
 def flags_of(client: ClientLike) -> str:
     """Redis's letters for what a client is or does, in Redis's order; "" where Redis writes N."""
-    flags = "b" if client.held_back or client.blocked else ""
-    if client.monitoring:
-        flags = "O" + flags
+    flags = "O" if client.monitoring else ""
+    if any(client.subscriptions):
+        flags += "P"
+    if client.held_back or client.blocked:
+        flags += "b"
     if client.address.startswith("unix:"):
         flags += "U"
     if client.reads != "primary" and client.reads != client.listener_reads:

@@ -170,7 +170,7 @@ def _test(name: str, value: Value) -> Test:
         return lambda client: client.db == value
     word = value
     tests: dict[str, Test] = {
-        "TYPE": lambda client: word == b"normal",
+        "TYPE": lambda client: word == (b"pubsub" if any(client.subscriptions) else b"normal"),
         "USER": lambda client: (client.user or DEFAULT_USER).encode() == word,
         "ADDR": lambda client: peer(client.address).encode() == word,
         "LADDR": lambda client: peer(client.local_address).encode() == word,

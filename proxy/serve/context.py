@@ -64,6 +64,8 @@ class ClientLike(Protocol):
     @property
     def blocked(self) -> bool: ...  # it waits for the reply to a blocking command
     @property
+    def subscriptions(self) -> tuple[int, int, int]: ...  # channels, patterns, shard channels
+    @property
     def held_back(self) -> bool: ...  # its next command waits for the end of a CLIENT PAUSE
 
     db: int
@@ -130,6 +132,21 @@ class ClientLike(Protocol):
         """
 
 
+class PubSubLike(Protocol):
+    """The clients' subscriptions; worker.subscriptions. kind: proxy.forward.hub.CHANNELS, PATTERNS, SHARDS.
+
+    A client that subscribes or parts has nothing else under way.
+    """
+
+    def subscribe(self, client: Any, kind: int, names: list[bytes], /) -> bytes | Later: ...
+    def unsubscribe(self, client: Any, kind: int, names: list[bytes] | None, /) -> bytes | Later: ...  # None: all
+    def forget(self, client: Any, reply: bytes, /) -> bytes | Later: ...  # from all, then the reply
+    def closed(self, client: Any, /) -> None: ...  # the client is
+    def names(self, kind: int, /) -> Collection[bytes]: ...  # that clients or the worker itself are subscribed to
+    def figures(self, kind: int, name: bytes, /) -> tuple[int, int]: ...  # clients, connections of the worker's own
+    def places(self, kind: int, name: bytes, /) -> list[str]: ...  # nodes that the latter lead to
+
+
 class NodeState(NamedTuple):
     """One server of the cluster, for the Nodes section of INFO."""
 
@@ -188,7 +205,7 @@ def _no_clients() -> Collection[ClientLike]:
     return ()
 
 
-def _nobody(inquiry: Inquiry, reply: Callable[[Any], bytes]) -> Answer:
+def _nobody(inquiry: Inquiry, reply: Callable[[Any], bytes | Ask]) -> Answer:
     return reply(inquiry.merge([], 0))
 
 
@@ -232,6 +249,8 @@ class ServeContext:
     scripts: what is remembered of scripts; None = nothing.
     clients: of this worker; one of them may be closed (fd below 0) by the time it is looked at.
     inquire: asks all workers; reply makes the answer of what Inquiry.merge has made.
+    pubsub: the clients' subscriptions; None = there can be none. keyspace_events: a client has set
+        notify-keyspace-events to this on all nodes.
     pause: sets what CLIENT PAUSE holds in this worker (0 nothing, 1 what may write, 2 all; until this
         time.monotonic_ns(); for the log: the address of who wants it so); paused: what is held now, (0, 0) = nothing.
     monitors: the clients that are shown everything that passes through the proxy.
@@ -265,7 +284,9 @@ class ServeContext:
     catalogs: CommandCatalogs | None = None
     scripts: ScriptsLike | None = None
     clients: Callable[[], Collection[ClientLike]] = _no_clients
-    inquire: Callable[[Inquiry, Callable[[Any], bytes]], Answer] = _nobody
+    inquire: Callable[[Inquiry, Callable[[Any], bytes | Ask]], Answer] = _nobody
+    pubsub: PubSubLike | None = None
+    keyspace_events: Callable[[bytes], None] = lambda value: None
     pause: Callable[[int, int, str], None] = lambda level, until_ns, who: None
     paused: Callable[[], tuple[int, int]] = lambda: (0, 0)
     monitors: MonitorsLike | None = None

@@ -69,7 +69,13 @@ _SYSTEM_MEMORY = _PAGE_SIZE * os.sysconf("SC_PHYS_PAGES")
 # Linux gives kilobytes, macOS bytes (getrusage(2)).
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 # The proxy's own under Redis's names ...
-_OWN_STATS = ("total_connections_received", "rejected_connections")
+_OWN_STATS = (
+    "total_connections_received",
+    "rejected_connections",
+    "pubsub_channels",
+    "pubsub_patterns",
+    "pubsubshard_channels",
+)
 # ... and those for which Redis's names are the primaries'.
 _OWN = {
     "total_commands_processed": "proxy_commands_processed",

@@ -18,7 +18,7 @@ import time
 
 from proxy.resp import encode, errors
 from proxy.serve import monitor
-from proxy.serve.context import ClientLike, Commands, ServeContext
+from proxy.serve.context import Answer, ClientLike, Commands, ServeContext
 from proxy.serve.words import DEFAULT_USER, OK, TEXT_MAX, integer, printable
 
 OUT_OF_INT_RANGE = errors.line("ERR value is out of range, value must between -2147483648 and 2147483647")
@@ -66,7 +66,7 @@ def _quit(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     return OK
 
 
-def _reset(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
+def _reset(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
     """Everything but the library's name and version, which Redis keeps (clearClientConnectionState)."""
     client.set_proto(2)
     client.set_reads(client.listener_reads)
@@ -77,7 +77,8 @@ def _reset(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     client.no_evict = client.no_touch = False
     monitor.ended(ctx, client)
     client.reset()
-    return encode.simple("RESET")
+    reply = encode.simple("RESET")
+    return reply if ctx.pubsub is None else ctx.pubsub.forget(client, reply)
 
 
 def _auth(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:

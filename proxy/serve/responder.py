@@ -22,6 +22,7 @@ _BARRIERS = frozenset({b"hello", b"reset"})
 
 # What a client did not bring about by itself, or should know of. (Malformed input has its notice already.)
 _CLOSED_FOR = {
+    "pubsub_limit": "client closed: it does not take its messages (clients.pubsub_output_limit)",
     "output_limit": "client closed: it does not take its replies (clients.output_hard_limit)",
     "query_limit": "client closed: its command is too long (clients.max_query)",
     "memory_limit": "client closed: all clients together hold too much (clients.max_memory)",
@@ -95,7 +96,7 @@ class Responder:
         """The error for a command that is not carried out.
 
         why: noauth, arity, refused or unserved; of transactions: no_multi (EXEC or DISCARD without one), nested,
-        watch_inside, inside (not allowed there). row: its name in the command table (`object|encoding`), empty when it
+        watch_inside, inside (not allowed there); subscribed: not allowed to a RESP2 client with subscriptions. row: its name in the command table (`object|encoding`), empty when it
         is unknown. name, sub: as the client spelt them.
         """
         if why == "noauth":
@@ -105,6 +106,11 @@ class Responder:
         known = row or name
         if why == "no_multi":
             return errors.EXEC_WITHOUT_MULTI if known == b"exec" else errors.DISCARD_WITHOUT_MULTI
+        if why == "subscribed":
+            refused = errors.not_in_subscribed_mode(
+                known + (b"|" + sub if sub is not None and b"|" not in known else b"")
+            )
+            return refused if known != b"exec" else errors.exec_abort(refused)
         if why == "inside":
             return errors.not_in_transaction(known) if self.ctx.valkey_version else errors.NOT_IN_MULTI
         if sub is not None and b"|" not in known:
@@ -121,6 +127,8 @@ class Responder:
     def closed(self, client: ClientLike, reason: int) -> None:
         """A client is closed. reason: index of proxy.forward.counters.CLOSE_REASON_NAMES."""
         monitor.ended(self.ctx, client)
+        if self.ctx.pubsub is not None:
+            self.ctx.pubsub.closed(client)
         if (why := _CLOSED_FOR.get(CLOSE_REASON_NAMES[reason])) is not None:
             self._on_notice(why, client.address)
 

@@ -18,9 +18,12 @@ from proxy.serve import (
     cluster_view,
     command_info,
     config_get,
+    config_set,
     info,
     local,
     monitor,
+    pubsub,
+    pubsub_view,
     role,
     scan,
     scripts,
@@ -33,8 +36,11 @@ COMMANDS: Final[Commands] = {
     **client_all.COMMANDS,
     **cluster_view.COMMANDS,
     **info.COMMANDS,
-    **config_get.COMMANDS,
     **all_shards.COMMANDS,
+    **config_get.COMMANDS,
+    **config_set.COMMANDS,
+    **pubsub.COMMANDS,
+    **pubsub_view.COMMANDS,
     **command_info.COMMANDS,
     **acl_view.COMMANDS,
     **role.COMMANDS,
@@ -44,7 +50,7 @@ COMMANDS: Final[Commands] = {
 }
 
 # What this worker answers for its share of a question to all workers, by the question's kind.
-ANSWERERS: Final[Answerers] = {**client_all.ANSWERERS, **monitor.ANSWERERS}
+ANSWERERS: Final[Answerers] = {**client_all.ANSWERERS, **monitor.ANSWERERS, **pubsub_view.ANSWERERS}
 
 # container -> its subcommands that are not served -> the refusal
 CONTAINERS: Final[dict[bytes, dict[bytes, Callable[[bytes], bytes]]]] = {
@@ -54,6 +60,7 @@ CONTAINERS: Final[dict[bytes, dict[bytes, Callable[[bytes], bytes]]]] = {
         **dict.fromkeys(cluster_view.UNSERVED, errors.not_served),
     },
     **{name: {} for name in all_shards.CONTAINERS},
+    b"pubsub": {},
     b"acl": {},
 }
 

@@ -128,7 +128,7 @@ class WorkerPool:
         *,
         own_figures: Callable[[], Mapping[str, int]],
         on_change: Callable[[], None],
-        on_report: Callable[[messages.Report], None],
+        on_report: Callable[[messages.Report | messages.KeyspaceEvents], None],
         on_script: Callable[[messages.ScriptNews, Callable[[msgspec.Struct], None]], None],
         on_status: Callable[[messages.Status, messages.Status], None],
         on_gone: Callable[[Worker], None],
@@ -375,7 +375,7 @@ class WorkerPool:
                     self._on_status(worker.status, message)
                 worker.status = message
                 self._answered(worker, message.number, message)
-            case messages.Report():
+            case messages.Report() | messages.KeyspaceEvents():
                 self._on_report(message)
             case messages.ScriptSeen() | messages.ScriptWanted() | messages.FlushScripts():
                 self._on_script(message, worker.channel.send)
@@ -470,7 +470,9 @@ def _command(number: int) -> list[str]:
 def figures_of(worker: Worker) -> Mapping[str, int]:
     """What one worker has counted, under INFO's names."""
     status = worker.status
+    topics = status.topics if status is not None else (0, 0, 0)
     return worker.counters.totals() | {
+        **dict(zip(messages.TOPIC_STATS, topics, strict=True)),
         "connected_clients": worker.clients,
         "proxy_requests_waiting": status.waiting if status is not None else 0,
         "proxy_client_memory": status.client_memory if status is not None else 0,

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import msgspec
 
-from proxy.forward.ask import Later
+from proxy.forward.ask import Ask, Later
 from proxy.ipc.messages import Answer, Question
 from proxy.resp import errors
 from proxy.serve.context import Answerer, Inquiry
@@ -45,7 +45,7 @@ class _Asked:
 
     def __init__(self, inquiry: Inquiry) -> None:
         self.inquiry = inquiry
-        self.waiting: list[tuple[Later, Callable[[Any], bytes]]] = []
+        self.waiting: list[tuple[Later, Callable[[Any], bytes | Ask]]] = []
         self.parts: list[bytes] = []
         self.own = self.others = False  # whose answer is complete
         self.missing = 0
@@ -80,7 +80,7 @@ class Inquiries:
 
     # -- this worker asks ----------------------------------------------------------------------------------------
 
-    def inquire(self, inquiry: Inquiry, reply: Callable[[Any], bytes]) -> Later:
+    def inquire(self, inquiry: Inquiry, reply: Callable[[Any], bytes | Ask]) -> Later:
         """ServeContext.inquire."""
         later = Later(barrier=True)
         if self._ended:

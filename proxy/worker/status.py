@@ -8,27 +8,33 @@ of this worker's event loop, which nobody adds up, are its own alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from proxy.forward.clients import output_bytes
 from proxy.forward.counters import Counters
 from proxy.forward.datapath import DataPath
 from proxy.forward.exchange import Exchange
+from proxy.forward.hub import Hub
 from proxy.forward.reactor import Reactor
-from proxy.ipc.messages import NodeStatus, Status
+from proxy.ipc.messages import TOPIC_STATS, NodeStatus, Status
 from proxy.ipc.settings import Clients
 from proxy.serve.context import NodeState
 from proxy.system import log as logs
 
 
 class WorkerStatus:
-    """See the module. lag_s: how late the event loop was when it was last looked at. limits: the settings in force."""
+    """See the module. lag_s: how late the event loop was when it was last looked at. limits: the settings in force.
+
+    hub: whose topics are told; interrupted(): whether subscriptions are not in force that were.
+    """
 
     def __init__(
         self, path: DataPath, exchange: Exchange, reactor: Reactor, counters: Counters, limits: Clients
     ) -> None:
         self.lag_s = 0.0
         self.limits = limits
+        self.hub: Hub | None = None
+        self.interrupted: Callable[[], bool] = lambda: False
         self.others: Mapping[str, int] = {}  # what the other workers count, by the names of stats()
         self._path = path
         self._exchange = exchange
@@ -39,7 +45,17 @@ class WorkerStatus:
         """The worker as the main process merges it."""
         waiting, output, memory = self._exchange.parking.waiting, output_bytes(self._path), self._path.client_memory
         dropped = logs.dropped()
-        return Status(number, waiting, output, memory, self.lag_s, dropped, self._nodes())
+        told = Status(number, waiting, output, memory, self.lag_s, dropped, self._nodes())
+        if (hub := self.hub) is not None:
+            channels, patterns, shards = hub.subscriptions
+            told.subscriptions, told.topics = (channels, patterns, shards), self._topics(hub)
+            told.messages_waiting, told.interrupted = hub.waiting, self.interrupted()
+        return told
+
+    @staticmethod
+    def _topics(hub: Hub) -> tuple[int, int, int]:
+        channels, patterns, shards = map(len, hub.topics)
+        return channels, patterns, shards
 
     def stats(self) -> Mapping[str, int | float]:
         """Figures for INFO, under Redis's names."""
@@ -50,6 +66,8 @@ class WorkerStatus:
             "proxy_client_memory": self._path.client_memory,
             "proxy_client_memory_max": self.limits.max_memory,
         }
+        if self.hub is not None:
+            stats |= zip(TOPIC_STATS, self._topics(self.hub), strict=True)
         for name, value in self.others.items():
             stats[name] = stats.get(name, 0) + value
         return stats | {

@@ -39,7 +39,7 @@ from proxy.forward.pipeline import BackendSettings
 from proxy.forward.question import ask_node
 from proxy.forward.reactor import Reactor
 from proxy.forward.router import Router
-from proxy.ipc.messages import Commands, NodeFacts, Start, Topology
+from proxy.ipc.messages import Commands, KeyspaceEvents, NodeFacts, Start, Topology
 from proxy.ipc.settings import WorkerSettings
 from proxy.resp import errors
 from proxy.serve.any_primary import AnyPrimary
@@ -62,6 +62,7 @@ from proxy.worker.scripts import WorkerScripts
 from proxy.worker.settings import client_limits, ns, of_a_connection
 from proxy.worker.spare import SpareConnections
 from proxy.worker.status import WorkerStatus
+from proxy.worker.subscriptions import Subscriptions
 
 log = logs.get("worker")
 
@@ -121,7 +122,16 @@ class Worker:
         self.lease_watch = LeaseWatch(self.path)
         self.leaving = Leaving(loop, self.path, self.pauses.lift)
         self.connector = Connector(settings.backends, on_up=self._backend_up, on_trouble=self.stale, on_fault=faults)
+        self.subscriptions = self.context.pubsub = Subscriptions(
+            loop, self.router, settings.backends, stale=self.stale, resolve=self.resolve, raised=faults.show
+        )
+        self.subscriptions.hub.bind(self.path)
+        self.context.keyspace_events = lambda value: send(KeyspaceEvents(value))
         self.status = WorkerStatus(self.path, self.exchange, self.reactor, self.counters, settings.clients)
+        self.status.hub, self.status.interrupted = (
+            self.subscriptions.hub,
+            lambda: self.subscriptions.upstream.interrupted,
+        )
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
         self.context.spare_connections = SpareConnections(self.router)
         self.context.infos = self.infos = NodeInfos(
@@ -176,6 +186,7 @@ class Worker:
             self._reports.timer.cancel()
         self.infos.stop()
         self.inquiries.stop()
+        self.subscriptions.stop()
         close_all(self.path)
         self.monitors.stop()
         pause(self.path, 0, 0)
@@ -271,6 +282,7 @@ class Worker:
         self.context.slots_covered = topology.covered
         self._limit()
         self.router.warm(2)
+        self.subscriptions.upstream.topology_changed()
         self.exchange.parking.wake_all()
 
     def learn(self, facts: NodeFacts) -> None:
@@ -339,6 +351,7 @@ class Worker:
                 if not backend.pending:
                     self.connector.forget(backend)
             self.router.warm(2)
+            self.subscriptions.upstream.renew(settings.backends)
         return trouble
 
     def _tune(self) -> None:
@@ -354,6 +367,7 @@ class Worker:
         self.exchange.parking.backoff_max_ns = ns(requests.retry_backoff_max)
         self.exchange.redirect.max_redirections = requests.max_redirections
         self.path.max_memory = clients.max_memory
+        self.subscriptions.tune(self.settings)
         self.status.limits = clients
         self.context.client_password = clients.password or None
         self.context.unix_endpoint = self.settings.endpoint
@@ -396,6 +410,8 @@ class Worker:
     def backend_lost(self, backend: Backend, reason: str) -> None:
         """A backend's connection is gone."""
         self.connector.lost(backend, reason)
+        if backend.duty:
+            self.subscriptions.upstream.lost(backend)
 
     def node_gone(self, node: Node) -> None:
         """A node left the topology."""
@@ -423,6 +439,8 @@ class Worker:
             self._reports.add(unfit=node.label, why=reason)
 
     def _backend_up(self, backend: Backend) -> None:
+        if backend.duty:
+            self.subscriptions.upstream.up(backend)
         log.debug("connected", node=backend.node.label, resp=backend.proto)
         self._limit()
         self.exchange.parking.wake_all()

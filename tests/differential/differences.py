@@ -267,10 +267,6 @@ OF_CLUSTERS: list[tuple[str, re.Pattern[bytes], str]] = [
 # What the proxy does not serve yet, beside CLIENT TRACKING ON. A name leaves this list when it is
 # served (test_every_command_is_served).
 NOT_YET: dict[str, str] = {
-    **dict.fromkeys(
-        ["subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe"],
-        "pushes: the hub",
-    ),
     "cluster|slot-stats": "of the slots of the real cluster",
     "clusterscan": "Valkey 9.1; its cursor names slots of the real cluster",
 }

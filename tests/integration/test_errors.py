@@ -190,9 +190,6 @@ def test_refused_commands_keep_the_connection(words: list[str], case: object, ra
 
 
 STATEFUL = [
-    ["SUBSCRIBE", "c"],
-    ["PSUBSCRIBE", "c*"],
-    ["SSUBSCRIBE", "c"],
     ["CLIENT", "TRACKING", "ON"],
 ]
 

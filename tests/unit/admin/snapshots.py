@@ -36,6 +36,11 @@ def counters(n: int = 1) -> CounterValues:
         "monitor_dropped": 3 * n,
         "internal_errors": 9 * n,
         "inflight": 7 * n,
+        "messages": 11 * n,
+        "deliveries": 12 * n,
+        "fan_out_pauses": 13 * n,
+        "interruptions": 14 * n,
+        "interrupted_ms": 1500 * n,
     }
 
 
@@ -89,6 +94,10 @@ def status(nodes: dict[str, NodeStatus] | None = None, lag_s: float = 0.002, dro
         event_loop_lag_s=lag_s,
         log_dropped=dropped,
         nodes=nodes or {},
+        subscriptions=(5, 6, 7),
+        topics=(1, 2, 3),
+        messages_waiting=9,
+        interrupted=True,
     )
 
 
@@ -125,4 +134,7 @@ def snapshot() -> Snapshot:
             "10.0.0.1:7000": node(pending=5, buckets=(2, 2, 0, 0), sum_s=0.01),
             "10.0.0.2:7000": node("replica", up=0, failures=9),
         },
+        "subscriptions": {"channel": 21, "pattern": 22, "shard": 23},
+        "messages_waiting": 24,
+        "interrupted": 1,
     }

@@ -42,6 +42,7 @@ EXPECTED = {
     "PING": "ping",
     "SCRIPT": "eval evalsha eval_ro evalsha_ro fcall fcall_ro",
     "LOCAL": "role lastsave command command|docs command|getkeys acl|whoami "
+    "subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe "
     "echo quit reset hello auth select readonly readwrite info time asking client client|id client|reply "
     "client|tracking client|kill client|help config|get scan cluster cluster|info cluster|slots cluster|shards "
     "cluster|nodes cluster|myid cluster|keyslot cluster|links cluster|help cluster|replicas "
@@ -57,7 +58,7 @@ EXPECTED = {
     "module|unload save bgsave bgrewriteaof swapdb move acl|setuser acl|deluser acl|load acl|save pfselftest "
     "restore-asking cluster|setslot cluster|failover cluster|meet cluster|reset cluster|addslots cluster|forget",
     "TRANSACTION": "multi exec discard watch unwatch",
-    "UNSERVED": "subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe clusterscan",
+    "UNSERVED": "clusterscan",
     "BLOCKING": "wait waitaof blpop brpop brpoplpush blmove blmpop bzpopmin bzpopmax bzmpop",
 }
 

@@ -40,6 +40,8 @@ class FakeClient:
     resets: int = 0
     held_back: bool = False
     blocked: bool = False
+    subscriptions: tuple[int, int, int] = (0, 0, 0)
+    subscriber: None = None
     no_evict: bool = False
     no_touch: bool = False
     redirects: bool = False

@@ -1,0 +1,34 @@
+"""CONFIG SET: to every node, and what concerns notifications of the keyspace to those that join later.
+
+Why: one Redis that was told to send them goes on doing so; a cluster gets new primaries, and some restart. Called
+through serve.table; the main process remembers (control.keyspace_events).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from proxy.forward.ask import Ask
+from proxy.serve.all_shards import asked
+from proxy.serve.combine import all_succeeded
+from proxy.serve.context import ClientLike, Commands, ServeContext
+
+NOTIFY: Final = b"notify-keyspace-events"
+VALUE_MAX: Final = 64
+
+
+def answer(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Ask:
+    """CONFIG SET parameter value [parameter value ...]."""
+    words = args[2:]
+    told = [value for name, value in zip(words[::2], words[1::2], strict=False) if name.lower() == NOTIFY]
+
+    def combine(replies: list[bytes], labels: list[str]) -> bytes:
+        made = all_succeeded(replies, labels)
+        if told and len(told[-1]) <= VALUE_MAX and made.startswith(b"+"):
+            ctx.keyspace_events(told[-1])
+        return made
+
+    return asked(["nodes"], args, combine, again=True)
+
+
+COMMANDS: Commands = {b"config|set": (-4, answer)}

@@ -1,0 +1,221 @@
+"""One connection to a node for subscriptions: what is wanted there, what the node has confirmed, what is under way.
+
+Why: SUBSCRIBE has no reply but a push for each name, or one error; and a hundred thousand names must be neither one
+command nor a hundred thousand. Used by worker.subscriptions, which decides what is wanted where.
+
+Invariants: at most FLIGHT names are under way, in commands of one kind and (shard channels) of one slot; a name that
+changes its mind meanwhile is looked at again when it is answered; after the loss of the connection nothing is
+confirmed, and everything wanted is to be asked for again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from proxy.cluster.slot import slot_of
+from proxy.forward.backend import Backend, BackendState
+from proxy.forward.hub import SHARDS, Hub
+from proxy.forward.node import Node
+from proxy.resp.encode import encode_command
+
+Key = tuple[int, bytes]  # kind (proxy.forward.hub.CHANNELS, PATTERNS, SHARDS) and name
+
+FLIGHT: Final = 400  # names under way: each is answered by a push that costs some microseconds
+TOGETHER: Final = 200  # names of one command ...
+BYTES: Final = 1 << 16  # ... and their bytes
+PING: Final = encode_command("PING")
+SUBSCRIBE: Final = ("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE")
+UNSUBSCRIBE: Final = ("UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE")
+# What a node calls a confirmation: (whether it is subscribed now, kind).
+WORDS: Final = {name.lower().encode(): (True, kind) for kind, name in enumerate(SUBSCRIBE)} | {
+    name.lower().encode(): (False, kind) for kind, name in enumerate(UNSUBSCRIBE)
+}
+
+
+class Order:
+    """A command under way."""
+
+    __slots__ = ("confirmed", "kind", "names", "on")
+
+    def __init__(self, on: bool, kind: int, names: list[bytes]) -> None:
+        self.on = on
+        self.kind = kind
+        self.names = names
+        self.confirmed = 0
+
+
+class Feed:
+    """See the module. node: where it is, or is to be; None = nobody knows.
+
+    on_answer(feed, order, reply): a command is over; `+OK`, or an error.
+    """
+
+    def __init__(self, hub: Hub, duty: int, node: Node | None, on_answer: Callable[[Feed, Order, bytes], None]) -> None:
+        self.duty = duty
+        self.node = node
+        self.backend: Backend | None = None
+        self.wanted: set[Key] = set()
+        self.have: set[Key] = set()
+        self.given_up: set[Key] = set()  # refused for good: until the connection is a new one
+        self.alone: set[Key] = set()  # to be asked for one by one: one of several was refused
+        self.failures = 0
+        self.opened_s = 0.0
+        self.opens_at_s = 0.0  # not before this loop.time()
+        self.pinged_s: float | None = None
+        self._hub = hub
+        self._on_answer = on_answer
+        self._todo: deque[Key] = deque()
+        self._orders: deque[Order] = deque()
+        self._flying: set[Key] = set()
+
+    @property
+    def up(self) -> bool:
+        """Whether it is connected."""
+        return self.backend is not None and self.backend.state == BackendState.UP
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that is wanted is confirmed, or given up."""
+        return self.wanted <= self.have or self.wanted <= self.have | self.given_up
+
+    def has(self, key: Key) -> bool:
+        """Whether the node sends it, or will never."""
+        return key in self.have or key in self.given_up
+
+    def want(self, key: Key) -> None:
+        """It is to be subscribed; see flush()."""
+        if key not in self.wanted:
+            self.wanted.add(key)
+            self._todo.append(key)
+
+    def unwant(self, key: Key) -> None:
+        """... and no more."""
+        if key in self.wanted:
+            self.wanted.discard(key)
+            self.given_up.discard(key)
+            self.alone.discard(key)
+            self._todo.append(key)
+
+    def again(self, key: Key) -> None:
+        """It is looked at once more."""
+        self._todo.append(key)
+
+    def open(self, now_s: float) -> None:
+        """Begins a connection to its node."""
+        assert self.node is not None
+        self.backend = self._hub.open(self.node, self.duty)
+        self.opened_s = now_s
+        self.flush()
+
+    def shut(self) -> bool:
+        """The connection is of no use any more; whether there was something that it had confirmed."""
+        backend, self.backend = self.backend, None
+        had = bool(self.have)
+        self.have.clear()
+        self.given_up.clear()
+        self._flying.clear()
+        self._orders.clear()
+        self._todo = deque(self.wanted)
+        self.pinged_s = None
+        if backend is not None:
+            self._hub.close(backend)  # what was under way is answered with an error, which does not count
+        return had
+
+    def flush(self) -> None:
+        """Sends what there is room for."""
+        while self.backend is not None and self._todo and len(self._flying) < FLIGHT:
+            order = self._next()
+            if order is None:
+                return
+            self._orders.append(order)
+            verb = (SUBSCRIBE if order.on else UNSUBSCRIBE)[order.kind]
+            self._send(self.backend, order, encode_command(verb, *order.names))
+
+    def _send(self, backend: Backend, order: Order, frame: bytes) -> None:
+        def done(reply: bytes) -> None:
+            if self.backend is backend and order in self._orders:
+                self._answered(order, reply)
+
+        self._hub.send(backend, frame, done)
+
+    def _next(self) -> Order | None:
+        """The next command: names that stand one after the other and are to be told the same."""
+        order: Order | None = None
+        size = slot = 0
+        while self._todo:
+            key = self._todo[0]
+            kind, name = key
+            on = key in self.wanted
+            if key in self._flying or on == (key in self.have) or key in self.given_up:
+                self._todo.popleft()
+                continue
+            if order is None:
+                order = Order(on, kind, [])
+                slot = slot_of(name) if kind == SHARDS else 0
+            elif (
+                order.on != on
+                or order.kind != kind
+                or len(order.names) >= TOGETHER
+                or size + len(name) > BYTES
+                or key in self.alone
+                or (kind == SHARDS and slot_of(name) != slot)
+            ):
+                break
+            self._todo.popleft()
+            self._flying.add(key)
+            order.names.append(name)
+            size += len(name)
+            if key in self.alone:
+                break
+        return order
+
+    def heard(self, word: bytes, name: bytes) -> Key | None:
+        """A confirmation. Returns the name that the node has ended a subscription to by itself, else None."""
+        told = WORDS.get(word)
+        if told is None:
+            return None
+        on, kind = told
+        key = (kind, name)
+        order = self._orders[0] if self._orders else None
+        if (
+            order is not None
+            and (order.on, order.kind) == told
+            and order.confirmed < len(order.names)
+            and order.names[order.confirmed] == name
+        ):
+            order.confirmed += 1
+            if on:
+                self.have.add(key)
+            else:
+                self.have.discard(key)
+            if order.confirmed == len(order.names) and self.backend is not None:
+                self._hub.confirm(self.backend)
+            return None
+        if not on and key in self.have:
+            self.have.discard(key)
+            return key
+        return None
+
+    def _answered(self, order: Order, reply: bytes) -> None:
+        self._orders.remove(order)
+        for name in order.names:
+            key = (order.kind, name)
+            self._flying.discard(key)
+            if (key in self.wanted) != (key in self.have) and not reply.startswith(b"-"):
+                self._todo.append(key)  # it has changed its mind meanwhile
+        self._on_answer(self, order, reply)
+        self.flush()
+
+    def ping(self, now_s: float) -> None:
+        """Asks whether the node is alive; see pinged_s."""
+        backend = self.backend
+        assert backend is not None
+        self.pinged_s = now_s
+
+        def done(reply: bytes) -> None:
+            if self.backend is backend:
+                self.pinged_s = None
+
+        self._hub.send(backend, PING, done)
