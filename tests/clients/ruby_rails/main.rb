@@ -27,7 +27,7 @@ report('redis-rails', Gem.loaded_specs['redis-rails']&.version || `dpkg-query -W
     values = (0...60).to_h { |n| ["m:#{n}", n] }
     values.each { |key, value| cache.write(key, value) }
     equal(cache.read_multi(*values.keys), values)
-    equal(cache.fetch_multi('m:1', 'f:1', 'f:2') { |key| "made #{key}" }, { 'm:1' => 1, 'f:1' => 'made f:1', 'f:2' => 'made f:2' })
+    equal(cache.fetch_multi('m:1', '{f}1', '{f}2') { |key| "made #{key}" }, { 'm:1' => 1, '{f}1' => 'made {f}1', '{f}2' => 'made {f}2' })
   end
 
   check("#{name}: counters and expiry") do
