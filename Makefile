@@ -1,5 +1,5 @@
 # Everything runs in .venv, which the first target makes. Needs python3 >= 3.11 with its headers, a C compiler and make.
-#   make demo | test | differential | lint | bench | fuzz | build | clean      (ARGS="..." goes to the program behind the target)
+#   make demo | test | test-clients | differential | lint | bench | fuzz | build | clean      (ARGS="..." goes to the program behind the target)
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
@@ -14,7 +14,7 @@ SOURCES := $(shell find proxy -name '*.pyx' -o -name '*.pxd') setup.py
 LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock $(VENV)/.lock)
 LOCKED = @mkdir -p $(VENV) && $(LOCK) $(MAKE) --silent --no-print-directory
 
-.PHONY: build demo test differential lint bench fuzz clean distclean
+.PHONY: build demo test test-clients differential lint bench fuzz clean distclean
 .DEFAULT_GOAL := build
 
 build:
@@ -31,6 +31,11 @@ test:
 	@$(BIN)/python -m compileall -q proxy tests
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not long and not alone" $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -q $(ARGS) -m "alone and not long" || [ $$? = 5 ]
+
+# Client libraries and frameworks, installed from PyPI, npm and Debian into a cache; ARGS="--list", ARGS="--only NAME".
+test-clients:
+	$(LOCKED) $(VENV)/.with-test
+	$(BIN)/python -m tests.clients.run $(ARGS)
 
 # Of both kinds of server, each with one worker, two, and reads from replicas; ARGS="--seed 7 --number 41" is one again.
 differential:
@@ -57,7 +62,7 @@ fuzz:
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.built
-	find proxy tests bench \( -name '*.so' -o -name '*.c' -o -name '*.cpp' -o -name '*.html' \) -delete
+	find proxy tests bench ! -path 'tests/clients/*' \( -name '*.so' -o -name '*.c' -o -name '*.cpp' -o -name '*.html' \) -delete
 	find proxy tests bench -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean

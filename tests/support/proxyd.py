@@ -180,6 +180,10 @@ class ProxyDaemon:
             self.kill()
             raise AssertionError(f"still running {STOP_S} s after {after}\n{self.log}") from None
 
+    def keep_ports(self) -> None:
+        """A further start() takes the ports of the last one, or fails."""
+        self._ports_given = True
+
     def signal(self, signum: int) -> None:
         """To the main process, if it still runs."""
         assert self.process is not None
