@@ -230,7 +230,6 @@ _ON_ALL: Final[dict[bytes, Plan | InSlices]] = {
     b"sflush": Plan(-3, "primaries", concatenated),
     b"config|resetstat": Plan(2, "nodes", all_succeeded, True),
     b"config|rewrite": Plan(2, "nodes", all_succeeded, True),
-    b"config|set": Plan(-4, "nodes", all_succeeded, True),
     b"slowlog|len": Plan(2, "nodes", total, True),
     b"slowlog|reset": Plan(2, "nodes", all_succeeded, True),
     b"commandlog|len": Plan(3, "nodes", total, True),

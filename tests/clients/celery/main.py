@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import redis
 from celery import chain, chord, group
@@ -32,7 +32,7 @@ def reconnect() -> None:
     equal(add.delay(1, 1).get(timeout=WAIT_S), 2)
     restart()
     deadline = time.monotonic() + 40
-    while True:  # a worker tries again after 2, 4, 6 ... seconds; after `control` was used Celery's own may not come back
+    while True:  # a worker tries again after 2, 4, 6 ... seconds; once `control` was used it may never
         try:
             equal(add.delay(20, 3).get(timeout=5), 23)
             return
@@ -50,11 +50,11 @@ def retries() -> None:
 @stages.add("ETA and countdown")
 def eta() -> None:
     wanted = time.time() + 1.5
-    result = started_at.apply_async(eta=datetime.fromtimestamp(wanted, timezone.utc))
+    result = started_at.apply_async(eta=datetime.fromtimestamp(wanted, UTC))
     later = started_at.apply_async(countdown=1)
     equal(0 <= result.get(timeout=WAIT_S) - wanted < 2, True)
     equal(later.get(timeout=WAIT_S) > 0, True)
-    expired = add.apply_async((1, 1), countdown=1, expires=datetime.now(timezone.utc) + timedelta(seconds=0.2))
+    expired = add.apply_async((1, 1), countdown=1, expires=datetime.now(UTC) + timedelta(seconds=0.2))
     until(lambda: expired.state == "REVOKED", "the expired task is revoked", WAIT_S)
 
 

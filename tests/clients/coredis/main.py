@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import Any
 
 import coredis
@@ -17,9 +16,7 @@ stages = Stages()
 
 
 def connect(**options: Any) -> Any:
-    return coredis.Redis(
-        **{"host": HOST, "port": PORT, "decode_responses": True, "protocol_version": int(os.environ["RESP"])} | options
-    )
+    return coredis.Redis(host=HOST, port=PORT, decode_responses=True, **options)
 
 
 @stages.add("strings and structures")
@@ -82,16 +79,22 @@ async def lua() -> None:
         equal([await script(keys=[key], args=[3]) for key in keys], [10] * len(keys))
 
 
+async def pop(db: Any, key: str) -> Any:
+    return await db.blpop([key], timeout=5)
+
+
 @stages.add("blocking pops")
 async def blocking() -> None:
     async with connect() as db:
         keys = spread("block", 12)
-        waiting = [asyncio.create_task(db.blpop([key], timeout=5)) for key in keys]
+        waiting = [asyncio.ensure_future(pop(db, key)) for key in keys]
         await asyncio.sleep(0.2)
         equal([task.done() for task in waiting], [False] * 12)
         for n, key in enumerate(keys):
             await db.rpush(key, [str(n)])
-        equal([list(answer) for answer in await asyncio.gather(*waiting)], [[key, str(n)] for n, key in enumerate(keys)])
+        equal(
+            [list(answer) for answer in await asyncio.gather(*waiting)], [[key, str(n)] for n, key in enumerate(keys)]
+        )
         equal(await db.blpop(keys[:1], timeout=0.1), None)
 
 
@@ -99,8 +102,9 @@ async def blocking() -> None:
 async def streams() -> None:
     async with connect() as db:
         for key in spread("stream", 3):
-            consumer = await db.xconsumer([key], group="group", consumer="alice", timeout=2000)
-            other = await db.xconsumer([key], group="group", consumer="bob", timeout=2000)
+            await db.xgroup_create(key, "group", "0", mkstream=True)
+            consumer = db.xconsumer([key], group="group", consumer="alice", timeout=2000)
+            other = db.xconsumer([key], group="group", consumer="bob", timeout=2000)
             ids = [await db.xadd(key, {"n": str(n)}) for n in range(10)]
             found = []
             for _ in range(5):
@@ -126,7 +130,8 @@ async def pubsub() -> None:
                 await db.publish(channel, text)
             got = []
             while len(got) < 301:
-                message = await listening.get_message(timeout=5)
+                if (message := await listening.get_message(timeout=5)) is None:
+                    continue
                 got.append((message["channel"], message["data"]))
             equal(got, wanted)
 

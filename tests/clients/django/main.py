@@ -1,4 +1,4 @@
-"""Django's own Redis cache or django-redis: the cache's interface, sessions kept in it, cached views; locks and patterns."""
+"""Django's own Redis cache or django-redis: the cache's interface, sessions in it, cached views; locks and patterns."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def values() -> None:
         equal(cache.touch(name, 50), True)
     equal(cache.get("none", "default"), "default")
     equal(cache.get_or_set("made", lambda: 7), 7)
-    equal(cache.has_key("made"), True)  # noqa: W601
+    equal(cache.has_key("made"), True)
     equal([cache.delete("made"), cache.delete("made")], [True, False])
     cache.set("short", 1, timeout=1)
     until(lambda: cache.get("short") is None, "it expires")

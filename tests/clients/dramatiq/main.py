@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import dramatiq
 import redis
@@ -48,7 +49,7 @@ def composed() -> None:
 def limited() -> None:
     sent = [alone.send() for _ in range(4)]
     times = sorted(message.get_result(block=True, timeout=WAIT_MS) for message in sent)
-    equal(all(end <= begin for (_, end), (begin, _) in zip(times, times[1:], strict=False)), True)
+    equal(all(end <= begin for (_, end), (begin, _) in pairwise(times)), True)
 
 
 @stages.add("queues are empty, dead letters are kept")

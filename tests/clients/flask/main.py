@@ -17,7 +17,7 @@ db = redis.Redis(host=HOST, port=PORT)
 
 def application(strategy: str) -> Flask:
     app = Flask(strategy)
-    app.config.update(SESSION_TYPE="redis", SESSION_REDIS=db, SESSION_KEY_PREFIX="session:", RATELIMIT_HEADERS_ENABLED=True)
+    app.config.update(SESSION_TYPE="redis", SESSION_REDIS=db, SESSION_KEY_PREFIX="session:")
     Session(app)
     user = ["nobody"]
     limiter = Limiter(lambda: user[0], app=app, storage_uri=f"redis://{HOST}:{PORT}", strategy=strategy)

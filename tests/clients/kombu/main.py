@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 from checks import HOST, PORT, equal, restart
@@ -30,7 +29,7 @@ def take(connection: Connection, queues: list[Queue], number: int, **options: An
                 break
             try:
                 connection.drain_events(timeout=1)
-            except socket.timeout:
+            except TimeoutError:
                 break
     return found
 
@@ -82,7 +81,7 @@ def drain(connection: Connection) -> None:
     try:
         while True:
             connection.drain_events(timeout=0.1)
-    except socket.timeout:
+    except TimeoutError:
         pass
 
 

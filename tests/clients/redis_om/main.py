@@ -9,7 +9,7 @@ from stages import SHARDS, Stages, raises, slot_of, until
 
 os.environ["REDIS_OM_URL"] = f"redis://{HOST}:{PORT}"
 
-from redis_om import Field, HashModel, JsonModel, NotFoundError, get_redis_connection  # noqa: E402
+from redis_om import Field, HashModel, JsonModel, NotFoundError, get_redis_connection
 
 stages = Stages()
 

@@ -111,7 +111,9 @@ async def streams() -> None:
             async def consume(name: str, key: str = key) -> list[str]:
                 found: list[str] = []
                 while True:
-                    for entry, fields in flat(await db.xreadgroup("group", name, {key: ">"}, count=5, block=3000) or []):
+                    for entry, fields in flat(
+                        await db.xreadgroup("group", name, {key: ">"}, count=5, block=3000) or []
+                    ):
                         await db.xack(key, "group", entry)
                         if fields["n"] == "end":
                             return found
@@ -120,7 +122,7 @@ async def streams() -> None:
             readers = [asyncio.create_task(consume(f"c{n}")) for n in range(2)]
             for n in range(40):
                 await db.xadd(key, {"n": n})
-            for reader in readers:  # one at a time: an `end` is for whoever reads it
+            for _ in readers:  # one at a time: an `end` is for whoever reads it
                 await db.xadd(key, {"n": "end"})
                 await asyncio.wait([r for r in readers if not r.done()], return_when=asyncio.FIRST_COMPLETED)
             found = [n for reader in readers for n in await reader]

@@ -142,7 +142,8 @@ def watch() -> None:
 
 def lua() -> None:
     with connect() as db:
-        script = db.register_script(f"-- {RUN}\nredis.call('INCRBY', KEYS[1], ARGV[1]) return redis.call('GET', KEYS[1])")
+        body = "redis.call('INCRBY', KEYS[1], ARGV[1]) return redis.call('GET', KEYS[1])"
+        script = db.register_script(f"-- {RUN}\n{body}")
         for key in spread("lua"):
             equal(script(keys=[key], args=[7]), "7")
         db.script_flush()
@@ -263,8 +264,10 @@ def pubsub() -> None:
         equal([db.publish(channel, f"to {channel}") for channel in channels], [1, 1, 1])
         equal([(m["channel"], m["data"]) for m in take(listening, 3)], [(c, f"to {c}") for c in channels])
         equal(db.publish(f"{RUN}:pattern:x", "matched"), 1)
-        equal([(m["type"], m["pattern"], m["data"]) for m in take(listening, 1)],
-              [("pmessage", f"{RUN}:pattern:*", "matched")])
+        equal(
+            [(m["type"], m["pattern"], m["data"]) for m in take(listening, 1)],
+            [("pmessage", f"{RUN}:pattern:*", "matched")],
+        )
         equal(dict(db.pubsub_numsub(*channels)), dict.fromkeys(channels, 1))
         equal(sorted(db.pubsub_channels(f"{RUN}:channel*")), sorted(channels))
         listening.ping()  # in RESP3 no message but a reply, and redis-py gives out its first letter
@@ -375,7 +378,7 @@ def cache() -> None:
         server = db.execute_command("HELLO", 3)
     name = server["server"]
     if name != "redis" or tuple(map(int, server["version"].split("."))) < (7, 4):
-        remark("redis-py gives its cache to servers that say `redis` of 7.4 or later only; the check of that is lifted here")
+        remark("redis-py has its cache only for servers that say `redis`, 7.4 or later: that check is lifted")
         CacheProxyConnection.DEFAULT_SERVER_NAME = name
         CacheProxyConnection.MIN_ALLOWED_VERSION = "7.0.0"
     with connect(cache_config=CacheConfig(max_size=1000)) as reader, connect() as writer:
