@@ -169,6 +169,12 @@ def not_allowed(name: bytes | str) -> bytes:
     return line(b"ERR command '" + _c_string(raw.lower()) + b"' is not allowed through this proxy")
 
 
+def config_not_allowed(name: bytes) -> bytes:
+    """Refuse CONFIG SET for this parameter, in the words Redis has for those that it cannot set."""
+    reason = b"') - not allowed through this proxy"
+    return line(b"ERR CONFIG SET failed (possibly related to argument '" + _c_string(name) + reason)
+
+
 def not_served(name: bytes | str) -> bytes:
     """Refuse a command the proxy cannot do yet; name: as the command table has it."""
     raw = name.encode() if isinstance(name, str) else name

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from proxy.forward.ask import Ask
+from proxy.serve import config_guard
 from proxy.serve.all_shards import asked
 from proxy.serve.combine import all_succeeded
 from proxy.serve.context import ClientLike, Commands, ServeContext
@@ -17,8 +18,10 @@ NOTIFY: Final = b"notify-keyspace-events"
 VALUE_MAX: Final = 64
 
 
-def answer(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Ask:
-    """CONFIG SET parameter value [parameter value ...]."""
+def answer(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes | Ask:
+    """CONFIG SET parameter value [parameter value ...], told to every node."""
+    if (refused := config_guard.refusal(args)) is not None:
+        return refused
     words = args[2:]
     told = [value for name, value in zip(words[::2], words[1::2], strict=False) if name.lower() == NOTIFY]
 

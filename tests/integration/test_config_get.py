@@ -93,3 +93,16 @@ def test_client_libraries(guard: ProxyDaemon) -> None:
         with guard.client(protocol=protocol, decode_responses=True) as client:
             found = client.config_get("requirepass", "save")
             assert found == {"requirepass": "", "save": "3600 1"}
+
+
+@pytest.mark.parametrize("name", ["requirepass", "masterauth", b"requirepass\0x", "port", "maxclients"])
+def test_nobody_is_shut_out(name: str | bytes, both: list[RawClient]) -> None:
+    """CONFIG SET requirepass would part the proxy from its servers, for all of its clients."""
+    through, direct = both
+    before = direct.command("CONFIG", "GET", "requirepass", "masterauth", "port", "maxclients")
+    assert through.command("CONFIG", "SET", "maxmemory-samples", "6", name, "1").startswith(b"-ERR CONFIG SET failed")
+    assert through.command("MULTI") == b"+OK\r\n"
+    assert through.command("CONFIG", "SET", name, "1234").startswith(b"-ERR command 'config|set' is not possible")
+    assert through.command("EXEC").startswith(b"-EXECABORT")
+    assert direct.command("CONFIG", "GET", "requirepass", "masterauth", "port", "maxclients") == before
+    assert options(direct.command("CONFIG", "GET", "maxmemory-samples")) == {b"maxmemory-samples": b"5"}

@@ -1,0 +1,45 @@
+"""CONFIG SET: what would change who can reach the servers, and where, is not for clients.
+
+Why: the proxy has one password for the servers and its clients another. CONFIG SET requirepass, which on one Redis only
+concerns those who come later, would shut the proxy itself out of every node, for all of its clients and until somebody
+logs in to the servers; so would another port, or few maxclients. Like ACL and CLUSTER changes it is done there.
+Called by serve.config_set.
+
+Invariant: a command with one such parameter is refused whole, before any node sees it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from proxy.resp import errors
+
+GUARDED: Final = frozenset(
+    {
+        b"bind",
+        b"bind-source-addr",
+        b"masterauth",
+        b"masteruser",
+        b"maxclients",
+        b"port",
+        b"primaryauth",
+        b"primaryuser",
+        b"protected-mode",
+        b"replica-announce-ip",
+        b"replica-announce-port",
+        b"replica-announced",
+        b"requirepass",
+        b"slave-announce-ip",
+        b"slave-announce-port",
+    }
+)
+GUARDED_PREFIXES: Final = (b"cluster-", b"rdma-", b"tls-")
+
+
+def refusal(args: list[bytes]) -> bytes | None:
+    """The error for CONFIG SET parameter value [parameter value ...] with one of the above; None: it may go on."""
+    for word in args[2::2]:
+        name = word.partition(b"\0")[0].lower()  # some servers compare names as C strings
+        if name in GUARDED or name.startswith(GUARDED_PREFIXES):
+            return errors.config_not_allowed(name)
+    return None
