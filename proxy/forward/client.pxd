@@ -32,6 +32,7 @@ cdef class Client(ClientInfo):
     cdef void wait_for_room(self) noexcept
     cdef size_t parse(self, const char* buf, size_t n) noexcept
     cdef void parse_rest(self) noexcept
+    cdef void carried_out(self) noexcept
     cdef int parse_inline(self, const char* line, size_t n) noexcept
     cdef void fault(self, int code) noexcept
     cdef int run(self, const char* frame, size_t n, const ArgVec* args) noexcept

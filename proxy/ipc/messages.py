@@ -253,6 +253,7 @@ class Status(msgspec.Struct, tag=True, array_like=True):
     event_loop_lag_s: float
     log_dropped: int  # lines of its log that were dropped since its start
     nodes: dict[str, NodeStatus]  # by "host:port"
+    tracking_clients: int = 0  # that have said CLIENT TRACKING ON
 
 
 class Applied(msgspec.Struct, tag=True, array_like=True):

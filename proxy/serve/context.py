@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from proxy.commands.rows import Row
 from proxy.forward.ask import Ask, Later
 from proxy.forward.backend import Backend
+from proxy.forward.tracking import Tracking
 from proxy.serve.command_catalogs import CommandCatalogs
 from proxy.serve.node_infos import NodeInfos
 
@@ -69,6 +70,7 @@ class ClientLike(Protocol):
     no_evict: bool  # these three: as the client said, without an effect
     no_touch: bool
     redirects: bool
+    cached: bool  # it has said CLIENT CACHING, and that holds for the next command
     user: str
     name: bytes  # b"" = none
     lib_name: bytes
@@ -101,6 +103,11 @@ class ClientLike(Protocol):
 
     def forfeit(self) -> None:
         """Closes the connection; what was watched counts as changed."""
+
+    @property
+    def tracking(self) -> Tracking | None: ...  # what it wants tracked
+    def track(self, tracking: Tracking | None, /) -> bool:
+        """Changes what is tracked, when nothing is under way; False (nothing is tracked) when there is no room."""
 
     def set_proto(self, proto: int, /) -> None: ...
     def set_reads(self, name: str, /) -> None: ...

@@ -23,6 +23,7 @@ from proxy.serve import (
     role,
     scan,
     scripts,
+    tracking,
 )
 from proxy.serve.context import Answer, Answerers, ClientLike, Commands, ServeContext
 
@@ -39,6 +40,7 @@ COMMANDS: Final[Commands] = {
     **role.COMMANDS,
     **scan.COMMANDS,
     **scripts.COMMANDS,
+    **tracking.COMMANDS,
 }
 
 # What this worker answers for its share of a question to all workers, by the question's kind.

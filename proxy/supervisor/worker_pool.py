@@ -466,6 +466,7 @@ def figures_of(worker: Worker) -> Mapping[str, int]:
     status = worker.status
     return worker.counters.totals() | {
         "connected_clients": worker.clients,
+        "tracking_clients": status.tracking_clients if status is not None else 0,
         "proxy_requests_waiting": status.waiting if status is not None else 0,
         "proxy_client_memory": status.client_memory if status is not None else 0,
     }

@@ -23,7 +23,7 @@ class LeaseWatch:
 
     def __init__(self, path: DataPath) -> None:
         self._path = path
-        self._refused = 0
+        self._refused = self._tracking_refused = 0
         self._soft_limit = 0
         self.tune()
 
@@ -47,11 +47,16 @@ class LeaseWatch:
             text = "WATCH refused: no more connections for it (backends.max_leased, or the limit of file descriptors)"
             limits = {"max_leased": leases.most, "of_all": leases.all_most}
             warn_limited(log, "refused", text, refused=leases.refused, **limits)
+        if leases.tracking_refused > self._tracking_refused:
+            self._tracking_refused = leases.tracking_refused
+            text = "CLIENT TRACKING refused: no more connections for it (backends.max_leased, or the file descriptors)"
+            limits = {"max_leased": leases.most, "of_all": leases.all_most}
+            warn_limited(log, "tracking-refused", text, refused=leases.tracking_refused, **limits)
 
     def _forfeit(self, count: int) -> None:
         left = count
         for client in list(self._path.clients):
-            if left and client.lease is not None and not client.lease.pending:
+            if left and client.lease is not None and client.lease.leased and not client.lease.pending:
                 client.forfeit()
                 left -= 1
         text = "connections that clients watch keys on closed: the clients need their file descriptors"

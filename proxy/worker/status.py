@@ -39,13 +39,15 @@ class WorkerStatus:
         """The worker as the main process merges it."""
         waiting, output, memory = self._exchange.parking.waiting, output_bytes(self._path), self._path.client_memory
         dropped = logs.dropped()
-        return Status(number, waiting, output, memory, self.lag_s, dropped, self._nodes())
+        tracking = len(self._path.tracking)
+        return Status(number, waiting, output, memory, self.lag_s, dropped, self._nodes(), tracking)
 
     def stats(self) -> Mapping[str, int | float]:
         """Figures for INFO, under Redis's names."""
         stats: dict[str, int | float] = {
             **self._counters.totals(),
             "connected_clients": len(self._path.clients),
+            "tracking_clients": len(self._path.tracking),
             "proxy_requests_waiting": self._exchange.parking.waiting,
             "proxy_client_memory": self._path.client_memory,
             "proxy_client_memory_max": self.limits.max_memory,
