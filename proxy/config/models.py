@@ -133,7 +133,8 @@ class Backends(Section):
 
     connections: kind.Connections = _option(1, "Shared connections per node and protocol.")
     max_leased: kind.Count = _option(
-        1000, "Connections per node, protocol, database and worker that clients have for themselves (WATCH)."
+        1000,
+        "Connections per node, protocol, database and worker that clients have for themselves (WATCH, tracking).",
     )
     connect_timeout: kind.Seconds = _option("1s", "How long connecting and the handshake may take.")
     max_window: kind.Window = _option(

@@ -65,7 +65,8 @@ class Backend(Pipeline):
     def attach(self, fd: int, rest: bytes = b"") -> None:
         """Begins to use a connected descriptor whose handshake is done, and owns it from now on.
 
-        rest: bytes that came behind the handshake: pushes, or the beginning of one. Raises OSError when epoll refuses it or the backend is CLOSED; the descriptor is then still the caller's.
+        rest: bytes that came behind the handshake: pushes, or the beginning of one. Raises OSError when epoll
+        refuses it or the backend is CLOSED; the descriptor is then still the caller's.
         """
     def connect_failed(self) -> None:
         """Control could not connect: what waited is handed to recovery."""

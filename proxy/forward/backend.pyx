@@ -3,8 +3,8 @@
 
 States and moves: IDLE -> CONNECTING (a request needs it, or control wants it warm) -> UP (`attach`) -> CONNECTING
 (lost) -> BACKOFF (`connect_failed`) -> CONNECTING ...; CLOSED from anywhere (`close`), and when a lease, a client's own
-or a draining connection is lost. While CONNECTING, requests wait in the window; control connects, does the handshake and hands over
-the descriptor. What is under way is kept by Pipeline.
+or a draining connection is lost. While CONNECTING, requests wait in the window; control connects, does the handshake
+and hands over the descriptor. What is under way is kept by Pipeline.
 
 Invariant: no reply is taken for more than was sent; a node that answers what it has not wholly got is cut off.
 """
@@ -107,7 +107,8 @@ cdef class Backend(Pipeline):
     def attach(self, int fd, bytes rest not None=b""):
         """Begins to use a connected descriptor whose handshake is done, and owns it from now on.
 
-        rest: bytes that came behind the handshake: pushes, or the beginning of one. Raises OSError when epoll refuses it; the descriptor is then still the caller's.
+        rest: bytes that came behind the handshake: pushes, or the beginning of one. Raises OSError when epoll
+        refuses it; the descriptor is then still the caller's.
         """
         if self.state == BACKEND_CLOSED or not self.open_fd(fd):
             raise OSError(errno, "cannot watch the connection")

@@ -168,7 +168,9 @@ cdef class ClientInfo(Outlet):
     cdef bint own_connections(self):
         """For what it tracks, in its protocol and database: RESP2 has no pushes, so there is nobody to tell."""
         if self.proto == 3:
-            if not self.path.leases.room_for_tracking() or not self.tracking.begin(self.path.exchange.router, self.replies, self.own_db):
+            if not self.path.leases.room_for_tracking() or not self.tracking.begin(
+                self.path.exchange.router, self.replies, self.own_db
+            ):
                 return False
             self.route = <uint16_t> self.tracking.number
             self.policy = READS_PRIMARY

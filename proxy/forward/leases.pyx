@@ -44,6 +44,11 @@ cdef class Leases:
         """What clients that track may come to have, one to each primary."""
         return <uint32_t> (len(self.router.trackers) * max(1, len(self.router.primaries)))
 
+    @property
+    def per_tracking(self):
+        """... one of them."""
+        return max(1, len(self.router.primaries))
+
     cdef bint room_for_tracking(self):
         """Whether there is room for the connections of another client that tracks."""
         cdef uint32_t more = max(1, len(self.router.primaries))

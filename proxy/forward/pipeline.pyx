@@ -3,8 +3,8 @@
 
 The window holds the bytes of every request from its queueing to its answer, so that a redirected or lost request can be
 sent again; replies of a connection come in order, so answering only moves the window's start. What a request brings
-besides its own bytes is a prefix (ASKING, or CLIENT CACHING), whose replies are swallowed like those that the request itself does not want
-(MULTI's +OK and +QUEUED).
+besides its own bytes is a prefix (ASKING, or CLIENT CACHING), whose replies are swallowed like those that the request
+itself does not want (MULTI's +OK and +QUEUED).
 
 A timed-out request that was sent leaves a ghost in the queue that swallows the late reply; one that was not leaves a
 cancelled place, whose bytes are passed over and never sent.
@@ -17,7 +17,8 @@ from proxy.forward.buffer cimport Buffer, buffer_append, buffer_release, buffer_
 from proxy.forward.ports cimport SENT_NOTHING, SENT_PARTLY, SENT_WHOLLY
 from proxy.forward.reactor cimport Peer
 from proxy.forward.request cimport (
-    REQ_CACHING, REQ_EMBEDDED, REQ_STREAMING, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, STATE_QUEUED, Request, request_free,
+    REQ_CACHING, REQ_EMBEDDED, REQ_STREAMING, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, STATE_QUEUED, Request,
+    request_free,
     request_move, request_new,
 )
 

@@ -142,7 +142,7 @@ cdef class ReplyQueue(Sink):
         return r
 
     cdef void push(self, const char* p, size_t n, int place) noexcept:
-        """A push to the client, whole, at a PushPlace, and behind those before it (PUSH_LAST apart, which holds up none).
+        """A push to the client, whole, at a PushPlace; none overtakes another, but those of PUSH_LAST hold up nothing.
 
         It takes time by the requests behind the last push that waits, so never by the number of pushes.
         """
@@ -183,7 +183,8 @@ cdef class ReplyQueue(Sink):
         at = self.head if found == NULL else found
         while at != NULL:
             if (at == self.head and at.flags & REQ_STREAMING) or (place == PUSH_BEHIND and (
-                (at.state == STATE_ANSWERED and not at.flags & REQ_PUSH) or (at.gather != NULL and (<Sink> at.gather).has_begun())
+                (at.state == STATE_ANSWERED and not at.flags & REQ_PUSH)
+                or (at.gather != NULL and (<Sink> at.gather).has_begun())
             )):
                 found = at
             at = at.cnext

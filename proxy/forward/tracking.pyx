@@ -59,7 +59,8 @@ cdef class Tracking(Owner):
         self.noloop = noloop
         self.prefixes = tuple(prefixes)
         words = ["CLIENT", "TRACKING", "ON"]
-        words += [word for word, on in zip(("BCAST", "OPTIN", "OPTOUT", "NOLOOP"), (bcast, optin, optout, noloop)) if on]
+        flags = ("BCAST", bcast), ("OPTIN", optin), ("OPTOUT", optout), ("NOLOOP", noloop)
+        words += [word for word, on in flags if on]
         for prefix in () if b"" in self.prefixes else self.prefixes:    # servers refuse what that one is part of
             words += ["PREFIX", prefix]
         self.greeting = tuple(words)

@@ -222,7 +222,7 @@ class Connector:
             replies += [decode(frame) for frame, _, push in reader.feed(data) if not push]
             for command, reply in zip(needed, replies, strict=False):
                 if isinstance(reply, ReplyError):
-                    raise HandshakeError(f"{command[0]}: {reply}")
+                    raise HandshakeError(f"{command[0]!s}: {reply}")
         if backend.greeting:
             return reader.rest()
         bulk, query = map(node_limits.limit, replies[len(needed) : len(commands)])

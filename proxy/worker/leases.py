@@ -1,10 +1,10 @@
-"""The connections that WATCH takes, kept within what the limit of open files leaves for them.
+"""The connections that WATCH and CLIENT TRACKING take, kept within what the limit of open files leaves for them.
 
 Why: each takes a descriptor beside its client's; without a bound a few clients could take all, and then nobody can come
 and no connection to a node can be made again. Called by worker.worker.
 
 Invariant: the bound follows the clients: where more have come than there is room for beside the leases, idle leases go
-first, then those that are watching, whose EXEC then fails as if a key had changed.
+first, then those that are watching, whose EXEC then fails as if a key had changed, then clients that track.
 """
 
 from __future__ import annotations
@@ -59,5 +59,19 @@ class LeaseWatch:
             if left and client.lease is not None and client.lease.leased and not client.lease.pending:
                 client.forfeit()
                 left -= 1
+        if left:
+            self._end_tracking(left)
+        if left == count:
+            return
         text = "connections that clients watch keys on closed: the clients need their file descriptors"
         warn_limited(log, "forfeit", text, closed=count - left)
+
+    def _end_tracking(self, count: int) -> None:
+        """Closes clients that track, for their connections would be made again."""
+        left = count
+        for client in list(self._path.tracking):
+            if left > 0 and client.proto == 3:
+                client.kill()
+                left -= self._path.leases.per_tracking
+        text = "clients that track keys closed: the others need their file descriptors"
+        warn_limited(log, "tracking-closed", text, connections=count - left)

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from proxy.embedded import EmbeddedCluster, EmbeddedNode, wait_for
+from proxy.embedded import EmbeddedCluster, EmbeddedNode
 from tests.support.cluster import slot_of
 from tests.support.proxyd import ProxyDaemon
-from tests.support.raw import Closed, RawClient, bulk, encode
+from tests.support.raw import encode
 
 KEYS = [f"track:{n}" for n in range(300)]
 SETTLED_S = 5.0  # after which a cache must be right again

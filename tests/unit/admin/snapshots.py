@@ -118,6 +118,7 @@ def snapshot() -> Snapshot:
         "clients": 3,
         "waiting": 1,
         "output_bytes": 4096,
+        "tracking_clients": 0,
         "client_memory": 10000,
         "event_loop_lag_s": 0.002,
         "nodes": {
