@@ -39,6 +39,7 @@ def merge(own: OwnValues, workers: Sequence[tuple[CounterValues, Status | None]]
         "own": own,
         "counters": merge_counters([past.counters, *(counters for counters, _ in workers)]),
         "clients": clients,
+        "tracking_clients": sum(status.tracking_clients for status in told),
         "waiting": sum(status.waiting for status in told),
         "output_bytes": sum(status.output_bytes for status in told),
         "client_memory": sum(status.client_memory for status in told),

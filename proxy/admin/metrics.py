@@ -114,6 +114,7 @@ def _clients(snapshot: Snapshot) -> Iterator[Family]:
         ("reason",),
         [((reason,), count) for reason, count in counters["closed"].items()],
     )
+    yield _single("tracking_clients", "Clients that have said CLIENT TRACKING ON.", snapshot["tracking_clients"])
     yield _single("output_buffer_bytes", "Reply bytes held for clients.", snapshot["output_bytes"])
     yield _single(
         "client_memory_bytes",

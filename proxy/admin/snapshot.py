@@ -84,6 +84,7 @@ class Snapshot(TypedDict):
     own: OwnValues
     counters: CounterValues  # of all workers there ever were
     clients: int
+    tracking_clients: int  # that have said CLIENT TRACKING ON
     waiting: int  # requests parked
     output_bytes: int  # reply bytes held for clients
     client_memory: int  # bytes held for all clients, replies included

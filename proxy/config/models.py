@@ -134,7 +134,7 @@ class Backends(Section):
     connections: kind.Connections = _option(1, "Shared connections per node and protocol.")
     max_leased: kind.Count = _option(
         1000,
-        "Connections per node, protocol, database and worker that one client has for itself (WATCH, blocking).",
+        "Connections per node, protocol, database and worker that one client has for itself (WATCH, BLPOP, tracking).",
     )
     connect_timeout: kind.Seconds = _option("1s", "How long connecting and the handshake may take.")
     max_window: kind.Window = _option(

@@ -57,10 +57,17 @@ class Backend(Pipeline):
     @property
     def draining(self) -> bool:
         """Closed once nothing is pending."""
-    def attach(self, fd: int) -> None:
+    @property
+    def purpose(self) -> str:
+        """One of node.PURPOSES."""
+    @property
+    def greeting(self) -> tuple[str | bytes, ...]:
+        """The command that ends its handshake, in words; () = there is none."""
+    def attach(self, fd: int, rest: bytes = b"") -> None:
         """Begins to use a connected descriptor whose handshake is done, and owns it from now on.
 
-        Raises OSError when epoll refuses it or the backend is CLOSED; the descriptor is then still the caller's.
+        rest: bytes that came behind the handshake: pushes, or the beginning of one. Raises OSError when epoll
+        refuses it or the backend is CLOSED; the descriptor is then still the caller's.
         """
     duty: int  # of a lease of the hub's: proxy.forward.hub
     def connect_failed(self) -> None:

@@ -2,9 +2,9 @@
 """A pipelined connection to a node, shared by all clients of a worker or leased to one.
 
 States and moves: IDLE -> CONNECTING (a request needs it, or control wants it warm) -> UP (`attach`) -> CONNECTING
-(lost) -> BACKOFF (`connect_failed`) -> CONNECTING ...; CLOSED from anywhere (`close`), and when a lease or a draining
-connection is lost. While CONNECTING, requests wait in the window; control connects, does the handshake and hands over
-the descriptor. What is under way is kept by Pipeline.
+(lost) -> BACKOFF (`connect_failed`) -> CONNECTING ...; CLOSED from anywhere (`close`), and when a lease, a client's own
+or a draining connection is lost. While CONNECTING, requests wait in the window; control connects, does the handshake
+and hands over the descriptor. What is under way is kept by Pipeline.
 
 Invariant: no reply is taken for more than was sent; a node that answers what it has not wholly got is cut off.
 """
@@ -76,6 +76,8 @@ cdef class Backend(Pipeline):
         self.counts = counters.block
         self.settings = settings
         self.state = BACKEND_IDLE
+        if pool is not None and pool.owner is not None:
+            self.announcement = pool.owner.announcement
         reply_scan_reset(&self.scan)
 
     def __dealloc__(self):
@@ -92,10 +94,23 @@ cdef class Backend(Pipeline):
         """Owned by one client; never made again once it is lost."""
         return self.pool is None
 
-    def attach(self, int fd):
+    @property
+    def purpose(self):
+        """One of node.PURPOSES."""
+        if self.pool is None:
+            return "subscriber" if self.duty else "leased"
+        return "shared" if self.pool.owner is None else "tracking"
+
+    @property
+    def greeting(self):
+        """The command that ends its handshake, in words; () = there is none."""
+        return () if self.pool is None or self.pool.owner is None else self.pool.owner.greeting
+
+    def attach(self, int fd, bytes rest not None=b""):
         """Begins to use a connected descriptor whose handshake is done, and owns it from now on.
 
-        Raises OSError when epoll refuses it; the descriptor is then still the caller's.
+        rest: bytes that came behind the handshake: pushes, or the beginning of one. Raises OSError when epoll
+        refuses it; the descriptor is then still the caller's.
         """
         if self.state == BACKEND_CLOSED or not self.open_fd(fd):
             raise OSError(errno, "cannot watch the connection")
@@ -105,6 +120,10 @@ cdef class Backend(Pipeline):
         self.reactor.tick()
         self.progress_ns = self.reactor.now
         self.reactor.touch(self)
+        if self.pushes is not None:
+            self.pushes.begun(self)
+        if rest and self.fd >= 0:
+            self.process(rest, len(rest))
 
     def connect_failed(self):
         """Control could not connect: what waited is handed to recovery.
@@ -124,8 +143,11 @@ cdef class Backend(Pipeline):
 
     def close(self):
         """Ends it for good; what is pending is handed to recovery."""
+        cdef bint up = self.fd >= 0
         self.state = BACKEND_CLOSED
         self.close_fd()
+        if up and self.pushes is not None:
+            self.pushes.ended(self)
         self.start_over()
 
     # -- the data path's side ------------------------------------------------------------------------------------
@@ -401,7 +423,12 @@ cdef class Backend(Pipeline):
         if self.fd < 0:
             return
         self.close_fd()
-        self.state = BACKEND_CLOSED if self.draining or self.pool is None else BACKEND_CONNECTING
+        if self.draining or self.pool is None or self.pool.owner is not None:
+            self.state = BACKEND_CLOSED         # (what its client watches on its own must not seem to be watched on)
+        else:
+            self.state = BACKEND_CONNECTING
+        if self.pushes is not None:
+            self.pushes.ended(self)
         self.start_over()
         self.port.backend_lost(self, reason)
 

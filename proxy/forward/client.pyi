@@ -3,6 +3,7 @@ from collections.abc import Callable
 from proxy.forward.backend import Backend
 from proxy.forward.hub import Subscriber
 from proxy.forward.ports import Outlet
+from proxy.forward.tracking import Tracking
 
 class Client(Outlet):
     """One client; see proxy.serve.context.ClientLike for what its attributes mean."""
@@ -19,6 +20,7 @@ class Client(Outlet):
     no_touch: bool
     redirects: bool
     monitoring: bool
+    cached: bool
     lease: Backend | None  # a connection of its own, for what it watches
     watching: int  # the slot of the keys it watches, -1 = none
     asking: bool  # ... on a node that is importing it
@@ -73,6 +75,9 @@ class Client(Outlet):
     def reads(self) -> str: ...
     @property
     def listener_reads(self) -> str: ...
+    @property
+    def tracking(self) -> Tracking | None: ...
+    def track(self, tracking: Tracking | None, /) -> bool: ...
     def set_reads(self, name: str, /) -> None: ...
     def set_proto(self, proto: int, /) -> None: ...
     def set_reply(self, mode: str, /) -> None: ...

@@ -25,7 +25,9 @@ from proxy.forward.reactor cimport (
     BROKEN, EVENT_END, EVENT_GONE, EVENT_READ, EVENT_WRITE, SHARED, WANT_END, WANT_READ, WANT_WRITE, check_memory,
     count_active, may_postpone,
 )
-from proxy.forward.reply_queue cimport MUTE_SKIP, SEND_FAILED, SENT_ALL, ReplyQueue
+from proxy.forward.reply_queue cimport (
+    MUTE_SKIP, PUSH_BEHIND, PUSH_SOON, SEND_FAILED, SENT_ALL, ReplyQueue,
+)
 from proxy.forward.request cimport Request
 from proxy.resp.inline cimport INLINE_EMPTY, INLINE_OK, INLINE_UNBALANCED, inline_command, inline_trim
 from proxy.resp.scanner cimport (
@@ -63,7 +65,7 @@ cdef class Client(ClientInfo):
         self.local_address = local_address
         self.proto = 2
         self.authenticated = not settings.password
-        self.policy = settings.reads
+        self.policy = self.wanted_policy = settings.reads
         self.active_ns = self.reactor.now
         command_scan_reset(&self.scan)
 
@@ -81,7 +83,7 @@ cdef class Client(ClientInfo):
 
     def push(self, bytes frame, bint behind=False):
         """Sends a push between two replies; behind: those that have come for it already before it."""
-        self.replies.push(frame, len(frame), behind)
+        self.replies.push(frame, len(frame), PUSH_BEHIND if behind else PUSH_SOON)
 
     def close_after_reply(self):
         """Ignores further input and closes once everything asked so far is answered."""
@@ -96,8 +98,10 @@ cdef class Client(ClientInfo):
         self.end(CLOSE_KILLED)
 
     def reset(self):
-        """Forgets what RESET ends and only the data path holds: a transaction, what is watched, CLIENT REPLY OFF."""
+        """Forgets what RESET ends and only the data path holds: a transaction, what is watched, CLIENT REPLY OFF, what
+        is tracked."""
         self.replies.muted &= MUTE_SKIP
+        self.untrack()
         self.leave()
 
     # -- input ---------------------------------------------------------------------------------------------------
@@ -293,7 +297,7 @@ cdef class Client(ClientInfo):
                     self.pause()
                     break
                 if self.replies.muted:
-                    self.replies.next_command()
+                    self.carried_out()
                 done += size
             elif rc == SCAN_MORE:
                 if self.scan.want >= 0 and args == &self.path.args:
@@ -468,6 +472,7 @@ cdef class Client(ClientInfo):
             self.path.lingering.discard(self)
         self.path.closed += 1
         self.leave()
+        self.untrack()
         try:
             self.path.responder.closed(self, reason)
         except Exception as error:

@@ -1,5 +1,5 @@
 """What proxy.serve reads of a client and changes."""
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 
 from proxy.forward.backend cimport Backend
 from proxy.forward.buffer cimport Buffer
@@ -7,6 +7,7 @@ from proxy.forward.datapath cimport ClientSettings, DataPath
 from proxy.forward.ports cimport Outlet, Wait
 from proxy.forward.queued cimport Queued
 from proxy.forward.reply_queue cimport ReplyQueue
+from proxy.forward.tracking cimport Tracking
 
 cdef class ClientInfo(Outlet):
     cdef DataPath path
@@ -16,7 +17,10 @@ cdef class ClientInfo(Outlet):
     cdef public str address
     cdef public str local_address
     cdef public str user
-    cdef public int db
+    cdef int own_db                         # SELECT
+    cdef uint16_t route                     # which connections its commands go over: Request.db
+    cdef uint16_t caching                   # REQ_CACHING: it has said CLIENT CACHING, for the next command
+    cdef readonly Tracking tracking         # what it wants tracked; None = nothing
     cdef public bint authenticated
     cdef public bint no_evict               # as it said itself, without an effect: see proxy.serve.client
     cdef public bint no_touch
@@ -25,7 +29,8 @@ cdef class ClientInfo(Outlet):
     cdef readonly double created_s
     cdef readonly uint64_t total_commands
     cdef readonly uint8_t proto
-    cdef uint8_t policy
+    cdef uint8_t policy                     # where its reads go
+    cdef uint8_t wanted_policy              # ... but for its tracking: a replica tells later than a primary answers
     cdef int last_metric
     cdef int64_t active_ns                  # when bytes last came from it or were taken by it
     cdef Buffer rest                        # input that is not carried out yet
@@ -41,8 +46,12 @@ cdef class ClientInfo(Outlet):
     cdef readonly object subscriber         # proxy.forward.hub.Subscriber; None while it is subscribed to nothing
     cdef size_t subscribed                  # bytes that its subscriptions take: counted in Reactor.memory
     cdef void count_texts(self) noexcept
+    cdef bint own_connections(self)
+    cdef void connect_anew(self)
+    cdef void untrack(self) noexcept
     cdef void begin_multi(self) noexcept
     cdef void end_multi(self) noexcept
+    cdef void carried_out(self) noexcept
     cdef void leave(self) noexcept
     cdef size_t queued_bytes(self) noexcept
     cdef void give_lease_back(self) noexcept

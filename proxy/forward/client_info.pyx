@@ -9,10 +9,12 @@ import time
 from proxy.cluster.redirection cimport REDIR_ASK
 from proxy.forward.backend cimport BACKEND_CLOSED, Backend
 from proxy.forward.buffer cimport buffer_len
+from proxy.forward.counters cimport CLOSE_ERROR
 from proxy.forward.node cimport Node
 from proxy.forward.queued cimport Queued
-from proxy.forward.reply_queue cimport MUTE_NEXT, MUTE_OFF
-from proxy.forward.router cimport Router
+from proxy.forward.reply_queue cimport MUTE_NEXT, MUTE_OFF, PUSH_BEHIND, TELL_NEXT
+from proxy.forward.request cimport OWN_FIRST, REQ_CACHING
+from proxy.forward.router cimport READS_PRIMARY, Router
 
 from proxy.forward.router import READ_POLICIES
 
@@ -59,7 +61,7 @@ cdef class ClientInfo(Outlet):
     @property
     def reads(self):
         """Name of the read policy in force."""
-        return READ_POLICIES[self.policy]
+        return READ_POLICIES[self.wanted_policy]
 
     @property
     def listener_reads(self):
@@ -68,11 +70,24 @@ cdef class ClientInfo(Outlet):
 
     def set_reads(self, name):
         """Changes the read policy; raises ValueError for an unknown name."""
-        self.policy = READ_POLICIES.index(name)
+        self.wanted_policy = READ_POLICIES.index(name)
+        self.policy = READS_PRIMARY if self.route >= OWN_FIRST else self.wanted_policy
 
     def set_proto(self, int proto):
         """Commands from now on go to backends of this protocol, 2 or 3. Before it, what was under way is answered."""
         self.proto = proto
+        self.connect_anew()
+
+    @property
+    def db(self):
+        """SELECT n. Before it is changed, what was under way is answered."""
+        return self.own_db
+
+    @db.setter
+    def db(self, int number):
+        if number != self.own_db:
+            self.own_db = number
+            self.connect_anew()
 
     @property
     def subscriptions(self):
@@ -90,6 +105,15 @@ cdef class ClientInfo(Outlet):
             raise ValueError(mode)
         elif not self.replies.muted & MUTE_OFF:
             self.replies.muted |= MUTE_NEXT
+
+    cdef void carried_out(self) noexcept:
+        """A command has been: what CLIENT REPLY SKIP said is for the next one, and what CLIENT CACHING said is over,
+        unless it was of CLIENT itself, or a transaction has begun (as in Redis, resetClient)."""
+        self.replies.next_command()
+        if self.caching and self.transaction is None and not self.last_command.startswith("client"):
+            self.caching = 0
+        if not self.caching:
+            self.replies.muted &= ~TELL_NEXT
 
     @property
     def name(self):
@@ -123,6 +147,76 @@ cdef class ClientInfo(Outlet):
         cdef size_t now = len(self.own_name) + len(self.own_lib_name) + len(self.own_lib_ver) if self.fd >= 0 else 0
         self.reactor.memory += <ssize_t> now - <ssize_t> self.texts
         self.texts = now
+
+    # -- CLIENT TRACKING -----------------------------------------------------------------------------------------
+
+    def track(self, Tracking tracking):
+        """Changes what is tracked (None: nothing); whether there is room for it. Nothing may be under way.
+
+        What was cached before is invalidated. Its own connections are made when they are used, or for
+        Tracking.primaries().
+        """
+        cdef bint before = self.tracking is not None
+        self.untrack()
+        if tracking is None:
+            return True
+        self.tracking = tracking
+        self.path.tracking.add(self)
+        if not self.own_connections():
+            self.untrack()
+            return False
+        if before:
+            tracking.flush(PUSH_BEHIND)
+        return True
+
+    @property
+    def cached(self):
+        """CLIENT CACHING was said, and holds for the next command, or transaction."""
+        return self.caching != 0
+
+    @cached.setter
+    def cached(self, bint said):
+        self.caching = REQ_CACHING if said else 0
+        if said:
+            self.replies.muted |= TELL_NEXT
+
+    cdef bint own_connections(self):
+        """For what it tracks, in its protocol and database: RESP2 has no pushes, so there is nobody to tell."""
+        if self.proto == 3:
+            if not self.path.leases.room_for_tracking() or not self.tracking.begin(
+                self.path.exchange.router, self.replies, self.own_db
+            ):
+                return False
+            self.route = <uint16_t> self.tracking.number
+            self.policy = READS_PRIMARY
+        return True
+
+    cdef void connect_anew(self):
+        """Its protocol or database is another one."""
+        self.route = <uint16_t> self.own_db
+        if self.tracking is None:
+            return
+        self.give_lease_back()                  # what it watched on one of them counts as changed
+        self.tracking.end()
+        self.policy = self.wanted_policy
+        if not self.own_connections():
+            self.shut(CLOSE_ERROR)              # it would wait for invalidations in vain
+        elif self.proto == 3:
+            self.tracking.flush(PUSH_BEHIND)
+
+    cdef void untrack(self) noexcept:
+        """Tracks nothing any more, also when it has left."""
+        cdef Tracking tracking = self.tracking
+        if tracking is None:
+            return
+        self.tracking = None
+        self.caching = 0
+        self.route = <uint16_t> self.own_db
+        self.policy = self.wanted_policy
+        self.path.tracking.discard(self)
+        if self.lease is not None and self.lease.pool is not None:
+            self.lease = None                   # one of those that are closed: its EXEC finds none
+        tracking.end()
 
     # -- a transaction -------------------------------------------------------------------------------------------
 
@@ -181,7 +275,10 @@ cdef class ClientInfo(Outlet):
     def take_lease(self, Node node not None):
         """Gives it a connection of its own to the node; whether there was one to be had."""
         self.give_lease_back()
-        self.lease = self.path.leases.take(node, self.proto, self.db)
+        if self.route >= OWN_FIRST:             # what is read there is tracked, too
+            self.lease = self.path.exchange.router.own_backend(node, self.route)
+        else:
+            self.lease = self.path.leases.take(node, self.proto, self.own_db)
         return self.lease is not None
 
     def lease_slot(self, int slot):
@@ -209,7 +306,7 @@ cdef class ClientInfo(Outlet):
     def lease_tuned(self):
         """Its connection has been told the client's protocol and database."""
         self.lease.proto = self.proto
-        self.lease.db = self.db
+        self.lease.db = self.own_db
 
     def leased_at(self, int slot):
         """Whether its connection still leads to where commands for the slot are carried out."""

@@ -49,8 +49,8 @@ def follow_reads(DataPath path, ClientSettings settings, str old_policy):
     cdef Client c
     cdef int old = READ_POLICIES.index(old_policy)
     for c in path.clients:
-        if c.settings is settings and c.policy == old:
-            c.policy = settings.reads
+        if c.settings is settings and c.wanted_policy == old:
+            c.set_reads(READ_POLICIES[settings.reads])
 
 
 def drain(Client client):

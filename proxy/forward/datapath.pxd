@@ -54,4 +54,5 @@ cdef class DataPath:
     cdef object pause_timer
     cdef dict metric_names                  # by index, as far as they are known: see ClientInfo.last_command
     cdef set held
+    cdef readonly set tracking              # clients that track
     cdef void adopt(self, ClientSettings settings)

@@ -72,6 +72,9 @@ class DataPath:
     def clients(self) -> set[Client]:
         """Clients not closed yet, draining ones included."""
     @property
+    def tracking(self) -> set[Client]:
+        """Clients that have said CLIENT TRACKING ON."""
+    @property
     def lingering(self) -> set[Client]:
         """Clients that were told the end and have not closed."""
     @property

@@ -95,6 +95,7 @@ cdef class DataPath:
         self.settings = []
         self.lingering = set()
         self.held = set()
+        self.tracking = set()
         self.metric_names = {}
 
     def __dealloc__(self):

@@ -95,6 +95,9 @@ cdef class Gather(Sink):
     cdef bint alive(self) noexcept:
         return self.parent != NULL
 
+    cdef bint has_begun(self) noexcept:
+        return self.missing != self.nparts
+
     cdef void unsettle(self) noexcept:
         if self.parent != NULL:
             self.replies.unsettle()

@@ -12,8 +12,12 @@ cdef class Leases:
     cdef public int64_t idle_ns             # after which one that nobody uses is closed
     cdef dict idle                          # (Node.number, proto, db) -> Backends that were given back
     cdef readonly uint64_t refused          # times that there was none to be had
+    cdef readonly uint64_t tracking_refused  # times that there was no room for a client that tracks
     cdef uint32_t listed(self) noexcept
     cdef uint32_t open(self) noexcept
+    cdef uint32_t tracking(self) noexcept
     cdef uint32_t reduce(self, uint32_t most) noexcept
+    cdef bint room_for_tracking(self)
     cdef Backend take(self, Node node, int proto, int db)
     cdef void give(self, Backend lease, bint watching) noexcept
+    cdef bint unwatch(self, Backend lease) noexcept

@@ -8,6 +8,10 @@ class Leases:
     idle_ns: int
     @property
     def refused(self) -> int: ...
+    @property
+    def per_tracking(self) -> int: ...  # connections that a client that tracks may come to have
+    @property
+    def tracking_refused(self) -> int: ...  # clients that wanted to track, and had no room
     def __init__(self, router: Router, *, most: int = ..., idle_ns: int = ...) -> None: ...
     def shed(self) -> int: ...  # closes idle ones; how many there still are too many
     def sweep(self) -> None: ...

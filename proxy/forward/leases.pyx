@@ -48,12 +48,31 @@ cdef class Leases:
             for node in nodes:
                 for lease in node.leases:
                     n += lease.state != BACKEND_CLOSED
-        return n
+        return n + self.tracking()
+
+    cdef uint32_t tracking(self) noexcept:
+        """What clients that track may come to have, one to each primary."""
+        return <uint32_t> (len(self.router.trackers) * max(1, len(self.router.primaries)))
+
+    @property
+    def per_tracking(self):
+        """... one of them."""
+        return max(1, len(self.router.primaries))
+
+    cdef bint room_for_tracking(self):
+        """Whether there is room for the connections of another client that tracks."""
+        cdef uint32_t more = max(1, len(self.router.primaries))
+        if len(self.router.trackers) < self.most and (
+            self.all_most >= more and self.reduce(self.all_most - more) <= self.all_most - more
+        ):
+            return True
+        self.tracking_refused += 1
+        return False
 
     cdef uint32_t reduce(self, uint32_t most) noexcept:
         """Closes idle ones, of any node, until there are no more than so many; how many there are."""
         cdef Backend lease
-        cdef uint32_t n = self.open()
+        cdef uint32_t n = self.open()       # (those of clients that track are not closed: they would be made again)
         for idle in self.idle.values():
             while n > most and idle:
                 lease = <Backend> idle.pop()
@@ -89,29 +108,36 @@ cdef class Leases:
 
     cdef void give(self, Backend lease, bint watching) noexcept:
         """It is not needed any more; watching: keys may be watched on it."""
-        cdef Request* r
         cdef Node node = lease.node
+        if lease.pool is not None:              # its client's own, which it keeps
+            if watching and lease.state == BACKEND_UP:
+                self.unwatch(lease)
+            return
         if lease.spent or lease.state != BACKEND_UP or lease.head != NULL or node.gone or (
             lease.readonly != node.replica
         ):
             lease.close()
             return
-        if watching:
-            r = request_new()               # for nobody: whoever has the connection next comes behind it
-            if r == NULL:
-                lease.close()
-                return
-            r.slot = -1
-            r.target = TARGET_LEASE
-            r.lease = <void*> lease
-            r.proto = lease.proto
-            r.start_ns = lease.reactor.now
-            r.deadline_ns = r.start_ns + CLEAN_NS
-            if lease.enqueue(r, UNWATCH, UNWATCH_LEN) != ENQUEUED:
-                request_free(r)
-                lease.close()
-                return
-        self.idle.setdefault((node.number, lease.proto, lease.db), []).append(lease)
+        if not watching or self.unwatch(lease):
+            self.idle.setdefault((node.number, lease.proto, lease.db), []).append(lease)
+
+    cdef bint unwatch(self, Backend lease) noexcept:
+        """Has it watch nothing any more; false: it is closed."""
+        cdef Request* r = request_new()         # for nobody: whoever has the connection next comes behind it
+        if r == NULL:
+            lease.close()
+            return False
+        r.slot = -1
+        r.target = TARGET_LEASE
+        r.lease = <void*> lease
+        r.proto = lease.proto
+        r.start_ns = lease.reactor.now
+        r.deadline_ns = r.start_ns + CLEAN_NS
+        if lease.enqueue(r, UNWATCH, UNWATCH_LEN) != ENQUEUED:
+            request_free(r)
+            lease.close()
+            return False
+        return True
 
     def sweep(self):
         """Closes what has been idle for too long, or belongs to a node that has left; to be called regularly."""

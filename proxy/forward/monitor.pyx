@@ -202,9 +202,9 @@ cdef void show(
     cdef const char* who = PyUnicode_AsUTF8AndSize(client.address, &size)
     cdef const char* word
     cdef size_t i, begun = to.end
-    cdef int hidden = 0
+    cdef int hidden = 0, db = client.db
     gettimeofday(&now, NULL)
-    if not buffer_append(to, head, snprintf(head, HEAD, b"+%ld.%06ld [%d ", now.tv_sec, now.tv_usec, client.db)):
+    if not buffer_append(to, head, snprintf(head, HEAD, b"+%ld.%06ld [%d ", now.tv_sec, now.tv_usec, db)):
         return
     buffer_append(to, who, size)
     buffer_append(to, b"]", 1)

@@ -2,6 +2,15 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from proxy.forward.counters cimport Histogram
+from proxy.forward.ports cimport Owner
+from proxy.forward.request cimport Request
+
+cdef enum ReadPolicy:
+    READS_PRIMARY = 0
+    READS_PREFER_PRIMARY = 1
+    READS_REPLICA = 2
+    READS_PREFER_REPLICA = 3
+    READS_ANY = 4
 
 cdef class Node
 
@@ -11,6 +20,9 @@ cdef class Pool:
     cdef readonly int db
     cdef list backends                      # Backends, made on first use
     cdef int64_t down_since_ns              # 0 = not known to be down
+    cdef Owner owner                        # the client whose own it is; None = all share it
+    cdef int64_t begun_ns                   # of an owner's: when its connection was last made
+    cdef int64_t not_before_ns              # ... and before when no other one is
 
 cdef class Node:
     cdef readonly object address            # proxy.cluster.topology.Address
@@ -29,11 +41,16 @@ cdef class Node:
     cdef Pool resp2
     cdef Pool resp3
     cdef dict numbered                      # pools of databases other than 0: (proto, db) -> Pool
+    cdef dict owned                         # pools of clients' own: number (from OWN_FIRST on) -> Pool
     cdef list leases                        # Backends each of which one client owns, or may own next
     cdef list retired                       # Backends of a former role, draining
     cdef Pool pool(self, int proto, int db)
     cdef list pools(self)
+    cdef list shared_pools(self)
+    cdef Pool own_pool(self, Owner owner, int number)
 
 cdef class Shard:
     cdef readonly Node primary              # may be None
     cdef readonly list replicas
+    cdef Node pick(self, Request* r)
+    cdef Node least(self, Request* r, bint with_primary)

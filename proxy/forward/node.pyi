@@ -3,6 +3,7 @@ from typing import Any
 from proxy.cluster.topology import Address
 from proxy.forward.backend import Backend
 
+PURPOSES: tuple[str, ...]
 STATE_NAMES: tuple[str, ...]
 
 class Pool:

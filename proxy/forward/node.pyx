@@ -2,14 +2,16 @@
 """A server of the cluster as the data path knows it: its pools of connections and what is counted.
 
 A pool holds what clients of one protocol and database share. Whether a node is down is known per pool: a handshake
-that fails in one protocol says nothing of the connections in the other. Made and kept by Router; a Backend points to
-its pool.
+that fails in one protocol says nothing of the connections in the other. A client may have a pool of its own, of one
+connection (Owner). Made and kept by Router; a Backend points to its pool.
 """
 cimport cython
 
 from proxy.forward.counters cimport histogram_values
+from proxy.forward.pipeline cimport Pipeline
+from proxy.forward.request cimport OWN_FIRST, REQ_READ
 
-PURPOSES = ("shared", "leased", "subscriber")
+PURPOSES = ("shared", "leased", "tracking", "subscriber")
 STATE_NAMES = ("idle", "connecting", "up", "backoff", "closed")
 
 cdef uint32_t numbers = 0
@@ -41,6 +43,7 @@ cdef class Node:
         self.resp2 = Pool(self, 2, 0)
         self.resp3 = Pool(self, 3, 0)
         self.numbered = {}
+        self.owned = {}
         self.leases = []
         self.retired = []
 
@@ -52,19 +55,32 @@ cdef class Node:
     @property
     def down(self):
         """Whether it could not be reached lately, in any protocol it is used in."""
-        return not self.up and any((<Pool> pool).down_since_ns != 0 for pool in self.pools())
+        return not self.up and any((<Pool> pool).down_since_ns != 0 for pool in self.shared_pools())
 
     cdef Pool pool(self, int proto, int db):
         cdef Pool found
         if db == 0:
             return self.resp3 if proto == 3 else self.resp2
+        if db >= OWN_FIRST:
+            return self.owned.get(db, self.resp2)   # whether it is down, which is all that is asked of another's
         found = self.numbered.get((proto, db))
         if found is None:
             found = self.numbered[proto, db] = Pool(self, proto, db)
         return found
 
     cdef list pools(self):
+        return [*self.shared_pools(), *self.owned.values()]
+
+    cdef list shared_pools(self):
         return [self.resp2, self.resp3, *self.numbered.values()]
+
+    cdef Pool own_pool(self, Owner owner, int number):
+        """That of a client's own connection, of which there is one at most."""
+        cdef Pool found = self.owned.get(number)
+        if found is None:
+            found = self.owned[number] = Pool(self, 3, number)
+            found.owner = owner
+        return found
 
     def backends(self):
         """All its connections, leased ones and those still draining included."""
@@ -79,7 +95,7 @@ cdef class Node:
         connections = {(purpose, state): 0 for purpose in PURPOSES for state in STATE_NAMES}
         pending = 0
         for b in self.backends():
-            connections[PURPOSES[0 if not b.leased else 2 if b.duty else 1], STATE_NAMES[b.state]] += 1
+            connections[b.purpose, STATE_NAMES[b.state]] += 1
             pending += b.pending
         buckets, sum_s = histogram_values(&self.duration)
         return {
@@ -102,3 +118,41 @@ cdef class Shard:
     def __cinit__(self, Node primary, list replicas):
         self.primary = primary
         self.replicas = replicas
+
+    cdef Node pick(self, Request* r):
+        """The node of the shard that the read policy asks for; None when there is none fit."""
+        cdef Node node = self.primary
+        if r.policy == READS_PRIMARY or not r.flags & REQ_READ:
+            return node
+        if r.policy == READS_PREFER_PRIMARY:
+            if node is not None and node.pool(r.proto, r.db).down_since_ns == 0:
+                return node
+            node = self.least(r, False)
+            return self.primary if node is None else node
+        if r.policy == READS_ANY:
+            return self.least(r, True)
+        node = self.least(r, False)
+        if node is None and r.policy == READS_PREFER_REPLICA:
+            return self.primary
+        return node
+
+    cdef Node least(self, Request* r, bint with_primary):
+        """The fit node with the fewest pending requests; ties go round by the client's affinity."""
+        cdef Node node, best = None
+        cdef size_t pending, fewest = 0
+        cdef Py_ssize_t replicas = len(self.replicas), n, i, place
+        cdef Pool pool
+        n = replicas + (1 if with_primary and self.primary is not None else 0)
+        for i in range(n):
+            place = <Py_ssize_t> (r.affinity + i) % n
+            node = <Node> self.replicas[place] if place < replicas else self.primary
+            pool = node.pool(r.proto, r.db)
+            if pool.down_since_ns or (node.replica and not node.usable):
+                continue
+            pending = (<Pipeline> pool.backends[0]).pending if pool.backends else 0
+            if best is None or pending < fewest:
+                best = node
+                fewest = pending
+        if best is None and with_primary:
+            return self.primary             # nothing is up: whoever waits, waits for the primary
+        return best

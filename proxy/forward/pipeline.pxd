@@ -29,9 +29,12 @@ cdef class Pipeline(Peer):
     cdef uint64_t unsettled_to              # clients of what stands before this position: see Router.unsettle_slot
     cdef int64_t progress_ns                # when bytes last came, or bytes of the oldest request went
     cdef int64_t next_deadline_ns           # no pending deadline is earlier
+    cdef bytes announcement                 # of Owner, if it is a client's own connection
     cdef int enqueue(self, Request* r, const char* p, size_t n) noexcept
     cdef int enqueue_behind(self, Request* r, const char* prefix, size_t nprefix, int replies, const char* p,
                             size_t n) noexcept
+    cdef int announce(self, Request* r, const char* p, size_t n) noexcept
+    cdef int put(self, Request* r, const char* p, size_t n) noexcept
     cdef size_t sendable(self) noexcept
     cdef void answered(self) noexcept
     cdef void abandon_all(self) noexcept

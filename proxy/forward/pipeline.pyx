@@ -3,8 +3,8 @@
 
 The window holds the bytes of every request from its queueing to its answer, so that a redirected or lost request can be
 sent again; replies of a connection come in order, so answering only moves the window's start. What a request brings
-besides its own bytes is a prefix (ASKING), whose replies are swallowed like those that the request itself does not want
-(MULTI's +OK and +QUEUED).
+besides its own bytes is a prefix (ASKING, or CLIENT CACHING), whose replies are swallowed like those that the request
+itself does not want (MULTI's +OK and +QUEUED).
 
 A timed-out request that was sent leaves a ghost in the queue that swallows the late reply; one that was not leaves a
 cancelled place, whose bytes are passed over and never sent.
@@ -17,7 +17,8 @@ from proxy.forward.buffer cimport Buffer, buffer_append, buffer_release, buffer_
 from proxy.forward.ports cimport SENT_NOTHING, SENT_PARTLY, SENT_WHOLLY
 from proxy.forward.reactor cimport Peer
 from proxy.forward.request cimport (
-    REQ_EMBEDDED, REQ_STREAMING, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, STATE_QUEUED, Request, request_free,
+    REQ_CACHING, REQ_EMBEDDED, REQ_STREAMING, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, STATE_QUEUED, Request,
+    request_free,
     request_move, request_new,
 )
 
@@ -54,6 +55,18 @@ cdef class Pipeline(Peer):
 
         p must not point into this backend's own window.
         """
+        if r.flags & REQ_CACHING:
+            return self.announce(r, p, n)
+        return self.put(r, p, n)
+
+    cdef int announce(self, Request* r, const char* p, size_t n) noexcept:
+        """As enqueue, behind the command that is for this one only (CLIENT CACHING)."""
+        if self.announcement is None:
+            return self.put(r, p, n)
+        return self.enqueue_behind(r, self.announcement, len(self.announcement), 1, p, n)
+
+    cdef inline int put(self, Request* r, const char* p, size_t n) noexcept:
+        """As enqueue, and nothing before it."""
         cdef size_t live = self.win.end - self.win.start
         if self.full and not r.flags & REQ_EMBEDDED:    # a command that has begun to be sent is sent with all its parts
             return WINDOW_FULL
@@ -89,7 +102,7 @@ cdef class Pipeline(Peer):
         cdef int result
         if not buffer_reserve(&self.win, nprefix + n):
             return NO_MEMORY
-        result = self.enqueue(r, prefix, nprefix)
+        result = self.put(r, prefix, nprefix)
         if result != ENQUEUED:
             return result
         buffer_append(&self.win, p, n)

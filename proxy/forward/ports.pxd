@@ -18,6 +18,8 @@ cdef class Sink:
     cdef void cut(self) noexcept
     # Of a gather: its client has left.
     cdef void forsake(self) noexcept
+    # Of a gather: part of it is answered.
+    cdef bint has_begun(self) noexcept
 
 cdef enum Sent:
     SENT_NOTHING = 0
@@ -57,3 +59,13 @@ cdef class PushPort:
     cdef object raised
     # A whole push frame of a node.
     cdef void pushed(self, Peer backend, const char* p, size_t n) noexcept
+    # A connection whose pushes come here is up; it was up, and is gone: what was pushed meanwhile is missed.
+    cdef void begun(self, Peer backend) noexcept
+    cdef void ended(self, Peer backend) noexcept
+
+cdef class Owner(PushPort):
+    cdef readonly int db            # of its connections
+    cdef readonly tuple greeting    # a command that ends their handshake, in words
+    cdef bytes announcement         # a whole command that goes right before one with REQ_CACHING; None = there is none
+    # Slots have gone to other nodes: what those push was not meant for it.
+    cdef void missed(self) noexcept

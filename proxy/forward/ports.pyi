@@ -20,3 +20,12 @@ class PushPort:
         call: Callable[[Backend, bytes], object] | None = None,
         raised: Callable[[str, BaseException], object] | None = None,
     ) -> None: ...
+
+class Owner(PushPort):
+    """A client with connections to the nodes of its own."""
+
+    @property
+    def db(self) -> int: ...
+    @property
+    def greeting(self) -> tuple[str | bytes, ...]:
+        """A command that ends the handshake of its connections."""

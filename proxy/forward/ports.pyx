@@ -30,6 +30,9 @@ cdef class Sink:
     cdef void forsake(self) noexcept:
         pass
 
+    cdef bint has_begun(self) noexcept:
+        return False
+
 
 cdef class Wait(Sink):
     """A blocking command under way: what its client knows of it."""
@@ -85,7 +88,7 @@ cdef class PushPort:
     raised(what, error): call has raised; that push is lost.
     """
 
-    def __cinit__(self, call=None, raised=None):
+    def __init__(self, call=None, raised=None):
         self.call = call
         self.raised = raised
 
@@ -97,3 +100,16 @@ cdef class PushPort:
         except Exception as error:
             if self.raised is not None:
                 self.raised("push", error)
+
+    cdef void begun(self, Peer backend) noexcept:
+        pass
+
+    cdef void ended(self, Peer backend) noexcept:
+        pass
+
+
+cdef class Owner(PushPort):
+    """A client with connections to the nodes of its own: what is said to them, and where their pushes go. Tracking."""
+
+    cdef void missed(self) noexcept:
+        pass

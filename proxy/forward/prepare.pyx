@@ -31,9 +31,10 @@ cdef void aim(Request* r, Client client, const Call* call, int slot) noexcept:
     """Sets what decides where a request goes. slot: -1 = to any primary."""
     r.affinity = client.affinity
     r.flags = (REQ_READ if call.row.flags & CMD_READONLY else 0) | (REQ_SCRIPT if call.row.flags & CMD_SCRIPT else 0)
+    r.flags |= client.caching
     r.policy = client.policy if client.watching < 0 else READS_PRIMARY      # a replica would not have what is watched
     r.proto = client.proto
-    r.db = <unsigned short> client.db
+    r.db = client.route
     r.slot = <short> slot
     r.target = TARGET_SLOT if slot >= 0 else TARGET_ANY
     r.node = client.served_by

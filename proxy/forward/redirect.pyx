@@ -130,6 +130,8 @@ cdef class Redirect:
         r.redirections += 1
         if kind == REDIR_MOVED and to.slot == r.slot:
             self.router.learn(r.slot, node)
+        elif kind == REDIR_ASK:
+            self.router.asked(r)
         return self.follow(window, r, bytes, node, kind == REDIR_ASK)
 
     cdef Node named(self, bytes line, Node node, int* kind):

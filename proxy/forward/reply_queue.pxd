@@ -11,6 +11,12 @@ cdef enum Mute:             # whose replies are kept from a client: see CLIENT R
     MUTE_OFF = 1            # everybody's, until it says ON
     MUTE_SKIP = 2           # the present command's
     MUTE_NEXT = 4           # the next command's
+    TELL_NEXT = 8           # Client.carried_out() wants to know of the next command, for another reason
+
+cdef enum PushPlace:
+    PUSH_SOON = 0           # as soon as no reply has begun and is not finished
+    PUSH_BEHIND = 1         # ... and not before what has been answered, in whole or in part, and waits for its turn
+    PUSH_LAST = 2           # behind all that is under way
 
 cdef class OutputLimits:
     cdef public uint32_t max_pending        # commands under way before reading pauses
@@ -32,6 +38,7 @@ cdef class ReplyQueue(Sink):
     cdef uint8_t muted                      # Mute bits; what comes into the queue with OFF or SKIP is not sent
     cdef Request* head
     cdef Request* tail
+    cdef Request* pushing                   # the last push in the queue
     cdef Buffer out                         # reply bytes not yet taken by the kernel
     cdef bint overloaded(self) noexcept
     cdef bint relieved(self) noexcept
@@ -41,7 +48,8 @@ cdef class ReplyQueue(Sink):
     cdef void next_command(self) noexcept
     cdef void say(self, int metric, const char* p, size_t n) noexcept
     cdef Request* ready_made(self, const char* p, size_t n) noexcept
-    cdef void push(self, const char* p, size_t n, bint behind) noexcept
+    cdef void push(self, const char* p, size_t n, int place) noexcept
+    cdef Request* place_of(self, int place) noexcept
     cdef Buffer* room(self, Request* r) noexcept
     cdef void made(self, size_t n) noexcept
     cdef void emit(self, const char* p, size_t n) noexcept

@@ -103,7 +103,7 @@ cdef class ReplyQueue(Sink):
 
     cdef void next_command(self) noexcept:
         """A command has been carried out: what CLIENT REPLY SKIP said is for the next one."""
-        self.muted = (self.muted & MUTE_OFF) | (MUTE_SKIP if self.muted & MUTE_NEXT else 0)
+        self.muted = (self.muted & (MUTE_OFF | TELL_NEXT)) | (MUTE_SKIP if self.muted & MUTE_NEXT else 0)
 
     cdef void say(self, int metric, const char* p, size_t n) noexcept:
         """An answer of our own, in its turn."""
@@ -141,36 +141,54 @@ cdef class ReplyQueue(Sink):
         self.held += n
         return r
 
-    cdef void push(self, const char* p, size_t n, bint behind) noexcept:
-        """A push to the client, whole: as soon as no reply has begun and is not finished.
+    cdef void push(self, const char* p, size_t n, int place) noexcept:
+        """A push to the client, whole, at a PushPlace; none overtakes another, but those of PUSH_LAST hold up nothing.
 
-        behind: not before the replies that have been given already and wait for their turn.
+        It takes time by the requests behind the last push that waits, so never by the number of pushes.
         """
         cdef Request* r
-        cdef Request* place = NULL
-        cdef Request* at
+        cdef Request* before
         if self.outlet == NULL:
             return
-        at = self.head
-        while at != NULL:
-            if at.flags & REQ_PUSH or (at == self.head and at.flags & REQ_STREAMING) or (
-                behind and at.state == STATE_ANSWERED
-            ):
-                place = at                  # pushes keep their own order
-            at = at.cnext
-        if place == NULL:
+        before = self.place_of(place)
+        if before == NULL:
             self.emit(p, n)
+            return
+        if before == self.pushing:
+            if not request_hold(before, p, n):
+                self.shut(CLOSE_ERROR)
+                return
+            self.held += n
+            self.over()
             return
         r = self.ready_made(p, n)
         if r == NULL:
             return
         r.flags = REQ_PUSH
         charge(&self.account, sizeof(Request))
-        r.cnext = place.cnext
-        place.cnext = r
-        if self.tail == place:
+        r.cnext = before.cnext
+        before.cnext = r
+        if self.tail == before:
             self.tail = r
+        if place != PUSH_LAST:
+            self.pushing = r
         self.over()
+
+    cdef Request* place_of(self, int place) noexcept:
+        """Behind which request a push is to come; NULL: before all."""
+        cdef Request* found = self.pushing
+        cdef Request* at
+        if place == PUSH_LAST:
+            return self.tail
+        at = self.head if found == NULL else found
+        while at != NULL:
+            if (at == self.head and at.flags & REQ_STREAMING) or (place == PUSH_BEHIND and (
+                (at.state == STATE_ANSWERED and not at.flags & REQ_PUSH)
+                or (at.gather != NULL and (<Sink> at.gather).has_begun())
+            )):
+                found = at
+            at = at.cnext
+        return found
 
     # -- replies -------------------------------------------------------------------------------------------------
 
@@ -260,6 +278,8 @@ cdef class ReplyQueue(Sink):
                 return
             if r.flags & REQ_PUSH:
                 charge(&self.account, -<ssize_t> sizeof(Request))
+                if r == self.pushing:
+                    self.pushing = NULL
             else:
                 self.finish(r, (r.flags & REQ_ERROR) != 0, r.hold, r.hold_len)
                 if r.flags & REQ_MUTE:
@@ -346,7 +366,7 @@ cdef class ReplyQueue(Sink):
         self.inflight = 0
         self.asked = 0
         self.held = 0
-        self.head = self.tail = NULL
+        self.head = self.tail = self.pushing = NULL
         while r != NULL:
             following = r.cnext
             r.cnext = NULL

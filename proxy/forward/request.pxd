@@ -13,6 +13,7 @@ cdef enum RequestFlag:
     REQ_BLAMED = 128        # the node broke the protocol over it, or lost the connection in the middle of it before
     REQ_SWALLOWED = 64      # `fault` is the first error among the replies it swallows
     REQ_MUTE = 256          # its client wants no reply to it (CLIENT REPLY OFF, SKIP)
+    REQ_CACHING = 512       # its client has said CLIENT CACHING: see Pipeline.announce
 
 cdef enum RequestState:     # who owns it; the legal moves are in request.pyx
     STATE_NEW = 0           # whoever made it, or is moving it from one owner to the next
@@ -36,6 +37,7 @@ cdef enum TargetKind:       # where a request is to go
 
 cdef enum:
     SMALL = 104             # bytes of a held reply that need no allocation
+    OWN_FIRST = 32768       # no server has as many databases
 
 cdef struct Request
 
@@ -61,7 +63,7 @@ cdef struct Request:
     uint8_t target          # TargetKind
     uint8_t policy          # ReadPolicy
     uint8_t proto           # 2 or 3
-    uint16_t db             # number of the database
+    uint16_t db             # number of the database; from OWN_FIRST on, of a client's own connections: see Node.pool
     uint8_t redirections
     uint8_t attempts        # times parked
     uint8_t reason          # RetryReason it was last parked for

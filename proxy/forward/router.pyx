@@ -16,21 +16,26 @@ from libc.stdlib cimport free, malloc
 
 from proxy.cluster.slot cimport SLOTS
 from proxy.cluster.slot_table cimport NO_SHARD
-from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CLOSED, BACKEND_UP
+from proxy.forward.backend cimport BACKEND_CLOSED, BACKEND_UP, Backend
+from proxy.forward.counters cimport Counters
 from proxy.forward.node cimport Pool, Shard
-from proxy.forward.ports cimport Sink
-from proxy.forward.request cimport REQ_READ, TARGET_ANY, TARGET_EXTRA, TARGET_NODE, TARGET_SHARD, TARGET_SLOT
+from proxy.forward.pipeline cimport BackendSettings
+from proxy.forward.ports cimport Owner, Sink
+from proxy.forward.reactor cimport Reactor
+from proxy.forward.request cimport (
+    OWN_FIRST, REQ_CACHING, REQ_READ, TARGET_ANY, TARGET_EXTRA, TARGET_NODE, TARGET_SHARD, TARGET_SLOT,
+)
 
 cdef enum:
     EXACT_MAX = 256     # requests under way up to which those for one slot are looked for: see unsettle_slot
 
-cdef int64_t IDLE_NS = 60_000_000_000       # ... of a connection to a database other than 0: see trim
+cdef int64_t ASKED_NS = 1_000_000_000       # how long what `asked` says of a slot holds
 
 READ_POLICIES = ("primary", "prefer_primary", "replica", "prefer_replica", "any")
 
 
 @cython.final
-cdef class Router:
+cdef class Router(Connections):
     """One per worker. connections: per node and protocol; failover_ns: how long a node known to be down is waited for.
 
     `port` is control's side: connect(backend), backend_lost(backend, reason), node_gone(node).
@@ -38,17 +43,11 @@ cdef class Router:
 
     def __cinit__(self, Reactor reactor, Counters counters, BackendSettings settings, *, int connections,
                   int64_t failover_ns):
-        self.reactor = reactor
-        self.counters = counters
-        self.settings = settings
-        self.connections = connections
-        self.failover_ns = failover_ns
         self.slots = SlotTable()
         self.shards = []
-        self.nodes = {}
         self.numbered = {}
         self.primaries = []
-        self.retired = []
+        self.asked_ns = {}
 
     def __dealloc__(self):
         free(self.direct)
@@ -66,6 +65,8 @@ cdef class Router:
         cdef dict old = self.nodes, nodes = {}      # hashing an address takes longer than all else here: do it seldom
         cdef list placed = [], made = [], changed = []
         cdef SlotTable table = SlotTable()
+        cdef SlotTable slots = self.slots
+        cdef list known_shards = self.shards
         cdef list known = [(address, bool(replica)) for address, replica in addresses]
         cdef Py_ssize_t n = len(known)
         for primary, replicas in shards:
@@ -111,6 +112,8 @@ cdef class Router:
         for node in old.values():
             if node.published != self.published:
                 self.drop(node)
+        if self.trackers and self.moved(slots, known_shards):
+            self.tell_missed()
 
     cdef void find_primaries(self):
         """The nodes that own slots, and where each primary stands in `shards`."""
@@ -199,6 +202,7 @@ cdef class Router:
         self.slots.set(slot, node.shard)
         if not node.owner:
             self.own(node)
+        self.tell_missed()
         if owner != NO_SHARD:
             if before is not None:
                 self.unsettle_slot(before, slot)
@@ -274,16 +278,6 @@ cdef class Router:
             old += self.replace(node)
         return old
 
-    def lease(self, Node node, int proto, int db=0):
-        """A connection of its own for one client, connected when it is first used.
-
-        Whoever leases it closes it; when it is lost, what is under way on it fails and it is not made again.
-        """
-        backend = Backend(self.reactor, node, None, proto, db, self.recovery, self.port, self.counters, self.settings,
-                          self.pushes)
-        node.leases.append(backend)
-        return backend
-
     def warm(self, int proto):
         """Connects to every primary that is not connected yet."""
         cdef Node node
@@ -310,16 +304,6 @@ cdef class Router:
         if self.retired:
             self.retired = [n for n in self.retired if (<Node> n).retired or (<Node> n).leases]
 
-    cdef void trim(self, Pool pool) noexcept:
-        """Closes the connections to a database other than 0 that nobody has used for a while: there may be many."""
-        cdef Backend b
-        for b in pool.backends:
-            if b.state != BACKEND_UP or b.head != NULL or self.reactor.now - b.progress_ns < IDLE_NS:
-                return
-        for b in pool.backends:
-            b.close()
-        pool.backends = []
-
     def close(self):
         """Closes every connection; what is pending is handed to recovery."""
         cdef Node node
@@ -328,17 +312,6 @@ cdef class Router:
                 b.close()
 
     # -- the data path's side ------------------------------------------------------------------------------------
-
-    cdef list fill(self, Node node, int proto, int db):
-        """The node's connections in that protocol and database, made on first use."""
-        cdef Pool pool = node.pool(proto, db)
-        if not pool.backends:
-            for _ in range(self.connections):
-                pool.backends.append(Backend(
-                    self.reactor, node, pool, proto, db, self.recovery, self.port, self.counters, self.settings,
-                    self.pushes
-                ))
-        return pool.backends
 
     cdef Node primary_of(self, int slot):
         """The slot's primary; None when it has none, or nothing is known yet."""
@@ -387,7 +360,7 @@ cdef class Router:
             index = self.slots.owner[r.slot]
             if index == NO_SHARD:
                 return UNCOVERED
-            node = self.pick(<Shard> self.shards[index], r)
+            node = (<Shard> self.shards[index]).pick(r)
             return WAIT if node is None else self.at(node, r)
         if r.target == TARGET_ANY:
             return self.anywhere(r)
@@ -440,61 +413,40 @@ cdef class Router:
             node = (<Shard> self.shards[index]).primary
         return 0 if node is None else node.number
 
-    cdef int at(self, Node node, Request* r) noexcept:
-        """Chooses the request's connection to this node."""
-        cdef Pool pool = node.pool(r.proto, r.db)
-        cdef list backends = pool.backends
-        cdef Backend b
-        cdef Py_ssize_t n = len(backends)
-        if n == 0:
-            backends = self.fill(node, r.proto, r.db)
-            n = len(backends)
-        b = <Backend> backends[0 if n == 1 else <Py_ssize_t> (r.affinity % n)]
-        if b.state == BACKEND_UP:
-            self.chosen = <void*> b
-            return CHOSEN
-        if pool.down_since_ns and self.reactor.now - pool.down_since_ns > self.failover_ns:
-            return HOPELESS
-        if b.state == BACKEND_BACKOFF or b.state == BACKEND_CLOSED:
-            return WAIT
-        b.demand()
-        self.chosen = <void*> b
-        return CHOSEN
-
-    cdef Node pick(self, Shard shard, Request* r):
-        """The node of the shard that the read policy asks for; None when there is none fit."""
-        cdef Node node = shard.primary
-        if r.policy == READS_PRIMARY or not r.flags & REQ_READ:
-            return node
-        if r.policy == READS_PREFER_PRIMARY:
-            if node is not None and node.pool(r.proto, r.db).down_since_ns == 0:
-                return node
-            node = self.least(shard, r, False)
-            return shard.primary if node is None else node
-        if r.policy == READS_ANY:
-            return self.least(shard, r, True)
-        node = self.least(shard, r, False)
-        if node is None and r.policy == READS_PREFER_REPLICA:
-            return shard.primary
-        return node
-
-    cdef Node least(self, Shard shard, Request* r, bint with_primary):
-        """The fit node with the fewest pending requests; ties go round by the client's affinity."""
-        cdef Node node, best = None
-        cdef size_t pending, fewest = 0
-        cdef Py_ssize_t replicas = len(shard.replicas), n, i, place
-        cdef Pool pool
-        n = replicas + (1 if with_primary and shard.primary is not None else 0)
-        for i in range(n):
-            place = <Py_ssize_t> (r.affinity + i) % n
-            node = <Node> shard.replicas[place] if place < replicas else shard.primary
-            pool = node.pool(r.proto, r.db)
-            if pool.down_since_ns or (node.replica and not node.usable):
+    cdef bint moved(self, SlotTable slots, list shards):
+        """Whether any slot had another primary in that table."""
+        cdef int slot, was, now, seen_was = -1, seen_now = -1
+        for slot in range(SLOTS):
+            was = slots.owner[slot]
+            now = self.slots.owner[slot]
+            if was == seen_was and now == seen_now:
                 continue
-            pending = (<Backend> pool.backends[0]).pending if pool.backends else 0
-            if best is None or pending < fewest:
-                best = node
-                fewest = pending
-        if best is None and with_primary:
-            return shard.primary            # nothing is up: whoever waits, waits for the primary
-        return best
+            seen_was = was
+            seen_now = now
+            before = None if was == NO_SHARD else (<Shard> shards[was]).primary
+            if before is not (None if now == NO_SHARD else (<Shard> self.shards[now]).primary):
+                return True
+        return False
+
+    cdef void tell_missed(self) noexcept:
+        """A slot has another primary: a key of it may have been changed there before anybody read it there."""
+        cdef Owner owner
+        for owner in list(self.trackers.values()):
+            owner.missed()
+
+    cdef void asked(self, Request* r) noexcept:
+        """ASK is followed: a key that was not there may come to be at the node that imports its slot, and the one it
+        was looked for at will not tell. From now on such keys are looked for there, so this need not be said for each.
+        """
+        cdef Owner owner
+        if not self.trackers:
+            return
+        if self.reactor.now - <int64_t> self.asked_ns.get(r.slot, -ASKED_NS) >= ASKED_NS:
+            if len(self.asked_ns) > SLOTS // 16:
+                self.asked_ns.clear()
+            self.asked_ns[r.slot] = self.reactor.now
+            self.tell_missed()
+        if r.db >= OWN_FIRST and r.flags & REQ_CACHING:
+            owner = self.trackers.get(r.db)     # ASKING and CLIENT CACHING cannot both come right before a command:
+            if owner is not None:               # so what this one reads is not remembered for it
+                owner.missed()

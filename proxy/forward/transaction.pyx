@@ -26,7 +26,7 @@ from proxy.forward.counters cimport CLOSE_ERROR
 from proxy.forward.hold cimport hold
 from proxy.forward.prepare cimport must_wait, new_request
 from proxy.forward.queued cimport Queued
-from proxy.forward.request cimport REQ_READ, Request
+from proxy.forward.request cimport OWN_FIRST, REQ_READ, Request
 from proxy.forward.router cimport READS_PRIMARY
 
 cdef const char* OK = b"+OK\r\n"
@@ -126,7 +126,9 @@ cdef int inside(Client client, Call* call, bint fits) noexcept:
         return queue_forward(client, call, queued)
     if klass in (
         CLASS_FORWARD, CLASS_SCRIPT, CLASS_ANY, CLASS_PING, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET, CLASS_SPLIT_SUM,
-    ) or named(call, b"echo", 4) or named(call, b"time", 4):
+    ) or named(call, b"echo", 4) or named(call, b"time", 4) or (
+        client.route >= OWN_FIRST and named(call, b"client|caching", 14)
+    ):
         return queue_forward(client, call, queued)
     if klass == CLASS_LOCAL:
         return queue_local(client, call)

@@ -281,6 +281,7 @@ class Status(msgspec.Struct, tag=True, array_like=True):
     topics: tuple[int, int, int] = (0, 0, 0)  # different channels, patterns, shard channels of these
     messages_waiting: int = 0  # bytes of messages that are being given out
     interrupted: bool = False  # subscriptions that were in force are not
+    tracking_clients: int = 0  # that have said CLIENT TRACKING ON
 
 
 class Applied(msgspec.Struct, tag=True, array_like=True):

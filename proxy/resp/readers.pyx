@@ -176,6 +176,10 @@ cdef class ReplyReader:
             raise self.fault
         return frames
 
+    def rest(self):
+        """The bytes of a frame that is not whole yet."""
+        return b"".join(self.parts) + self.data[:self.n]
+
 
 def split_frames(const uint8_t[::1] body not None):
     """The whole frames that follow each other in `body`, as a list; ProtocolFault when something else stands there.

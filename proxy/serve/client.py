@@ -12,7 +12,7 @@ import time
 
 from proxy.resp import encode, errors
 from proxy.serve.context import ClientLike, Commands, ServeContext
-from proxy.serve.words import DEFAULT_USER, OK, TEXT_MAX, integer, printable
+from proxy.serve.words import DEFAULT_USER, OK, TEXT_MAX, printable
 
 HELP = (
     "CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
@@ -59,7 +59,7 @@ HELP = (
     "    * LIB-NAME: the client lib name.",
     "    * LIB-VER: the client lib version.",
     "TRACKING (ON|OFF) [option ...]",
-    "    Control server assisted client side caching; ON is not served by this proxy yet.",
+    "    Control server assisted client side caching.",
     "TRACKINGINFO",
     "    Report tracking status for the current connection.",
     "UNBLOCK <clientid> [TIMEOUT|ERROR]",
@@ -70,9 +70,6 @@ HELP = (
     "    Print this help.",
 )
 
-CACHING_OFF = errors.line(
-    "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled"
-)
 NOT_IMPORTING = errors.line("ERR Server is not in import mode")
 
 
@@ -144,7 +141,7 @@ def client_line(client: ClientLike, now_s: float, command: str) -> bytes:
         ("events", "rw" if client.output_bytes else "r"),
         ("cmd", command or "NULL"),
         ("user", client.user or DEFAULT_USER),
-        ("redir", -1),
+        ("redir", -1 if client.tracking is None else 0),
         ("resp", client.proto),
         ("lib-name", client.lib_name.decode("ascii", "replace")),
         ("lib-ver", client.lib_ver.decode("ascii", "replace")),
@@ -159,6 +156,8 @@ def flags_of(client: ClientLike) -> str:
         flags += "P"
     if client.held_back or client.blocked:
         flags += "b"
+    if client.tracking is not None:
+        flags += "tB" if client.tracking.bcast else "t"
     if client.address.startswith("unix:"):
         flags += "U"
     if client.reads != "primary" and client.reads != client.listener_reads:
@@ -205,45 +204,6 @@ def _client_reply(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> b
     return OK if mode == b"ON" else b""
 
 
-def _client_trackinginfo(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
-    pairs = (
-        (b"flags", encode.set_([encode.bulk(b"off")], client.proto)),
-        (b"redirect", encode.integer(-1)),
-        (b"prefixes", encode.array([])),
-    )
-    return encode.map_([(encode.bulk(field), value) for field, value in pairs], client.proto)
-
-
-def _client_getredir(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
-    """-1: no tracking."""
-    return encode.integer(-1)
-
-
-def _client_caching(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
-    return CACHING_OFF
-
-
-def _client_tracking(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
-    """OFF is what it is; ON is refused, after the options have been looked at as Redis does."""
-    at = 3
-    while at < len(args):
-        option, more = args[at].upper(), len(args) - at - 1
-        if option == b"REDIRECT" and more:
-            if integer(args[at + 1]) is None:
-                return errors.NOT_AN_INTEGER
-            at += 2
-        elif option == b"PREFIX" and more:
-            at += 2
-        elif option in (b"BCAST", b"OPTIN", b"OPTOUT", b"NOLOOP"):
-            at += 1
-        else:
-            return errors.SYNTAX
-    on = _switch(args[2])
-    if on is None:
-        return errors.SYNTAX
-    return errors.not_served(b"client|tracking") if on else OK
-
-
 def _client_capa(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     """REDIRECT is noted for CLIENT LIST, without an effect: the proxy redirects nobody. Others are ignored."""
     if b"REDIRECT" in [word.upper() for word in args[2:]]:
@@ -261,10 +221,8 @@ def _client_help(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> by
 
 
 COMMANDS: Commands = {
-    b"client|caching": (3, _client_caching),
     b"client|capa": (-3, _client_capa),
     b"client|getname": (2, _client_getname),
-    b"client|getredir": (2, _client_getredir),
     b"client|help": (2, _client_help),
     b"client|id": (2, _client_id),
     b"client|import-source": (3, _client_import_source),
@@ -274,6 +232,4 @@ COMMANDS: Commands = {
     b"client|reply": (3, _client_reply),
     b"client|setinfo": (4, _client_setinfo),
     b"client|setname": (3, _client_setname),
-    b"client|tracking": (-3, _client_tracking),
-    b"client|trackinginfo": (2, _client_trackinginfo),
 }

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from proxy.commands.rows import Row
 from proxy.forward.ask import Ask, Later
 from proxy.forward.backend import Backend
+from proxy.forward.tracking import Tracking
 from proxy.serve.command_catalogs import CommandCatalogs
 from proxy.serve.node_infos import NodeInfos
 
@@ -74,6 +75,7 @@ class ClientLike(Protocol):
     no_touch: bool
     redirects: bool
     monitoring: bool
+    cached: bool  # it has said CLIENT CACHING, and that holds for the next command
     user: str
     name: bytes  # b"" = none
     lib_name: bytes
@@ -109,6 +111,11 @@ class ClientLike(Protocol):
 
     def unblock(self, error: bool, told: Callable[[bool], object], /) -> None:
         """CLIENT UNBLOCK; told(whether that ended a blocking command) is called once, within some seconds."""
+
+    @property
+    def tracking(self) -> Tracking | None: ...  # what it wants tracked
+    def track(self, tracking: Tracking | None, /) -> bool:
+        """Changes what is tracked, when nothing is under way; False (nothing is tracked) when there is no room."""
 
     def set_proto(self, proto: int, /) -> None: ...
     def set_reads(self, name: str, /) -> None: ...

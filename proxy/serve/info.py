@@ -172,7 +172,7 @@ def _server(ctx: ServeContext, client: ClientLike, infos: Infos) -> Lines:
 
 def _clients(ctx: ServeContext, client: ClientLike, infos: Infos) -> Lines:
     stats = ctx.stats()
-    for name in ("connected_clients", "maxclients", "blocked_clients"):
+    for name in ("connected_clients", "maxclients", "blocked_clients", "tracking_clients"):
         if name in stats:
             yield f"{name}:{stats[name]}"
     level, until_ns = ctx.paused()

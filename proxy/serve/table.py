@@ -27,6 +27,7 @@ from proxy.serve import (
     role,
     scan,
     scripts,
+    tracking,
 )
 from proxy.serve.context import Answer, Answerers, ClientLike, Commands, ServeContext
 
@@ -47,6 +48,7 @@ COMMANDS: Final[Commands] = {
     **scan.COMMANDS,
     **scripts.COMMANDS,
     **monitor.COMMANDS,
+    **tracking.COMMANDS,
 }
 
 # What this worker answers for its share of a question to all workers, by the question's kind.

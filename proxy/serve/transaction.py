@@ -37,6 +37,7 @@ PLAIN: Final = frozenset(
         b"acl|whoami",
         b"asking",
         b"auth",
+        b"client|caching",
         b"client|getname",
         b"client|getredir",
         b"client|help",
@@ -211,14 +212,18 @@ def execute(
         return encode.null_array(client.proto)
     if not frame:
         frame, swallow = EMPTY, 1
+    untold = False
     if client.asking:
         frame, swallow = ASKING + frame, swallow + 1
-    return _on_lease(client, frame, swallow, partial(_decided, client, finish))
+        untold = client.cached  # ASKING and CLIENT CACHING cannot both come right before it
+    return _on_lease(client, frame, swallow, partial(_decided, client, finish, untold))
 
 
-def _decided(client: ClientLike, finish: partial[bytes], replies: list[bytes]) -> bytes:
-    """The reply to EXEC of a client that watches."""
+def _decided(client: ClientLike, finish: partial[bytes], untold: bool, replies: list[bytes]) -> bytes:
+    """The reply to EXEC of a client that watches. untold: its node does not remember what was read, as it should."""
     (reply,) = replies
+    if untold and client.tracking is not None:
+        client.tracking.invalidate()
     if not reply.startswith(b"-"):
         if not reply.startswith((b"*", b"_")):
             client.forfeit()  # no reply to EXEC
@@ -267,4 +272,5 @@ def _answer(ctx: ServeContext, client: ClientLike, words: list[bytes]) -> bytes:
     if words[0].lower() == b"unwatch":
         return OK
     answer = table.answer(ctx, client, words)
+    client.cached = False  # CLIENT CACHING is over with its transaction
     return answer if isinstance(answer, bytes) else errors.not_inside(full_name(words))

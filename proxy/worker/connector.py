@@ -155,17 +155,19 @@ class Connector:
             if delay_s:
                 await asyncio.sleep(delay_s)
             if backend.state == BackendState.CLOSED or backend.node.gone:
+                self._failures.pop(backend, None)
                 return
             backend.state = BackendState.CONNECTING
             try:
                 async with asyncio.timeout(self.settings.connect_timeout):
-                    sock = await self._open(backend)
+                    sock, rest = await self._open(backend)
                 with sock:
-                    backend.attach(sock.fileno())
+                    backend.attach(sock.fileno(), rest)
                     sock.detach()
                 break
             except (OSError, HandshakeError, ProtocolFault, UnicodeError) as error:  # the last: of a resolver
                 if backend.state == BackendState.CLOSED:  # while it was being connected
+                    self._failures.pop(backend, None)
                     return
                 reason = getattr(error, "strerror", None) or str(error) or "no answer in time"
                 warn_limited(log, f"connect:{label}", "cannot connect to node", node=label, reason=reason)
@@ -175,11 +177,12 @@ class Connector:
         self._failures.pop(backend, None)
         self._tasks.pop(backend, None)  # before on_up: what it brings about may lose the connection again
         self._up_since[backend] = time.monotonic()
-        if not any(self._limits.get(label, (0, 0))):
+        if not backend.greeting and not any(self._limits.get(label, (0, 0))):
             warn_limited(log, f"limits:{label}", "node does not tell what it takes (CONFIG GET)", node=label)
         self._on_up(backend)
 
-    async def _open(self, backend: Backend) -> socket.socket:
+    async def _open(self, backend: Backend) -> tuple[socket.socket, bytes]:
+        """A connection whose handshake is done, and what came behind it."""
         loop = asyncio.get_running_loop()
         host, port = backend.node.address.host, backend.node.address.port
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -190,8 +193,7 @@ class Connector:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 keepalive(sock, self.settings.keepalive)
                 await loop.sock_connect(sock, where)
-                await self._handshake(loop, sock, backend)
-                return sock
+                return sock, await self._handshake(loop, sock, backend)
             except BaseException as failed:
                 sock.close()
                 if not isinstance(failed, OSError):
@@ -199,13 +201,18 @@ class Connector:
                 error = failed
         raise error or OSError(f"{host} has no address")
 
-    async def _handshake(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, backend: Backend) -> None:
+    async def _handshake(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, backend: Backend) -> bytes:
         """HELLO or AUTH, CLIENT SETNAME, READONLY, in one round trip; HandshakeError with the first refusal.
 
-        The node's limits are asked for by the way, and of a lease its CLIENT ID: it may refuse to tell them.
+        The node's limits are asked for by the way, and of a lease its CLIENT ID: it may refuse to tell them. A
+        client's own connection (greeting) is told last what to track, and asks for nothing more: the shared ones have
+        the limits. What the node pushes from then on comes behind the last reply; whole pushes that came with it are
+        left out, for such a client is told at first that it may have missed something, or has read nothing yet.
+        Returns the beginning of one that is not whole.
         """
         needed = self.commands(backend)
-        commands = [*needed, *node_limits.COMMANDS, *([("CLIENT", "ID")] if backend.leased else [])]
+        extra = [] if backend.greeting else [*node_limits.COMMANDS, *([("CLIENT", "ID")] if backend.leased else [])]
+        commands = [*needed, *extra]
         await loop.sock_sendall(sock, b"".join(encode_command(*command) for command in commands))
         reader, size = ReplyReader(), 0
         replies: list[object] = []
@@ -214,19 +221,22 @@ class Connector:
                 raise OSError("closed by the node during the handshake")
             if (size := size + len(data)) > _MOST_BYTES:
                 raise OSError("its answers to the handshake are too long")
-            replies += [decode(frame) for frame, _, _ in reader.feed(data)]
+            replies += [decode(frame) for frame, _, push in reader.feed(data) if not push]
             for command, reply in zip(needed, replies, strict=False):
                 if isinstance(reply, ReplyError):
-                    raise HandshakeError(f"{command[0]}: {reply}")
+                    raise HandshakeError(f"{command[0]!s}: {reply}")
+        if backend.greeting:
+            return reader.rest()
         bulk, query = map(node_limits.limit, replies[len(needed) : len(needed) + 2])
-        if backend.leased and isinstance(replies[len(commands) - 1], int):
-            backend.client_id = replies[len(commands) - 1]
+        if backend.leased and isinstance(told := replies[len(commands) - 1], int):
+            backend.client_id = told
         self._limits[backend.node.label] = bulk, query
+        return b""
 
-    def commands(self, backend: Backend) -> list[tuple[str, ...]]:
+    def commands(self, backend: Backend) -> list[tuple[str | bytes, ...]]:
         """The handshake of a backend, by protocol and role; at least one command, so that the node has answered."""
         username, password, name = self.settings.username, self.settings.password, self.settings.client_name
-        commands: list[tuple[str, ...]] = []
+        commands: list[tuple[str | bytes, ...]] = []
         if backend.proto == 3:
             login = ("AUTH", username or "default", password) if password else ()
             commands.append(("HELLO", "3", *login, *(("SETNAME", name) if name else ())))
@@ -240,4 +250,6 @@ class Connector:
             commands.append(("SELECT", str(backend.db)))
         if backend.readonly:
             commands.append(("READONLY",))
+        if backend.greeting:
+            commands.append(backend.greeting)
         return commands or [("PING",)]

@@ -46,6 +46,7 @@ class WorkerStatus:
         waiting, output, memory = self._exchange.parking.waiting, output_bytes(self._path), self._path.client_memory
         dropped = logs.dropped()
         told = Status(number, waiting, output, memory, self.lag_s, dropped, self._nodes())
+        told.tracking_clients = len(self._path.tracking)
         if (hub := self.hub) is not None:
             channels, patterns, shards = hub.subscriptions
             told.subscriptions, told.topics = (channels, patterns, shards), self._topics(hub)
@@ -62,6 +63,7 @@ class WorkerStatus:
         stats: dict[str, int | float] = {
             **self._counters.totals(),
             "connected_clients": len(self._path.clients),
+            "tracking_clients": len(self._path.tracking),
             "proxy_requests_waiting": self._exchange.parking.waiting,
             "proxy_client_memory": self._path.client_memory,
             "proxy_client_memory_max": self.limits.max_memory,

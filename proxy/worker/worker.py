@@ -39,6 +39,7 @@ from proxy.forward.pipeline import BackendSettings
 from proxy.forward.question import ask_node
 from proxy.forward.reactor import Reactor
 from proxy.forward.router import Router
+from proxy.forward.tracking import DATABASES_MAX
 from proxy.ipc.messages import Commands, KeyspaceEvents, NodeFacts, Start, Topology
 from proxy.ipc.settings import WorkerSettings
 from proxy.resp import errors
@@ -203,11 +204,18 @@ class Worker:
             self.status.lag_s = max(0.0, now_s - due_s)
         self.router.sweep()
         self.path.leases.sweep()
+        self._keep_up()
         self.lease_watch.look()
         self.pauses.look()
         close_lingering(self.path, _LINGER_S)
         if idle_s := self.settings.clients.idle_timeout:
             close_idle(self.path, idle_s)
+
+    def _keep_up(self) -> None:
+        """Clients that are told of changes without having read (BCAST) have a connection to every primary."""
+        for client in list(self.path.tracking):
+            if client.tracking is not None:
+                client.tracking.keep_up()
 
     def _trim(self) -> None:
         self._timers["trim"] = self.loop.call_later(_TRIM_S, self._trim)
@@ -283,6 +291,7 @@ class Worker:
         self._limit()
         self.router.warm(2)
         self.subscriptions.upstream.topology_changed()
+        self._keep_up()
         self.exchange.parking.wake_all()
 
     def learn(self, facts: NodeFacts) -> None:
@@ -290,7 +299,7 @@ class Worker:
         for label, usable in facts.usable.items():
             if (node := self._nodes.get(label)) is not None and node.replica:
                 node.usable = usable
-        self.context.databases = facts.databases or self.context.databases
+        self.context.databases = min(facts.databases, DATABASES_MAX) or self.context.databases
         if facts.limits:
             self.connector.learn_limits(facts.limits)
             self._limit()

@@ -36,6 +36,7 @@ def counters(n: int = 1) -> CounterValues:
         "monitor_dropped": 3 * n,
         "internal_errors": 9 * n,
         "inflight": 7 * n,
+        "blocked": 5 * n,
         "messages": 11 * n,
         "deliveries": 12 * n,
         "fan_out_pauses": 13 * n,
@@ -128,6 +129,7 @@ def snapshot() -> Snapshot:
         "clients": 3,
         "waiting": 1,
         "output_bytes": 4096,
+        "tracking_clients": 0,
         "client_memory": 10000,
         "event_loop_lag_s": 0.002,
         "nodes": {

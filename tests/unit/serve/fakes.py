@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from proxy.forward.tracking import Tracking
 from proxy.serve import table
 from proxy.serve.context import Inquiry, ServeContext
 
@@ -46,8 +47,17 @@ class FakeClient:
     no_touch: bool = False
     redirects: bool = False
     monitoring: bool = False
+    tracking: Tracking | None = None
+    cached: bool = False
+    tracked: list[Tracking | None] = dataclasses.field(default_factory=list)
+    room: bool = True
     reply: str = "on"
     killed: bool = False
+
+    def track(self, tracking: Tracking | None, /) -> bool:
+        self.tracked.append(tracking)
+        self.tracking = tracking if self.room else None
+        return self.room
 
     def set_proto(self, proto: int, /) -> None:
         assert proto in (2, 3)

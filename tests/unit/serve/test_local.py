@@ -218,7 +218,6 @@ def test_client_info_spells_addresses_and_flags_as_redis(changes: dict[str, obje
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["CLIENT", "TRACKING", "on"], errors.not_served(b"client|tracking")),
         (["CLIENT", "NoSuch"], b"-ERR unknown subcommand 'NoSuch'. Try CLIENT HELP.\r\n"),
         (["CLUSTER", "SETSLOT", "1", "STABLE"], errors.not_allowed(b"cluster|setslot")),
         (["CLUSTER", "SLOT-STATS"], errors.not_served(b"cluster|slot-stats")),
