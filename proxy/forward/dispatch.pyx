@@ -10,8 +10,8 @@ from libc.string cimport memcpy
 
 from proxy.commands.keys cimport KEYS_OK, asks_to_block, find_keys
 from proxy.commands.lookup cimport (
-    CLASS_ANY, CLASS_BLOCKING, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_REFUSED, CLASS_SCRIPT, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET,
-    CLASS_SPLIT_SUM, CLASS_TRANSACTION, CLASS_UNSERVED, CMD_BLOCKING, CMD_KNOWN, CMD_NO_AUTH,
+    CLASS_ANY, CLASS_BLOCKING, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_REFUSED, CLASS_SCRIPT, CLASS_SPLIT_MGET,
+    CLASS_SPLIT_MSET, CLASS_SPLIT_SUM, CLASS_TRANSACTION, CLASS_UNSERVED, CMD_BLOCKING, CMD_KNOWN, CMD_NO_AUTH,
 )
 from proxy.forward.answer cimport ask_serve, refuse
 from proxy.forward.blocking cimport block

@@ -219,8 +219,8 @@ class Connector:
                 if isinstance(reply, ReplyError):
                     raise HandshakeError(f"{command[0]}: {reply}")
         bulk, query = map(node_limits.limit, replies[len(needed) : len(needed) + 2])
-        if backend.leased and isinstance(replies[len(commands) - 1], int):
-            backend.client_id = replies[len(commands) - 1]
+        if backend.leased and isinstance(own := replies[len(commands) - 1], int):
+            backend.client_id = own
         self._limits[backend.node.label] = bulk, query
 
     def commands(self, backend: Backend) -> list[tuple[str, ...]]:

@@ -40,6 +40,7 @@ class FakeClient:
     resets: int = 0
     held_back: bool = False
     blocked: bool = False
+    unblocked_with: bool | None = None
     no_evict: bool = False
     no_touch: bool = False
     redirects: bool = False
@@ -57,6 +58,11 @@ class FakeClient:
     def set_reply(self, mode: str, /) -> None:
         assert mode in ("on", "off", "skip")
         self.reply = mode
+
+    def unblock(self, error: bool, told: Callable[[bool], object], /) -> None:
+        assert self.blocked
+        self.unblocked_with = error
+        told(True)
 
     def close_after_reply(self) -> None:
         self.closing = True
