@@ -35,6 +35,7 @@ def counters(n: int = 1) -> CounterValues:
         "timeouts": 8 * n,
         "internal_errors": 9 * n,
         "inflight": 7 * n,
+        "blocked": 5 * n,
     }
 
 
