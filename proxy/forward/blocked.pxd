@@ -38,7 +38,7 @@ cdef class Leg(Sink):
 cdef class Blocking(Wait):
     cdef Client client
     cdef ReplyQueue replies
-    cdef Request* parent        # its place in the client's order, with its bytes; NULL = answered, or the client has left
+    cdef Request* parent        # its place in the client's order, with its bytes; NULL = answered, or the client left
     cdef list legs
     cdef int slot               # Slots: SLOT_NONE for WAIT, and where no keys could be found
     cdef bytes cover            # of WAIT: what goes before it

@@ -228,8 +228,8 @@ class Connector:
         if backend.greeting:
             return reader.rest()
         bulk, query = map(node_limits.limit, replies[len(needed) : len(needed) + 2])
-        if backend.leased and isinstance(told := replies[len(commands) - 1], int):
-            backend.client_id = told
+        if backend.leased and isinstance(own := replies[len(commands) - 1], int):
+            backend.client_id = own
         self._limits[backend.node.label] = bulk, query
         return b""
 

@@ -425,7 +425,7 @@ def leave_at_random(connect: Callable[[], RawClient], leavers: int, crowd: int =
         take()
         if len(got) == before:
             break
-    for client in blocked:
+    for client in [*blocked, other]:
         client.close()
     assert len(got) == len(set(got)), "an element came twice"
     return pushed - len(got)

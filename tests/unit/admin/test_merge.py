@@ -56,7 +56,7 @@ def test_what_is_merged_is_not_touched() -> None:
     merged["counters"]["commands"]["get"]["buckets"][0] = 999
     merged["counters"]["closed"].clear()
     assert given == before
-    assert merge(own(), given, past, 6)["counters"] == {**counters(4), "inflight": 3 * 7}
+    assert merge(own(), given, past, 6)["counters"] == {**counters(4), "inflight": 3 * 7, "blocked": 3 * 5}
 
 
 def busy_status() -> Status:
@@ -133,7 +133,7 @@ def test_counters_of_ended_workers_stay_and_their_gauges_do_not() -> None:
     past.ended(*ending)
     after = merge(own(1), [living], past, 3)
     assert counts(after) == pytest.approx(counts(before), rel=1e-15)
-    assert after["counters"]["inflight"] == 7
+    assert (after["counters"]["inflight"], after["counters"]["blocked"]) == (7, 5)
     assert (after["waiting"], after["output_bytes"], after["client_memory"]) == (1, 4096, 10000)
     (left,) = after["nodes"].values()
     assert (left.up, left.pending, left.connections) == (True, 4, {("shared", "up"): 1, ("shared", "connecting"): 0})
@@ -203,7 +203,7 @@ def counts(values: Snapshot) -> dict[Any, float]:
     found: dict[Any, float] = {}
     merged = values["counters"]
     for key, value in merged.items():
-        if isinstance(value, int) and key != "inflight":
+        if isinstance(value, int) and key not in ("inflight", "blocked"):
             found[key] = value
         elif key in ("closed", "redirections", "retries"):
             assert isinstance(value, dict)

@@ -43,6 +43,7 @@ class FakeClient:
     blocked: bool = False
     subscriptions: tuple[int, int, int] = (0, 0, 0)
     subscriber: None = None
+    unblocked_with: bool | None = None
     no_evict: bool = False
     no_touch: bool = False
     redirects: bool = False
@@ -70,6 +71,11 @@ class FakeClient:
     def set_reply(self, mode: str, /) -> None:
         assert mode in ("on", "off", "skip")
         self.reply = mode
+
+    def unblock(self, error: bool, told: Callable[[bool], object], /) -> None:
+        assert self.blocked
+        self.unblocked_with = error
+        told(True)
 
     def close_after_reply(self) -> None:
         self.closing = True

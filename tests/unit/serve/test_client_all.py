@@ -46,6 +46,32 @@ def test_list_is_made_of_pieces_in_any_order() -> None:
     assert client_all._sorted_lines([], 0) == b""
 
 
+@pytest.mark.parametrize(
+    ("words", "error"), [([], False), (["timeout"], False), (["ERROR"], True), (["ERROR", "x"], False)]
+)
+def test_unblock(words: list[str], error: bool) -> None:
+    me, free, blocked = FakeClient(id=1), FakeClient(id=2), FakeClient(id=3, blocked=True)
+    ctx = proxy(me, free, blocked)
+    assert ask(ctx, me, "UNBLOCK", "3", *words) == b":1\r\n"
+    assert blocked.unblocked_with is error
+    for nobody in ("1", "2", "4", "-1", str(2**63 - 1)):
+        assert ask(ctx, me, "UNBLOCK", nobody, *words) == b":0\r\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["x"], b"-ERR value is not an integer or out of range\r\n"),
+        (["3", "x"], b"-ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR\r\n"),
+        ([str(2**63)], b"-ERR value is not an integer or out of range\r\n"),
+    ],
+)
+def test_unblock_with_bad_arguments(words: list[str], told: bytes) -> None:
+    me = FakeClient(blocked=True)
+    assert ask(proxy(me), me, "UNBLOCK", *words) == told
+    assert me.unblocked_with is None
+
+
 def test_kill() -> None:
     me, *others = (FakeClient(id=n, address=f"1.1.1.1:{n}") for n in (7, 30, 4, 100))
     ctx = proxy(me, *others)

@@ -151,6 +151,23 @@ def test_handshake(node: FakeNode, proto: int, config: dict[str, Any], handshake
     run(settings(**config), scene)
 
 
+@pytest.mark.parametrize(("reply", "number"), [(b":77\r\n", 77), (b"-NOPERM no\r\n", 0), (b"+OK\r\n", 0)])
+def test_a_lease_is_told_who_it_is_at_the_node(node: FakeNode, reply: bytes, number: int) -> None:
+    node.on("CLIENT", reply)
+
+    async def scene(nodes: Nodes) -> None:
+        nodes.want(Address(HOST, node.port))
+        (known,) = nodes.router.nodes.values()
+        lease = nodes.router.lease(known, 2)
+        lease.state = BackendState.CONNECTING
+        nodes.connector.connect(lease)
+        await until(lambda: lease in nodes.up)
+        assert node.seen("CLIENT") == [[b"CLIENT", b"ID"]]  # no shared connection asks
+        assert lease.client_id == number
+
+    run(settings(), scene)
+
+
 def test_a_refused_handshake_is_tried_again(node: FakeNode, caplog: pytest.LogCaptureFixture) -> None:
     node.on("AUTH", b"-WRONGPASS no\r\n")
 

@@ -26,7 +26,8 @@ class Scene:
         self.sent: list[Any] = []
         self.raised: list[tuple[str, BaseException]] = []
         self.expected: list[type[BaseException]] = []
-        self.behind = 0
+        self.behind = self.looked = 0
+        self.happened = False
         self.said: dict[int, bytes] = {}
         self.asked: list[bytes] = []
         self._laters: list[NotedLater] = []
@@ -34,7 +35,7 @@ class Scene:
         self.inquiries = Inquiries(
             asyncio.get_running_loop(),
             self.sent.append,
-            {"echo": self.echo, "long": self.long, "bad": self.bad},
+            {"echo": self.echo, "long": self.long, "bad": self.bad, "later": self.later},
             backlog=lambda: self.behind,
             on_raised=lambda what, error: self.raised.append((what, error)),
         )
@@ -64,6 +65,12 @@ class Scene:
             while time.perf_counter() < end_s:
                 pass
             yield b"%07d" % n
+
+    def later(self, body: bytes) -> Iterator[bytes | None]:
+        while not self.happened:
+            self.looked += 1
+            yield None
+        yield b"then"
 
     def bad(self, body: bytes) -> Iterator[bytes]:
         yield b"half"
@@ -193,6 +200,25 @@ def test_long_work_is_done_in_slices(play: Play) -> None:
         whole = b"".join(answer.body for answer in scene.answers())
         assert whole == b"".join(b"%07d" % n for n in range(5000))
         assert [answer.last for answer in scene.answers()][-1]
+
+    play(act)
+
+
+def test_what_waits_for_something_else_holds_nobody_up(play: Play) -> None:
+    """It is looked at now and then, the main process hears that it is alive, and other work goes on."""
+
+    async def act(scene: Scene) -> None:
+        scene.inquiries.query(1, "later", b"")
+        later = scene.ask()
+        await asyncio.sleep(0.05)
+        assert 2 < scene.looked < 40
+        scene.inquiries.found(1, b"other", True, 0)
+        await asyncio.sleep(0.01)
+        assert later.made == b"other+own q+0"
+        assert not scene.answers()
+        scene.happened = True
+        await asyncio.sleep(0.02)
+        assert scene.answers() == [Answer(1, b"then", True)]
 
     play(act)
 
