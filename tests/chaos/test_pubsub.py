@@ -1,4 +1,4 @@
-"""Subscriptions while primaries change, die, hang, and slots move: nothing is doubled, and what is missed is of that time."""
+"""Subscriptions while primaries change, die, hang, and slots move: nothing comes twice, what is missed is of then."""
 
 from __future__ import annotations
 

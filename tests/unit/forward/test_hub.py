@@ -1,4 +1,4 @@
-"""Messages from a node's pushes to all who are subscribed: to whom, in which order, in turns, and no further than allowed."""
+"""Messages from a node's pushes to all who are subscribed: to whom, in which order, in turns, and how much."""
 
 from __future__ import annotations
 
