@@ -3,8 +3,9 @@
 Run it with the project's interpreter: `.venv/bin/python bench/pubsub.py --help`. Prints a table, leaves nothing behind.
 
 A process of its own holds the subscribers (RESP2) and counts the bytes that come; another one publishes. `flood`: so
-many messages as fast as they are taken; delivered messages a second, and the CPU of the proxy (all its processes) and
-of the server that publishes, per delivery. `paced`: so many messages a second, while one client asks GET after GET
+many messages in one pipeline, which the server and the proxy may give out together; `single`: each when all have got
+the one before. Delivered messages a second, and the CPU of the proxy (all its processes) and of the servers, per
+delivery. `paced`: so many messages a second, while one client asks GET after GET
 through the same worker; the latency of these GETs is compared with that without any message.
 """
 
@@ -28,7 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import machine
-from bench.contestants import Checkout, packed, start_cluster, start_proxy
+from bench.contestants import packed, start_cluster, start_proxy
 from bench.procfs import cpu_time, family
 from proxy.embedded import HOST
 from tests.support.cluster import Standalone, servers
@@ -113,14 +114,18 @@ def connect(port: int) -> socket.socket:
     return one
 
 
-def flood(port: int, pids: dict[str, list[int]], subscribers: Subscribers, messages: int) -> dict[str, float]:
-    """Deliveries a second, and microseconds of CPU for each."""
+def flood(
+    port: int, pids: dict[str, list[int]], subscribers: Subscribers, messages: int, single: bool
+) -> dict[str, float]:
+    """Deliveries a second, and microseconds of CPU for each. single: one message after the other."""
     with connect(port) as publisher:
         before = {name: cpu_time(of) for name, of in pids.items()}
-        arrived = subscribers.expect(messages)
-        begun_ns = time.monotonic_ns()
-        publisher.sendall(packed("PUBLISH", CHANNEL, PAYLOAD) * messages)
-        seconds = (arrived() - begun_ns) / 1e9
+        begun_ns = end_ns = time.monotonic_ns()
+        for _ in range(messages if single else 1):
+            arrived = subscribers.expect(1 if single else messages)
+            publisher.sendall(packed("PUBLISH", CHANNEL, PAYLOAD) * (1 if single else messages))
+            end_ns = arrived()
+        seconds = (end_ns - begun_ns) / 1e9
         deliveries = messages * subscribers.count
         told = {"rate": deliveries / seconds}
         for name, of in pids.items():
@@ -199,35 +204,41 @@ def main() -> int:
     print(f"| load | {options.subscribers:,} subscribers (RESP2) of one channel, messages of {len(PAYLOAD)} bytes |\n")
     floods, gets = [], []
     for kind, binary in servers().items():
-        version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
+        version = (
+            subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)
+            .stdout.split("v=")[1]
+            .split()[0]
+        )
         with Standalone(binary) as server:
             pid = server._process.pid  # type: ignore[union-attr]
             with subscribed(server.port, options.subscribers) as subscribers:
-                for _ in range(options.rounds):
-                    told = flood(server.port, {"server": [pid]}, subscribers, options.messages)
-                    floods.append((f"single {kind} {version}", told["rate"], None, told["server"]))
-                gets.append((f"single {kind}", "none", latencies(server.port, options.seconds)))
+                for single in [False, True] * options.rounds:
+                    told = flood(server.port, {"server": [pid]}, subscribers, options.messages, single)
+                    floods.append((f"one {kind} {version}", single, told["rate"], None, told["server"]))
+                gets.append((f"one {kind}", "none", latencies(server.port, options.seconds)))
                 for rate in rates:
-                    gets.append((f"single {kind}", f"{rate:g}", paced(server.port, subscribers, rate, options.seconds)))
+                    gets.append((f"one {kind}", f"{rate:g}", paced(server.port, subscribers, rate, options.seconds)))
     with tempfile.TemporaryDirectory() as folder, start_cluster(None) as cluster:
-        proxy = start_proxy(cluster, Path(folder), Checkout.of())
+        proxy = start_proxy(cluster, Path(folder))
         try:
             pids = {
                 "proxy": proxy.family(),
                 "server": [pid for node in cluster.nodes for pid in family(node.process.pid)],  # type: ignore[union-attr]
             }
             with subscribed(proxy.port, options.subscribers) as subscribers:
-                for _ in range(options.rounds):
-                    told = flood(proxy.port, pids, subscribers, options.messages)
-                    floods.append(("proxy, 1 worker, 3 primaries", told["rate"], told["proxy"], told["server"]))
+                for single in [False, True] * options.rounds:
+                    told = flood(proxy.port, pids, subscribers, options.messages, single)
+                    name = "proxy, 1 worker, 3 primaries"
+                    floods.append((name, single, told["rate"], told["proxy"], told["server"]))
                 gets.append(("proxy", "none", latencies(proxy.port, options.seconds)))
                 for rate in rates:
                     gets.append(("proxy", f"{rate:g}", paced(proxy.port, subscribers, rate, options.seconds)))
         finally:
             proxy.stop()
-    print("| flood | delivered/s | CPU us per delivery: proxy | servers |\n|---|---|---|---|")
-    for name, rate, ours, theirs in floods:
-        print(f"| {name} | {rate:,.0f} | {'' if ours is None else f'{ours:.2f}'} | {theirs:.2f} |")
+    print("| | messages | delivered/s | CPU us per delivery: proxy | servers |\n|---|---|---|---|---|")
+    for name, single, rate, ours, theirs in sorted(floods, key=lambda row: row[1]):
+        how = "one by one" if single else "a flood"
+        print(f"| {name} | {how} | {rate:,.0f} | {'' if ours is None else f'{ours:.2f}'} | {theirs:.2f} |")
     print("\n| GET meanwhile | messages/s | deliveries/s | p50 / p99 / max ms |\n|---|---|---|---|")
     for name, paced_at, found in gets:
         deliveries = 0 if paced_at == "none" else float(paced_at) * options.subscribers

@@ -34,7 +34,6 @@ from proxy.forward.datapath cimport DataPath
 from proxy.forward.node cimport Node
 from proxy.forward.pipeline cimport ENQUEUED
 from proxy.forward.reactor cimport monotonic_ns
-from proxy.forward.reply_queue cimport ReplyQueue
 from proxy.forward.request cimport (
     REQ_READ, STATE_ANSWERED, TARGET_LEASE, Request, request_free, request_hold, request_move, request_new,
     request_unhold,

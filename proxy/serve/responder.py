@@ -96,8 +96,8 @@ class Responder:
         """The error for a command that is not carried out.
 
         why: noauth, arity, refused or unserved; of transactions: no_multi (EXEC or DISCARD without one), nested,
-        watch_inside, inside (not allowed there); subscribed: not allowed to a RESP2 client with subscriptions. row: its name in the command table (`object|encoding`), empty when it
-        is unknown. name, sub: as the client spelt them.
+        watch_inside, inside (not allowed there); subscribed: not allowed to a RESP2 client with subscriptions. row: its
+        name in the command table (`object|encoding`), empty when it is unknown. name, sub: as the client spelt them.
         """
         if why == "noauth":
             return errors.NOAUTH

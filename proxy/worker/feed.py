@@ -78,6 +78,8 @@ class Feed:
     @property
     def whole(self) -> bool:
         """Whether all that is wanted is confirmed, or given up."""
+        if len(self.have) + len(self.given_up) < len(self.wanted):
+            return False  # looked at often, and there may be many
         return self.wanted <= self.have or self.wanted <= self.have | self.given_up
 
     def has(self, key: Key) -> bool:

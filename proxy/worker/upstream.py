@@ -180,14 +180,21 @@ class Upstream:
         if topic.kind == SHARDS:
             if (owner := self._owner.pop(topic, None)) is not None:
                 owner.unwant(key)
+        elif topic.events:
+            self._events.discard(key)
+            if not (key in TAP_KEYS and self.hub.wide):
+                self._unwant(key)
         else:
             self._main.unwant(key)
-            self._events.discard(key)
-            for feed in self._nodes.values():
-                for one in (key, *TAP_KEYS):
-                    if one not in self._events and not (one in TAP_KEYS and self.hub.wide):
-                        feed.unwant(one)
+            if topic.fits is not None and not self.hub.wide:
+                for tap in TAP_KEYS:
+                    if tap not in self._events:
+                        self._unwant(tap)
         self._flush()
+
+    def _unwant(self, key: Key) -> None:
+        for feed in self._nodes.values():
+            feed.unwant(key)
 
     def _settle(self, topic: Topic, node: Node | None = None) -> None:
         """A shard channel is wanted at the primary of its slot. node: who that is, if it is known better."""
@@ -371,9 +378,13 @@ class Upstream:
             self._interrupted(why, feed.node)
 
     def up(self, backend: Backend) -> None:
-        """It is connected."""
+        """A connection to some node is made, one of ours or another."""
+        now_s = self._loop.time()
         if (feed := self._feed_of(backend)) is not None:
-            feed.opened_s = self._loop.time()
+            feed.opened_s = now_s
+        elif (feed := self._nodes.get(backend.node)) is not None and feed.opens_at_s > now_s:
+            feed.opens_at_s = now_s  # it can be reached again
+            self._flush()
 
     def topology_changed(self) -> None:
         """Another topology is in force."""

@@ -448,8 +448,7 @@ class Worker:
             self._reports.add(unfit=node.label, why=reason)
 
     def _backend_up(self, backend: Backend) -> None:
-        if backend.duty:
-            self.subscriptions.upstream.up(backend)
+        self.subscriptions.upstream.up(backend)
         log.debug("connected", node=backend.node.label, resp=backend.proto)
         self._limit()
         self.exchange.parking.wake_all()

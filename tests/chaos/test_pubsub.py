@@ -1,4 +1,4 @@
-"""Subscriptions while primaries change, die, hang, and slots move: nothing is doubled, and what is missed is of that time."""
+"""Subscriptions while primaries change, die, hang, and slots move: nothing comes twice, what is missed is of then."""
 
 from __future__ import annotations
 
@@ -167,3 +167,25 @@ def test_nothing_is_doubled_and_all_is_heard_again(
         assert daemon.log.count("subscriptions interrupted") == daemon.metric(
             "redis_proxy_subscriptions_interrupted_total"
         )
+
+
+def test_a_node_that_restarts_sends_events_again(
+    fragile: EmbeddedCluster, start_proxy: Callable[..., ProxyDaemon]
+) -> None:
+    """CONFIG SET notify-keyspace-events was for one Redis: it holds for what comes later, too."""
+    daemon = start_proxy(fragile.seeds)
+    option = "notify-keyspace-events"
+    with daemon.raw(timeout_s=30) as raw, daemon.raw() as subscriber:
+        assert raw.command("CONFIG", "SET", option, "KEA") == b"+OK\r\n"
+        node = fragile.primaries()[0]
+        fragile.restart(node)
+        wait_for(lambda: b"AKE" in str(node.command("CONFIG", "GET", option)).encode(), 15, "the node is told")
+        # Who changes it by hand is not contradicted.
+        node.command("CONFIG", "SET", option, "Ex")
+        subscriber.command("PSUBSCRIBE", "__keyevent@0__:set")
+        time.sleep(3)
+        assert "AKE" not in str(node.command("CONFIG", "GET", option))
+        assert raw.command("CONFIG", "SET", option, "") == b"+OK\r\n"
+        fragile.restart(node)
+        time.sleep(3)
+        assert "AKE" not in str(node.command("CONFIG", "GET", option))
