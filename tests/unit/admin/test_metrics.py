@@ -64,6 +64,7 @@ FAMILIES = {
     "topology_epoch": ("gauge", set()),
     "split_commands_total": ("counter", {"command"}),
     "output_buffer_bytes": ("gauge", set()),
+    "tracking_clients": ("gauge", set()),
     "client_memory_bytes": ("gauge", set()),
     "client_memory_max_bytes": ("gauge", set()),
     "event_loop_lag_seconds": ("gauge", set()),

@@ -162,7 +162,7 @@ def pushes_behind_a_reply(stage: Stage, client: End) -> Iterator[int]:
     reply = bulk(b"x" * 100_000)
     stage.pour(stage.node(A), reply[:-2])
     for _ in range(1000):
-        stage.accepted.push(b">2\r\n+a\r\n+b\r\n")
+        stage.accepted.push(b">2\r\n+a\r\n" + bulk(b"b" * 250))
     yield 1000 * 250
     stage.node(A).send(reply[-2:])
 
