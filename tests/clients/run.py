@@ -28,7 +28,7 @@ from typing import Any
 
 from tests.clients import subject as subjects
 from tests.clients.install import NotInstalled, install
-from tests.clients.table import Outcome, write
+from tests.clients.table import Outcome, shortened, write
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "compatibility.md"
@@ -59,7 +59,7 @@ def chosen(only: str) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def run(folder: Path, meta: dict[str, Any], subject: subjects.Subject, cache: Path, *, apt: bool) -> Outcome:
+def run(folder: Path, meta: dict[str, Any], control: subjects.Control, cache: Path, *, apt: bool) -> Outcome:
     """Installs and runs one; never raises for what the program does."""
     outcome = Outcome(meta["name"], meta["kind"], meta["language"], remarks=meta.get("remarks", []))
     try:
@@ -67,23 +67,23 @@ def run(folder: Path, meta: dict[str, Any], subject: subjects.Subject, cache: Pa
     except NotInstalled as missing:
         outcome.missing = f"not tried: {missing}"
         return outcome
+    subject = control.subject
     subject.flush()
-    with subjects.Control(subject) as control:
-        env = {
-            **os.environ,
-            **installed.env,
-            **meta["env"],
-            "PROXY_HOST": subject.host,
-            "PROXY_PORT": str(subject.port),
-            "SUBJECT": subject.kind,
-            "RESTART": control.command("restart"),
-            "FAILOVER": control.command("failover"),
-            "PYTHONUNBUFFERED": "1",
-        }
-        command = [word.format(**installed.words) for word in meta["run"]]
-        started = time.monotonic()
-        said, code = output_of(command, folder, env, meta.get("time_limit_s", TIME_LIMIT_S))
-        took_s = time.monotonic() - started
+    env = {
+        **os.environ,
+        **installed.env,
+        **meta["env"],
+        "PROXY_HOST": subject.host,
+        "PROXY_PORT": str(subject.port),
+        "SUBJECT": subject.kind,
+        "RESTART": control.command("restart"),
+        "FAILOVER": control.command("failover"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [word.format(**installed.words) for word in meta["run"]]
+    started = time.monotonic()
+    said, code = output_of(command, folder, env, meta.get("time_limit_s", TIME_LIMIT_S))
+    took_s = time.monotonic() - started
     read(said, outcome)
     if code != 0:
         outcome.checks.append(("runs to its end", False, f"{code} after {took_s:.0f} s: {last_words(said)}"))
@@ -165,7 +165,7 @@ def show(outcome: Outcome, *, verbose: bool) -> None:
     print(f"{outcome.name} {outcome.version}: {', '.join(numbers)}", flush=True)
     for name, ok, detail in outcome.checks:
         if verbose or ok is not True:
-            print(f"    {'ok  ' if ok else 'FAIL' if ok is False else '-   '} {name}  {detail}", flush=True)
+            print(f"    {'ok  ' if ok else 'FAIL' if ok is False else '-   '} {name}  {shortened(detail)}", flush=True)
 
 
 def main() -> int:
@@ -199,8 +199,9 @@ def main() -> int:
             subject = stack.enter_context(subjects.plain(server))
         else:
             subject = stack.enter_context(subjects.proxied(server, options.workers))
+        control = subjects.Control(subject)
         for folder, meta in todo:
-            outcomes.append(run(folder, meta, subject, options.cache.resolve(), apt=not options.no_apt))
+            outcomes.append(run(folder, meta, control, options.cache.resolve(), apt=not options.no_apt))
             show(outcomes[-1], verbose=options.verbose)
         if options.verbose:
             print(subject.log())

@@ -106,7 +106,7 @@ def flush_through(subject: Subject) -> None:
 class Control:
     """Answers `ACTION\\n` on a loopback port with `done\\n`, or what went wrong, when the action is over.
 
-    One thread for all of them, and it stays: servers die with the thread that started them.
+    One thread for all of them, which stays until this process ends: servers die with the thread that started them.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -121,20 +121,12 @@ class Control:
                     self.wfile.write(b"done\n")
 
         self._server = socketserver.TCPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._subject = subject
-
-    def __enter__(self) -> Control:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self.subject = subject
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def command(self, action: str) -> str:
         """The shell command by which a program has the action done; empty when it cannot be."""
-        if action not in self._subject.actions:
+        if action not in self.subject.actions:
             return ""
         return f"'{sys.executable}' '{__file__}' {self._server.server_address[1]} {action}"
 

@@ -83,5 +83,10 @@ def write(page: Path, outcomes: Iterable[Outcome], known: dict[str, str], server
     page.write_text("".join(parts))
 
 
+def shortened(text: str) -> str:
+    """One line of at most 300 characters."""
+    return re.sub(r"\s+", " ", text).strip()[:300]
+
+
 def _cell(text: str) -> str:
-    return re.sub(r"\s+", " ", text).replace("|", "\\|").strip()[:300]
+    return shortened(text).replace("|", "\\|")
