@@ -14,7 +14,8 @@ from arq.worker import Worker, func
 from checks import HOST, PORT, equal, restart
 from stages import RUN, Stages, raises, until_async
 
-QUEUE = "arq:queue:{arq}"
+TAG = "{arq:abort}"  # arq:abort is a key that arq gives no other name: this hash tag means its slot
+QUEUE = f"arq:queue:{TAG}"
 stages = Stages()
 ticks: list[float] = []
 numbers = iter(range(10**6))
@@ -25,7 +26,7 @@ def settings() -> RedisSettings:
 
 
 def name() -> str:
-    return f"{{arq}}:{RUN}:{next(numbers)}"
+    return f"{TAG}:{RUN}:{next(numbers)}"
 
 
 async def add(_: dict[str, Any], x: int, y: int) -> int:
@@ -59,7 +60,7 @@ async def working(body: Callable[[Any], Awaitable[None]]) -> None:
     pool = await create_pool(settings(), default_queue_name=QUEUE)
     worker = Worker(
         functions=[add, func(flaky, max_tries=10), broken, now, sleep],
-        cron_jobs=[cron(tick, name="{arq}:tick", second=set(range(60)), run_at_startup=False)],
+        cron_jobs=[cron(tick, name=f"{TAG}:tick", second=set(range(60)), run_at_startup=False)],
         queue_name=QUEUE,
         redis_settings=settings(),
         poll_delay=0.05,

@@ -14,9 +14,13 @@ from django.conf import settings
 from stages import RUN, SHARDS, Stages, raises, slot_of, until
 
 BACKEND = os.environ["BACKEND"]
+LOCATION = f"redis://{HOST}:{PORT}/0"
 OWN = BACKEND.startswith("django.core")
 settings.configure(
-    CACHES={"default": {"BACKEND": BACKEND, "LOCATION": f"redis://{HOST}:{PORT}/0", "KEY_PREFIX": RUN}},
+    CACHES={
+        "default": {"BACKEND": BACKEND, "LOCATION": LOCATION, "KEY_PREFIX": RUN},
+        "one slot": {"BACKEND": BACKEND, "LOCATION": LOCATION, "KEY_PREFIX": "{" + RUN + "}"},
+    },
     SESSION_ENGINE="django.contrib.sessions.backends.cache",
     INSTALLED_APPS=["django.contrib.sessions"],
     MIDDLEWARE=["django.contrib.sessions.middleware.SessionMiddleware"],
@@ -26,7 +30,7 @@ settings.configure(
 )
 django.setup()
 
-from django.core.cache import cache  # noqa: E402
+from django.core.cache import cache, caches  # noqa: E402
 from django.http import HttpResponse  # noqa: E402
 from django.test import Client  # noqa: E402
 from django.urls import path  # noqa: E402
@@ -84,7 +88,11 @@ def counters() -> None:
 @stages.add("many at once")
 def many() -> None:
     wanted = {name: n for n, name in enumerate(spread_names(200))}
-    equal(cache.set_many(wanted, timeout=100) or [], [])
+    tagged = caches["one slot"]
+    equal(tagged.set_many(wanted, timeout=100) or [], [])
+    equal(tagged.get_many([*wanted, "none"]), wanted)
+    for name, value in wanted.items():
+        cache.set(name, value)
     equal(cache.get_many([*wanted, "none"]), wanted)
     cache.delete_many([*wanted][:100])
     equal(sorted(cache.get_many(wanted)), sorted([*wanted][100:]))
@@ -113,15 +121,19 @@ def extras() -> None:
     if OWN:
         return
     names = spread_names(100)
-    cache.set_many({f"pattern:{name}": 1 for name in names}, timeout=None)
+    for name in names:
+        cache.set(f"pattern:{name}", 1, timeout=None)
     equal(len(cache.keys("pattern:*")), 100)
     equal(len(set(cache.iter_keys("pattern:*"))), 100)
     equal(cache.ttl(f"pattern:{names[0]}"), None)
     equal(cache.expire(f"pattern:{names[0]}", 100), True)
     equal(90 < cache.ttl(f"pattern:{names[0]}") <= 100, True)
     equal(cache.persist(f"pattern:{names[0]}"), True)
-    equal(cache.delete_pattern("pattern:*"), 100)
-    equal(len(cache.keys("pattern:*")), 0)
+    tagged = caches["one slot"]
+    for name in names:
+        tagged.set(f"pattern:{name}", 1)
+    equal(tagged.delete_pattern("pattern:*"), 100)
+    equal([len(tagged.keys("pattern:*")), len(cache.keys("pattern:*"))], [0, 100])
     inside, most = [0], [0]
 
     def work() -> None:

@@ -1,7 +1,8 @@
 """Spring Session's way with Redis (RedisIndexedSessionRepository, ConfigureNotifyKeyspaceEventsAction), by redis-py.
 
 A session is a hash, a key whose expiry is the session's, and a member of the set of those that end in the same
-minute; the application hears of its end by keyspace events. Every event of every shard must be heard exactly once, and no other.
+minute; the application hears of its end by keyspace events. Every event of every shard must be heard exactly once,
+and no other.
 """
 
 from __future__ import annotations
