@@ -51,11 +51,14 @@ def hold(port: int, count: int) -> None:
     poll = select.epoll()
     sockets: dict[int, socket.socket] = {}
     for _ in range(count):
-        one = socket.create_connection((HOST, port))
+        one = socket.create_connection((HOST, port), timeout=30)
         one.sendall(packed("SUBSCRIBE", CHANNEL))
         want = len(packed("subscribe", CHANNEL)) + len(":1\r\n")
         while want:
-            want -= len(one.recv(want))
+            got = one.recv(want)
+            if not got:
+                raise SystemExit("a subscriber is not let in")
+            want -= len(got)
         one.setblocking(False)
         sockets[one.fileno()] = one
         poll.register(one.fileno(), select.EPOLLIN)
@@ -109,7 +112,7 @@ class Subscribers:
 
 
 def connect(port: int) -> socket.socket:
-    one = socket.create_connection((HOST, port))
+    one = socket.create_connection((HOST, port), timeout=120)
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return one
 
@@ -211,6 +214,10 @@ def main() -> int:
         )
         with Standalone(binary) as server:
             pid = server._process.pid  # type: ignore[union-attr]
+            with connect(server.port) as admin:
+                admin.sendall(packed("CONFIG", "SET", "maxclients", options.subscribers + 100))
+                admin.settimeout(5)
+                assert admin.recv(64) == b"+OK\r\n", "the server does not take so many clients"
             with subscribed(server.port, options.subscribers) as subscribers:
                 for single in [False, True] * options.rounds:
                     told = flood(server.port, {"server": [pid]}, subscribers, options.messages, single)

@@ -41,7 +41,7 @@ from proxy.forward.request cimport (
 from proxy.resp.push_words cimport Word, words_of
 
 cdef enum:
-    TURN = 600              # units of a turn, some 1 ms
+    TURN = 256              # units of a turn, some 0.6 ms: a GET meanwhile waits for two or three of them
     COST_SEND = 4           # ... a client that has nothing else to be sent in this batch: a send(2)
     COST_BYTES = 13         # ... and 2^13 bytes are a unit more
     AT_ONCE = 64            # members that a message is given to without being queued
