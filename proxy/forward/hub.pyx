@@ -134,6 +134,7 @@ cdef class Hub(PushPort):
     """One per worker. call(backend, word, name or None): a push that is no message; raised(what, error)."""
 
     def __init__(self, call, raised):
+        super().__init__(call, raised)
         self.topics = ({}, {}, {})
         self.wide = {}
         self.subscriptions = [0, 0, 0]

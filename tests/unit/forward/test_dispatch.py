@@ -285,7 +285,6 @@ def broken(stage: Stage, *methods: str) -> None:
         ("answer", HELLO3, "HELLO"),
         ("refuse", encode_command("GET"), "GET"),
         ("refuse", encode_command("SHUTDOWN"), "SHUTDOWN"),
-        ("refuse", encode_command("SUBSCRIBE", "c"), "SUBSCRIBE"),
         ("refuse", encode_command("MSET", KEY_A, "1", KEY_B), "MSET"),
         ("refuse", encode_command("OBJECT", "ENCODING"), "OBJECT"),
     ],

@@ -384,7 +384,7 @@ class TestLife:
         run(configured(), scene, nodes.seeds[0])
         before = os.listdir("/proc/self/fd")
         run(configured(), scene, nodes.seeds[0])
-        assert len(os.listdir("/proc/self/fd")) == len(before)
+        assert len(os.listdir("/proc/self/fd")) <= len(before)  # fewer when garbage of other tests goes
 
     def test_stop_without_a_start(self) -> None:
         async def scene() -> None:
