@@ -22,7 +22,7 @@ PLACES = {"client": "## Clients", "framework": "## Frameworks", "tool": "## Tool
 FAILURES = "## What fails"
 DIALOGUE = "not on PyPI, npm or Debian; what it says is replayed by tests/integration/test_client_dialogues.py"
 ONE_NODE = (
-    "; it asks for CLUSTER NODES and takes the answer for a cluster of one node: it refuses keys of several slots in one "
+    "; it takes the answer to CLUSTER NODES for a cluster of one node, and refuses keys of several slots in one "
     "command, and databases but 0, itself, unless its configuration takes that command away ($CLUSTER=)"
 )
 # What no registry carries for `make test-clients`: kind -> (name, of, why).
