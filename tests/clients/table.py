@@ -20,17 +20,22 @@ nothing of Cluster, and talks to the proxy in front of 3 primaries and 3 replica
 COLUMNS = "| name | of | version | passed | failed | not tried | remarks |\n|---|---|---|---|---|---|---|\n"
 PLACES = {"client": "## Clients", "framework": "## Frameworks", "tool": "## Tools and test suites"}
 FAILURES = "## What fails"
-# (name, of, why): what no registry carries for `make test-clients`.
-ELSEWHERE = [
-    (name, of, "not on PyPI, npm or Debian; what it says is replayed by tests/integration/test_client_dialogues.py")
-    for name, of in [
-        ("Jedis", "Java"),
-        ("Lettuce", "Java"),
-        ("Redisson", "Java"),
-        ("go-redis", "Go"),
-        ("StackExchange.Redis", ".NET"),
-    ]
-]
+DIALOGUE = "not on PyPI, npm or Debian; what it says is replayed by tests/integration/test_client_dialogues.py"
+ONE_NODE = (
+    "; it takes the answer to CLUSTER NODES for a cluster of one node, and refuses keys of several slots in one "
+    "command, and databases but 0, itself, unless its configuration takes that command away ($CLUSTER=)"
+)
+# What no registry carries for `make test-clients`: kind -> (name, of, why).
+ELSEWHERE = {
+    "client": [
+        ("Jedis", "Java", DIALOGUE),
+        ("Lettuce", "Java", DIALOGUE),
+        ("Redisson", "Java", DIALOGUE),
+        ("go-redis", "Go", DIALOGUE),
+        ("StackExchange.Redis", ".NET", DIALOGUE + ONE_NODE),
+    ],
+    "tool": [("ioredis's own test suite", "Node", "its npm tarball carries none, and Debian has no ioredis")],
+}
 
 
 @dataclass
@@ -73,8 +78,7 @@ def write(page: Path, outcomes: Iterable[Outcome], known: dict[str, str], server
     parts = [HEAD.format(server=server)]
     for kind, title in PLACES.items():
         lines = [rows[name] for name in sorted(known, key=str.lower) if known[name] == kind and name in rows]
-        if kind == "client":
-            lines += [f"| {name} | {of} |  | - | - | all | {why} |" for name, of, why in ELSEWHERE]
+        lines += [f"| {name} | {of} |  | - | - | all | {why} |" for name, of, why in ELSEWHERE.get(kind, [])]
         if lines:
             parts.append(f"{title}\n\n{COLUMNS}" + "\n".join(lines) + "\n\n")
     failed = [line for name in sorted(known, key=str.lower) for line in failures.get(name, [])]

@@ -14,7 +14,7 @@ Written down from their sources (GitHub repository and path), in plain (non-clus
 
 A line is `NAME> COMMAND`, with NAME one of the dialogue's connections: it is sent, and one reply is taken. Behind ` & `
 further commands go out in the same write. `NAME<` takes one more frame: a push, or another confirmation of one command.
-`~` before a command: only the type of its reply has to be the same.
+`~` before a command: only the type of its reply has to be the same (PUBLISH counts receivers at one node of a cluster).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ JEDIS_PUBSUB = """
 a> SUBSCRIBE news sport
 a<
 a> PSUBSCRIBE n*
-b> PUBLISH news hello
+b> ~ PUBLISH news hello
 a<
 a<
 a> PING
@@ -84,7 +84,7 @@ a> GET nosuch
 c> ~ HELLO 3
 c> SUBSCRIBE news
 c> PING
-b> PUBLISH news again
+b> ~ PUBLISH news again
 c<
 c> UNSUBSCRIBE
 """
@@ -113,7 +113,7 @@ a> SUBSCRIBE orders
 a> PSUBSCRIBE order*
 a> SSUBSCRIBE orders
 a> GET order:1
-b> PUBLISH orders paid
+b> ~ PUBLISH orders paid
 a<
 a<
 b> SPUBLISH orders sent
@@ -173,7 +173,7 @@ a> ~ hello 3
 a> subscribe jobs other
 a<
 a> psubscribe j*
-b> publish jobs 1
+b> ~ publish jobs 1
 a<
 a<
 a> ping
@@ -212,7 +212,7 @@ a> ECHO $ID & SUBSCRIBE __Booksleeve_MasterChanged
 a> SUBSCRIBE app
 a> PING
 a> UNSUBSCRIBE 5f0c2b
-b> PUBLISH app hello
+b> ~ PUBLISH app hello
 a<
 a> PSUBSCRIBE app*
 a> UNSUBSCRIBE app

@@ -216,8 +216,9 @@ static const char *pubsub(void) {
     redisContext *sub = connection();
     WANT(sub, "[subscribe ch:1 1]", "SUBSCRIBE ch:1");
     WANT(sub, "[psubscribe pat:* 2]", "PSUBSCRIBE pat:*");
-    WANT(redis, "1", "PUBLISH ch:1 hello");
-    WANT(redis, "1", "PUBLISH pat:x there");
+    /* Their replies count the receivers at one node of a cluster. */
+    freeReplyObject(redisCommand(redis, "PUBLISH ch:1 hello"));
+    freeReplyObject(redisCommand(redis, "PUBLISH pat:x there"));
     NEXT(sub, "[message ch:1 hello]");
     NEXT(sub, "[pmessage pat:* pat:x there]");
     WANT(sub, "[pong ]", "PING");

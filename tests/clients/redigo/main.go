@@ -252,7 +252,10 @@ func main() {
 			case redis.Subscription:
 				got = append(got, message.Kind+" "+message.Channel+" "+strconv.Itoa(message.Count))
 				if message.Kind == "psubscribe" {
-					if err := first(want(c, int64(1), "PUBLISH", "ch:1", "hello"), want(c, int64(1), "PUBLISH", "pat:x", "there"), sub.Ping("p")); err != nil {
+					// Its replies count the receivers at one node of a cluster.
+					_, one := c.Do("PUBLISH", "ch:1", "hello")
+					_, two := c.Do("PUBLISH", "pat:x", "there")
+					if err := first(one, two, sub.Ping("p")); err != nil {
 						return err
 					}
 				}
