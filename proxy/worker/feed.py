@@ -69,6 +69,7 @@ class Feed:
         self._todo: deque[Key] = deque()
         self._orders: deque[Order] = deque()
         self._flying: set[Key] = set()
+        self._leaving: set[Key] = set()  # of them those that the node is told to end: it has them no more
 
     @property
     def up(self) -> bool:
@@ -83,8 +84,8 @@ class Feed:
         return self.wanted <= self.have or self.wanted <= self.have | self.given_up
 
     def has(self, key: Key) -> bool:
-        """Whether the node sends it, or will never."""
-        return key in self.have or key in self.given_up
+        """Whether the node sends it, and goes on with it, or will never."""
+        return (key in self.have and key not in self._leaving) or key in self.given_up
 
     def want(self, key: Key) -> None:
         """It is to be subscribed; see flush()."""
@@ -118,6 +119,7 @@ class Feed:
         self.have.clear()
         self.given_up.clear()
         self._flying.clear()
+        self._leaving.clear()
         self._orders.clear()
         self._todo = deque(self.wanted)
         self.pinged_s = None
@@ -167,6 +169,8 @@ class Feed:
                 break
             self._todo.popleft()
             self._flying.add(key)
+            if not on:
+                self._leaving.add(key)
             order.names.append(name)
             size += len(name)
             if key in self.alone:
@@ -205,6 +209,7 @@ class Feed:
         for name in order.names:
             key = (order.kind, name)
             self._flying.discard(key)
+            self._leaving.discard(key)
             if (key in self.wanted) != (key in self.have) and not reply.startswith(b"-"):
                 self._todo.append(key)  # it has changed its mind meanwhile
         self._on_answer(self, order, reply)

@@ -217,6 +217,8 @@ class Upstream:
         self._homeless.discard(topic)
         self._owner[topic] = owner
         owner.want(key)
+        if owner.has(key) and key not in owner.given_up:
+            topic.source = owner.backend  # it was to be ended, but is wanted again in time
 
     def in_force(self, topic: Topic, *, part: bool = False) -> bool:
         """Whether the nodes send what is published from now on; part: or some of the nodes it takes."""

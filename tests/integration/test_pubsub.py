@@ -345,3 +345,21 @@ def test_info_counts_them(raw: RawClient, proxy: ProxyDaemon) -> None:
             return b"pubsub_channels:2\r\npubsub_patterns:1\r\npubsubshard_channels:1\r\n" in text
 
         wait_for(counted, 5, "INFO")
+
+
+@pytest.mark.parametrize("word", ["SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE"])
+def test_a_name_given_up_and_taken_again(word: str, proxy: ProxyDaemon) -> None:
+    """What was confirmed is in force, however soon behind the end of the last subscription."""
+    end = word.replace("SUB", "UNSUB")
+    with proxy.raw() as first, proxy.raw() as publisher:
+        for n in range(30):
+            first.command(word, "again")
+            if n % 2:
+                first.command(end, "again")
+                first.command(word, "again")
+            else:
+                first.send(encode(end, "again") + encode(word, "again"))
+                first.frames(2)
+            publisher.command("SPUBLISH" if word == "SSUBSCRIBE" else "PUBLISH", "again", f"message {n}")
+            assert f"message {n}".encode() in first.frame()
+            first.command(end, "again")
