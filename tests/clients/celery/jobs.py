@@ -15,6 +15,7 @@ app.conf.update(
     broker_transport_options={**PREFIX, "visibility_timeout": 3600},
     result_backend_transport_options=PREFIX,
     task_acks_late=True,
+    worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
     result_expires=600,
     beat_schedule={"tick": {"task": "jobs.tick", "schedule": 0.3}},

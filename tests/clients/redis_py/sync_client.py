@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from checks import HOST, PORT, NotTried, equal, remark, restart
+from checks import HOST, PORT, SUBJECT, NotTried, equal, remark, restart
 from stages import RUN, Stages, raises, spread, tags, until
 
 MODULE = os.environ["MODULE"]
@@ -261,9 +261,9 @@ def pubsub() -> None:
         seen = take(listening, 4)
         equal(sorted(m["type"] for m in seen), ["psubscribe", *["subscribe"] * 3])
         equal(sorted(m["data"] for m in seen), [1, 2, 3, 4])
-        equal([db.publish(channel, f"to {channel}") for channel in channels], [1, 1, 1])
+        heard_by([db.publish(channel, f"to {channel}") for channel in channels], [1, 1, 1])
         equal([(m["channel"], m["data"]) for m in take(listening, 3)], [(c, f"to {c}") for c in channels])
-        equal(db.publish(f"{RUN}:pattern:x", "matched"), 1)
+        heard_by([db.publish(f"{RUN}:pattern:x", "matched")], [1])
         equal(
             [(m["type"], m["pattern"], m["data"]) for m in take(listening, 1)],
             [("pmessage", f"{RUN}:pattern:*", "matched")],
@@ -277,6 +277,13 @@ def pubsub() -> None:
         equal(sorted(m["type"] for m in take(listening, 4)), ["punsubscribe", *["unsubscribe"] * 3])
         equal(db.publish(channels[0], "nobody"), 0)
         listening.close()
+
+
+def heard_by(told: list[int], wanted: list[int]) -> None:
+    """PUBLISH counts the subscribers at the node that got it: in a cluster the number says little."""
+    if SUBJECT == "plain":
+        equal(told, wanted)
+    equal(all(type(number) is int for number in told), True)
 
 
 def sharded_pubsub() -> None:
