@@ -220,18 +220,17 @@ a> UNSUBSCRIBE app
 
 # Redis 7.0 has no CLIENT SETINFO yet; the proxy has.
 SETINFO_UNKNOWN = re.compile(rb"-ERR unknown subcommand 'setinfo'", re.IGNORECASE)
-PUBSUB = pytest.mark.xfail(strict=True, reason="the proxy does not serve pub/sub yet: take this mark away when it does")
 DIALOGUES = [
     pytest.param(JEDIS, id="jedis"),
-    pytest.param(JEDIS_PUBSUB, id="jedis pub/sub", marks=PUBSUB),
+    pytest.param(JEDIS_PUBSUB, id="jedis pub/sub"),
     pytest.param(LETTUCE, id="lettuce"),
-    pytest.param(LETTUCE_PUBSUB, id="lettuce pub/sub", marks=PUBSUB),
+    pytest.param(LETTUCE_PUBSUB, id="lettuce pub/sub"),
     pytest.param(REDISSON, id="redisson lock"),
-    pytest.param(REDISSON_WAITING, id="redisson lock that is waited for", marks=PUBSUB),
+    pytest.param(REDISSON_WAITING, id="redisson lock that is waited for"),
     pytest.param(GO_REDIS, id="go-redis"),
-    pytest.param(GO_REDIS_PUBSUB, id="go-redis pub/sub", marks=PUBSUB),
+    pytest.param(GO_REDIS_PUBSUB, id="go-redis pub/sub"),
     pytest.param(STACKEXCHANGE, id="stackexchange"),
-    pytest.param(STACKEXCHANGE_PUBSUB, id="stackexchange pub/sub", marks=PUBSUB),
+    pytest.param(STACKEXCHANGE_PUBSUB, id="stackexchange pub/sub"),
 ]
 
 
