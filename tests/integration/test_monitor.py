@@ -94,7 +94,7 @@ def test_what_a_monitor_may_still_do(proxy: ProxyDaemon, standalone: Standalone)
         with front.raw() as client, front.raw() as other:
             client.command("MONITOR")
             said = []
-            for words in [("MONITOR", "x"), ("GET", "none"), ("SET", "k", "v"), ("PUBLISH", "a", "b"), ("GET",)]:
+            for words in [("MONITOR", "x"), ("GET", "monitor:none"), ("SET", "k", "v"), ("PUBLISH", "a", "b"), ("GET",)]:
                 said.append(client.command(*words))
             client.send(encode("MONITOR") + encode("PING"))
             said += sorted(re.sub(rb"^\+[\d.]+ \[0 \S+\]", b"", frame) for frame in client.frames(2))
@@ -102,7 +102,7 @@ def test_what_a_monitor_may_still_do(proxy: ProxyDaemon, standalone: Standalone)
             if b"RESET" not in said[-1]:
                 said[-1] = client.frame()
             other.command("PING")
-            said += [client.command("GET", "none"), client.command("PING")]
+            said += [client.command("GET", "monitor:none"), client.command("PING")]
             with front.raw() as inside:
                 said += [inside.command("MULTI"), inside.command("PING", "x"), inside.command("EXEC")]
             return said
