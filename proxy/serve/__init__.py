@@ -3,7 +3,8 @@
     Client (data path) --> responder --+--> table --+--> local, client, cluster_view    this client, the virtual node
       a command, or        answer,     |            +--> client_all                     CLIENT over all workers
       malformed input      refuse ...  |            +--> all_shards, scripts, scan      what concerns many nodes
-                                       |            '--> info, command_info, acl_view   the servers' answers as one's
+                                       |            +--> pubsub, monitor, tracking     what is pushed, and to whom
+                                     |            '--> info, command_info, acl_view   the servers' answers as one's
                                        '--> transaction    WATCH, and EXEC that is more than one server's
 
 In: a command's arguments and the client it came from. Out: ready bytes, an Ask (what to ask of the servers), or a
