@@ -34,7 +34,6 @@ cdef class Pipeline(Peer):
     cdef int enqueue_behind(self, Request* r, const char* prefix, size_t nprefix, int replies, const char* p,
                             size_t n) noexcept
     cdef int announce(self, Request* r, const char* p, size_t n) noexcept
-    cdef int put(self, Request* r, const char* p, size_t n) noexcept
     cdef size_t sendable(self) noexcept
     cdef void answered(self) noexcept
     cdef void abandon_all(self) noexcept

@@ -55,19 +55,9 @@ cdef class Pipeline(Peer):
 
         p must not point into this backend's own window.
         """
+        cdef size_t live = self.win.end - self.win.start
         if r.flags & REQ_CACHING:
             return self.announce(r, p, n)
-        return self.put(r, p, n)
-
-    cdef int announce(self, Request* r, const char* p, size_t n) noexcept:
-        """As enqueue, behind the command that is for this one only (CLIENT CACHING)."""
-        if self.announcement is None:
-            return self.put(r, p, n)
-        return self.enqueue_behind(r, self.announcement, len(self.announcement), 1, p, n)
-
-    cdef inline int put(self, Request* r, const char* p, size_t n) noexcept:
-        """As enqueue, and nothing before it."""
-        cdef size_t live = self.win.end - self.win.start
         if self.full and not r.flags & REQ_EMBEDDED:    # a command that has begun to be sent is sent with all its parts
             return WINDOW_FULL
         if not buffer_append(&self.win, p, n):
@@ -96,13 +86,26 @@ cdef class Pipeline(Peer):
             self.reactor.touch(self)
         return ENQUEUED
 
+    cdef int announce(self, Request* r, const char* p, size_t n) noexcept:
+        """As enqueue, behind the command that is for this one only (CLIENT CACHING)."""
+        cdef int result
+        if self.announcement is not None:
+            return self.enqueue_behind(r, self.announcement, len(self.announcement), 1, p, n)
+        r.flags &= ~REQ_CACHING
+        result = self.enqueue(r, p, n)
+        r.flags |= REQ_CACHING
+        return result
+
     cdef int enqueue_behind(self, Request* r, const char* prefix, size_t nprefix, int replies, const char* p,
                             size_t n) noexcept:
         """As enqueue, with a prefix right before the command; the prefix's replies are swallowed."""
         cdef int result
+        cdef uint16_t caching = r.flags & REQ_CACHING
         if not buffer_reserve(&self.win, nprefix + n):
             return NO_MEMORY
-        result = self.put(r, prefix, nprefix)
+        r.flags &= ~REQ_CACHING             # there is one prefix
+        result = self.enqueue(r, prefix, nprefix)
+        r.flags |= caching
         if result != ENQUEUED:
             return result
         buffer_append(&self.win, p, n)

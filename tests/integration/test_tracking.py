@@ -36,11 +36,15 @@ def tracking(proxy: ProxyDaemon, *options: Word) -> RawClient:
 
 
 def quiet(client: RawClient) -> list[bytes]:
-    """What it was pushed by now: everything before the reply to an ECHO and to a read on each shard."""
-    client.send(b"".join(encode("EXISTS", f"quiet:{{{key}}}") for key in KEYS) + encode("ECHO", "the end"))
+    """What it was pushed by now: everything before the replies to a read on each shard, and to an ECHO after them.
+
+    Not pipelined: a push stands behind all that is answered already, so also behind such an ECHO.
+    """
     frames = []
-    while not frames or frames[-1] != bulk(b"the end"):
-        frames.append(client.frame())
+    for words in [*(("EXISTS", f"quiet:{{{key}}}") for key in KEYS), ("ECHO", "the end")]:
+        frames.append(client.command(*words))
+        while frames[-1].startswith(b">"):
+            frames.append(client.frame())
     return [frame for frame in frames if frame.startswith(b">")]
 
 
