@@ -33,6 +33,7 @@ class CommandClass(IntEnum):
     UNSERVED = 8  # not served yet: a clear error
     TRANSACTION = 9  # MULTI, EXEC, DISCARD, WATCH, UNWATCH
     BLOCKING = 10  # on a leased connection, which it blocks; keyless: WAIT, WAITAOF
+    PUBLISH = 11  # as ANY, to the node that subscribers hear from
     SCRIPT = 12  # as FORWARD; without keys in this call, where its script's slot is
 
 
@@ -129,7 +130,7 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "module|list": _ANY,                    # admin by flag; RedisInsight sends it
     "acl|cat": _ANY,
     "acl|genpass": _ANY,
-    "publish": _ANY,                        # the cluster's bus spreads it
+    "publish": CommandClass.PUBLISH,        # the cluster's bus spreads it
     "spublish": _FORWARD,                   # by the channel's slot; pubsub by flag, but changes no state
 
     # Keys are declared; without any they run anywhere (noscript by flag).

@@ -15,6 +15,7 @@ cdef enum CommandClass:
     CLASS_UNSERVED = 8      # not served yet: a clear error
     CLASS_TRANSACTION = 9   # MULTI, EXEC, DISCARD, WATCH, UNWATCH
     CLASS_BLOCKING = 10     # on a leased connection: blocks it; keyless: WAIT, WAITAOF
+    CLASS_PUBLISH = 11      # keyless, to the node from which this proxy hears of messages
     CLASS_SCRIPT = 12       # as CLASS_FORWARD; without keys, where its script's slot is
 
 cdef enum:

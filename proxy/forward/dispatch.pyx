@@ -10,9 +10,9 @@ from libc.string cimport memcpy
 
 from proxy.commands.keys cimport KEYS_OK, asks_to_block, find_keys
 from proxy.commands.lookup cimport (
-    CLASS_ANY, CLASS_BLOCKING, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_REFUSED, CLASS_SCRIPT, CLASS_SPLIT_MGET,
-    CLASS_SPLIT_MSET, CLASS_SPLIT_SUM, CLASS_TRANSACTION, CLASS_UNSERVED, CMD_BLOCKING, CMD_KNOWN, CMD_NO_AUTH,
-    CMD_SUBSCRIBED,
+    CLASS_ANY, CLASS_BLOCKING, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_PUBLISH, CLASS_REFUSED, CLASS_SCRIPT,
+    CLASS_SPLIT_MGET, CLASS_SPLIT_MSET, CLASS_SPLIT_SUM, CLASS_TRANSACTION, CLASS_UNSERVED, CMD_BLOCKING, CMD_KNOWN,
+    CMD_NO_AUTH, CMD_SUBSCRIBED,
 )
 from proxy.forward.answer cimport ask_serve, refuse
 from proxy.forward.blocking cimport block
@@ -93,6 +93,19 @@ cdef int forward(Client client, Call* call) noexcept:
 
 cdef int forward_anywhere(Client client, Call* call) noexcept:
     """Keyless: one primary answers for all."""
+    call.slot = SLOT_NONE
+    return send_on(client, call)
+
+
+cdef int publish(Client client, Call* call) noexcept:
+    """To the primary of slot 0, from which the workers hear of messages (worker.upstream): who publishes has its answer
+    when the subscribers of this proxy have the message, as with one server; and what one client publishes keeps its
+    order."""
+    cdef uint32_t home = client.path.exchange.router.home(0)
+    if home and home != client.served_by:
+        if client.replies.inflight:
+            return CALL_NOT_NOW
+        client.served_by = home
     call.slot = SLOT_NONE
     return send_on(client, call)
 
@@ -275,6 +288,7 @@ for _klass in range(CLASSES):
 HANDLERS[<int> CLASS_FORWARD] = forward
 HANDLERS[<int> CLASS_ANY] = forward_anywhere
 HANDLERS[<int> CLASS_PING] = ping
+HANDLERS[<int> CLASS_PUBLISH] = publish
 HANDLERS[<int> CLASS_SCRIPT] = run_script
 HANDLERS[<int> CLASS_LOCAL] = local
 HANDLERS[<int> CLASS_SPLIT_MGET] = split_array

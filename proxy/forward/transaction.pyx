@@ -16,8 +16,8 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memcmp
 
 from proxy.commands.lookup cimport (
-    CLASS_ANY, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_REFUSED, CLASS_SCRIPT, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET,
-    CLASS_SPLIT_SUM, CLASS_TRANSACTION, CMD_BLOCKING, CMD_KNOWN, CMD_NO_MULTI, CMD_READONLY,
+    CLASS_ANY, CLASS_FORWARD, CLASS_LOCAL, CLASS_PING, CLASS_PUBLISH, CLASS_REFUSED, CLASS_SCRIPT, CLASS_SPLIT_MGET,
+    CLASS_SPLIT_MSET, CLASS_SPLIT_SUM, CLASS_TRANSACTION, CMD_BLOCKING, CMD_KNOWN, CMD_NO_MULTI, CMD_READONLY,
 )
 from proxy.forward.answer cimport ask_serve, refuse
 from proxy.forward.buffer cimport buffer_append, buffer_len
@@ -125,7 +125,8 @@ cdef int inside(Client client, Call* call, bint fits) noexcept:
     if call.row.flags & CMD_BLOCKING or named(call, b"wait", 4):    # (Redis 7.0's WAIT has no flag): they do not block
         return queue_forward(client, call, queued)
     if klass in (
-        CLASS_FORWARD, CLASS_SCRIPT, CLASS_ANY, CLASS_PING, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET, CLASS_SPLIT_SUM,
+        CLASS_FORWARD, CLASS_SCRIPT, CLASS_ANY, CLASS_PING, CLASS_PUBLISH, CLASS_SPLIT_MGET, CLASS_SPLIT_MSET,
+        CLASS_SPLIT_SUM,
     ) or named(call, b"echo", 4) or named(call, b"time", 4) or (
         client.route >= OWN_FIRST and named(call, b"client|caching", 14)
     ):

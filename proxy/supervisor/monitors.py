@@ -15,7 +15,7 @@ from typing import Final
 from proxy.ipc.messages import Monitoring, Shown, ShowOthers
 from proxy.supervisor.relay import Worker
 
-BEHIND: Final = 1 << 20  # bytes that a worker has not taken
+BEHIND: Final = 1 << 15  # bytes that a worker has not taken: less than what holds up questions (relay.BEHIND)
 
 
 class MonitorRelay:

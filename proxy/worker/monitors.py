@@ -29,7 +29,8 @@ log = get("worker.monitors")
 
 TICK_S: Final = 0.01
 TICK_MOST: Final = 1 << 20
-BEHIND: Final = 1 << 20  # bytes that a monitor, or the main process, has not taken: nothing more is added to them
+SLOW: Final = 1 << 20  # bytes that a monitor has not taken: nothing more is added to them
+BEHIND: Final = 1 << 17  # ... the main process: less than what holds up the answers to questions (inquiries.BEHIND)
 
 
 class Monitors:
@@ -121,7 +122,7 @@ class Monitors:
 
     def _show(self, lines: bytes, count: int) -> None:
         for client in list(self._clients):  # one of them may be closed by its push
-            if client.output_bytes > BEHIND or self._left < len(lines):
+            if client.output_bytes > SLOW or self._left < len(lines):
                 self._drop(count)
             else:
                 self._left -= len(lines)

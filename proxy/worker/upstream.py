@@ -356,7 +356,12 @@ class Upstream:
             self._later(feed.opens_at_s - now_s, self._flush)
 
     def _any_primary(self, not_this: Node | None) -> Node | None:
+        """The primary of slot 0, where PUBLISH goes (forward.dispatch), or another one when that was just lost."""
         primaries = [node for node in self._router.primaries if node is not not_this] or self._router.primaries
+        home = next((label for first, _, label in self._router.owners() if first == 0), "")
+        for node in primaries:
+            if node.label == home and node.up:
+                return node
         return random.choice([node for node in primaries if node.up] or primaries) if primaries else None
 
     def lost(self, backend: Backend) -> None:

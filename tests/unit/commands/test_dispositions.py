@@ -22,6 +22,7 @@ NEWER = {"cluster|migration", "sflush"}
 PASSED_ON = {
     CommandClass.FORWARD,
     CommandClass.ANY,
+    CommandClass.PUBLISH,
     CommandClass.SCRIPT,
     CommandClass.SPLIT_MGET,
     CommandClass.SPLIT_MSET,
@@ -37,7 +38,8 @@ def test_every_name_decided_on_exists() -> None:
 EXPECTED = {
     "FORWARD": "get set getex getdel sort sort_ro georadius xread xreadgroup spublish "
     "object|encoding memory|usage xgroup|create dump restore msetnx msetex copy rename zunionstore lmpop",
-    "ANY": "lolwut publish module|list acl|cat config|help script|help "
+    "PUBLISH": "publish",
+    "ANY": "lolwut module|list acl|cat config|help script|help "
     "object|help xgroup|help latency|help pubsub|help config script slowlog latency pubsub function object memory acl",
     "PING": "ping",
     "SCRIPT": "eval evalsha eval_ro evalsha_ro fcall fcall_ro",

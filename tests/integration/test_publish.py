@@ -1,0 +1,52 @@
+"""PUBLISH as with one server, nearly: when it is answered, subscribers have the message, and are counted by worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from proxy.embedded import EmbeddedCluster
+from tests.support.proxyd import ProxyDaemon
+from tests.support.raw import array, bulk, encode
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_message_comes_before_what_is_asked_later(
+    workers: int, start_proxy: Callable[..., ProxyDaemon], small_cluster: EmbeddedCluster
+) -> None:
+    proxy = start_proxy(small_cluster.seeds, {"workers": workers})
+    with proxy.raw() as publisher, proxy.raw() as subscriber, proxy.raw() as other:
+        for client in (subscriber, other):
+            client.command("SUBSCRIBE", "ch")
+        late = 0
+        for n in range(300):
+            text = str(n).encode()
+            assert publisher.command("PUBLISH", "ch", text) == b":%d\r\n" % workers
+            for client in (subscriber, other):
+                client.send(encode("PING", text))
+                said = client.frames(2)
+                late += said[0].startswith(b"*2")
+                assert sorted(said) == sorted(
+                    [array(bulk(b"message"), bulk(b"ch"), bulk(text)), array(bulk(b"pong"), bulk(text))]
+                )
+        # The node sends both at once; of two workers, one may be behind the other.
+        print(f"{late} messages came after the answer to PING")
+        assert late < 15 or workers > 1
+
+
+def test_what_one_client_publishes_keeps_its_order(
+    start_proxy: Callable[..., ProxyDaemon], small_cluster: EmbeddedCluster
+) -> None:
+    """Also behind commands that another primary has served."""
+    proxy = start_proxy(small_cluster.seeds, {"workers": 2})
+    with proxy.raw() as publisher, proxy.raw() as subscriber:
+        subscriber.command("SUBSCRIBE", "ch")
+        sent = []
+        for n in range(500):
+            sent.append(encode("PUBLISH", "ch", n))
+            if n % 7 == 0:
+                sent.append(encode("EVAL", f"return {n}", "0") + encode("SET", f"k:{n}", "v") + encode("LOLWUT"))
+        publisher.send(b"".join(sent))
+        got = [subscriber.frame() for _ in range(500)]
+        assert got == [array(bulk(b"message"), bulk(b"ch"), bulk(str(n).encode())) for n in range(500)]
