@@ -114,6 +114,7 @@ def _clients(snapshot: Snapshot) -> Iterator[Family]:
         ("reason",),
         [((reason,), count) for reason, count in counters["closed"].items()],
     )
+    yield _single("monitors", "Clients that have said MONITOR.", snapshot["monitors"])
     yield _single("tracking_clients", "Clients that have said CLIENT TRACKING ON.", snapshot["tracking_clients"])
     yield _single("output_buffer_bytes", "Reply bytes held for clients.", snapshot["output_bytes"])
     yield _single(
@@ -192,6 +193,11 @@ def _commands(snapshot: Snapshot, bounds: tuple[str, ...]) -> Iterator[Family]:
         counters["retries"].items(),
     )
     yield _total("request_timeouts_total", "Requests not answered in time (requests.timeout).", counters["timeouts"])
+    yield _total(
+        "leases_refused_total",
+        "Commands refused because no connection to the node was free for them (backends.max_leased, descriptors).",
+        counters["leases_refused"],
+    )
     yield _total(
         "monitor_lines_dropped_total",
         "Lines of MONITOR that its readers did not take in time.",

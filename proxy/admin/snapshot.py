@@ -36,6 +36,7 @@ class CounterValues(TypedDict):
     backend_in: int
     backend_out: int
     timeouts: int  # requests that ended at their deadline
+    leases_refused: int  # commands for which no connection to the node was free
     monitor_dropped: int  # lines of MONITOR that were not taken in time
     internal_errors: int  # answers of the proxy's own that raised
     inflight: int  # commands not answered yet
@@ -85,6 +86,7 @@ class Snapshot(TypedDict):
     counters: CounterValues  # of all workers there ever were
     clients: int
     tracking_clients: int  # that have said CLIENT TRACKING ON
+    monitors: int  # that have said MONITOR
     waiting: int  # requests parked
     output_bytes: int  # reply bytes held for clients
     client_memory: int  # bytes held for all clients, replies included

@@ -62,6 +62,7 @@ cdef struct CounterBlock:           # 64-bit integers and nothing else: read one
     uint64_t backend_in
     uint64_t backend_out
     uint64_t timeouts
+    uint64_t leases_refused         # for want of a connection to the node that is free
     uint64_t monitor_dropped        # lines of MONITOR that were not taken in time
     uint64_t internal_errors        # answers of the proxy's own that raised
     uint64_t messages               # of channels, that nodes pushed for clients

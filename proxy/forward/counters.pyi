@@ -22,6 +22,9 @@ class Counters:
     def fault(self) -> None:
         """Counts an exception of our own code outside of a command."""
 
+    def refuse_leases(self, times: int) -> None:
+        """Counts commands for which no connection to the node was free."""
+
     def drop_monitored(self, lines: int) -> None:
         """Counts lines of MONITOR that were not taken in time."""
 

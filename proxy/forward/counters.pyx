@@ -84,6 +84,10 @@ cdef class Counters:
         """Counts an exception of our own code outside of a command."""
         self.block.internal_errors += 1
 
+    def refuse_leases(self, uint64_t times):
+        """Counts commands for which no connection to the node was free."""
+        self.block.leases_refused += times
+
     def drop_monitored(self, uint64_t lines):
         """Counts lines of MONITOR that were not taken in time."""
         self.block.monitor_dropped += lines
@@ -162,6 +166,7 @@ cdef class Counters:
             "backend_in": block.backend_in,
             "backend_out": block.backend_out,
             "timeouts": block.timeouts,
+            "leases_refused": block.leases_refused,
             "monitor_dropped": block.monitor_dropped,
             "internal_errors": block.internal_errors,
             "messages": block.messages,

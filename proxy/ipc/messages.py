@@ -282,6 +282,7 @@ class Status(msgspec.Struct, tag=True, array_like=True):
     messages_waiting: int = 0  # bytes of messages that are being given out
     interrupted: bool = False  # subscriptions that were in force are not
     tracking_clients: int = 0  # that have said CLIENT TRACKING ON
+    monitors: int = 0  # that have said MONITOR
 
 
 class Applied(msgspec.Struct, tag=True, array_like=True):

@@ -475,6 +475,7 @@ def figures_of(worker: Worker) -> Mapping[str, int]:
         **dict(zip(messages.TOPIC_STATS, topics, strict=True)),
         "connected_clients": worker.clients,
         "tracking_clients": status.tracking_clients if status is not None else 0,
+        "monitors": status.monitors if status is not None else 0,
         "proxy_requests_waiting": status.waiting if status is not None else 0,
         "proxy_client_memory": status.client_memory if status is not None else 0,
     }

@@ -44,11 +44,13 @@ class LeaseWatch:
         if too_many := leases.shed():
             self._forfeit(too_many)
         if leases.refused > self._refused:
+            self._path.counters.refuse_leases(leases.refused - self._refused)
             self._refused = leases.refused
             text = "no more connections for WATCH and blocking commands (backends.max_leased, or file descriptors)"
             limits = {"max_leased": leases.most, "of_all": leases.all_most}
             warn_limited(log, "refused", text, refused=leases.refused, **limits)
         if leases.tracking_refused > self._tracking_refused:
+            self._path.counters.refuse_leases(leases.tracking_refused - self._tracking_refused)
             self._tracking_refused = leases.tracking_refused
             text = "CLIENT TRACKING refused: no more connections for it (backends.max_leased, or the file descriptors)"
             limits = {"max_leased": leases.most, "of_all": leases.all_most}

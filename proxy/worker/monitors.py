@@ -77,6 +77,9 @@ class Monitors:
             self._clients.remove(client)
         self._changed()
 
+    def __len__(self) -> int:
+        return len(self._clients) + len(self._coming)
+
     def wanted_elsewhere(self, wanted: bool) -> None:
         """Another worker has monitors; or none has any more."""
         self._elsewhere = wanted
@@ -95,7 +98,7 @@ class Monitors:
             self._turn.cancel()
 
     def _changed(self) -> None:
-        self._send(Monitoring(len(self._clients) + len(self._coming)))
+        self._send(Monitoring(len(self)))
         self._follow()
 
     def _follow(self) -> None:

@@ -25,7 +25,8 @@ from proxy.system import log as logs
 class WorkerStatus:
     """See the module. lag_s: how late the event loop was when it was last looked at. limits: the settings in force.
 
-    hub: whose topics are told; interrupted(): whether subscriptions are not in force that were.
+    hub: whose topics are told; interrupted(): whether subscriptions are not in force that were; monitors(): clients
+    that have said MONITOR.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class WorkerStatus:
         self.limits = limits
         self.hub: Hub | None = None
         self.interrupted: Callable[[], bool] = lambda: False
+        self.monitors: Callable[[], int] = lambda: 0
         self.others: Mapping[str, int] = {}  # what the other workers count, by the names of stats()
         self._path = path
         self._exchange = exchange
@@ -46,7 +48,7 @@ class WorkerStatus:
         waiting, output, memory = self._exchange.parking.waiting, output_bytes(self._path), self._path.client_memory
         dropped = logs.dropped()
         told = Status(number, waiting, output, memory, self.lag_s, dropped, self._nodes())
-        told.tracking_clients = len(self._path.tracking)
+        told.tracking_clients, told.monitors = len(self._path.tracking), self.monitors()
         if (hub := self.hub) is not None:
             channels, patterns, shards = hub.subscriptions
             told.subscriptions, told.topics = (channels, patterns, shards), self._topics(hub)

@@ -133,6 +133,7 @@ class Worker:
             self.subscriptions.hub,
             lambda: self.subscriptions.upstream.interrupted,
         )
+        self.status.monitors = lambda: len(self.monitors)
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
         self.context.spare_connections = SpareConnections(self.router)
         self.context.infos = self.infos = NodeInfos(

@@ -49,14 +49,13 @@ def programs() -> Iterator[tuple[Path, dict[str, Any]]]:
 def chosen(only: str) -> list[tuple[Path, dict[str, Any]]]:
     """Those whose folder, name or kind is in `only` (comma-separated); all when it is empty."""
     wanted = [word.strip().lower() for word in only.split(",") if word.strip()]
-    found = [
-        (folder, meta)
-        for folder, meta in programs()
-        if not wanted or {folder.name, meta["name"].lower(), meta["kind"]}.intersection(wanted)
-    ]
-    if not found:
-        raise SystemExit(f"no such program: {only} (--list shows them)")
-    return found
+    if only and not wanted:
+        raise SystemExit(f"no name in --only {only!r}")
+    called = [(folder, meta, {folder.name, meta["name"].lower(), meta["kind"]}) for folder, meta in programs()]
+    unknown = [word for word in wanted if not any(word in names for _, _, names in called)]
+    if unknown:
+        raise SystemExit(f"no such program: {', '.join(unknown)} (--list shows them)")
+    return [(folder, meta) for folder, meta, names in called if not wanted or names.intersection(wanted)]
 
 
 def run(folder: Path, meta: dict[str, Any], control: subjects.Control, cache: Path, *, apt: bool) -> Outcome:

@@ -33,6 +33,7 @@ def counters(n: int = 1) -> CounterValues:
         "backend_in": 300 * n,
         "backend_out": 400 * n,
         "timeouts": 8 * n,
+        "leases_refused": 2 * n,
         "monitor_dropped": 3 * n,
         "internal_errors": 9 * n,
         "inflight": 7 * n,
@@ -130,6 +131,7 @@ def snapshot() -> Snapshot:
         "waiting": 1,
         "output_bytes": 4096,
         "tracking_clients": 0,
+        "monitors": 0,
         "client_memory": 10000,
         "event_loop_lag_s": 0.002,
         "nodes": {
