@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""One connection that a blocking command is sent on: taken, redirected, lost, given back. Made by blocking; see blocked.
+"""One connection that a blocking command is sent on: taken, lost, given back. Made by blocking; see blocked.
 
 A client that tracks keys has it sent on its own connection to the node, which then knows what it has read.
 """

@@ -329,8 +329,7 @@ def test_the_end_of_a_drain_loses_nothing(cluster: EmbeddedCluster, empty: None,
         for n, client in enumerate(clients):
             client.send(encode("BLPOP", f"drain:{n}", "0"))
         blocked_clients(daemon, 60)
-        nodes = {node: stack.enter_context(node.raw()) for node in cluster.primaries()}
-        owners = [nodes[cluster.owner_of(slot_of(f"drain:{n}"))] for n in range(60)]
+        owners = [cluster.owner_of(slot_of(f"drain:{n}")) for n in range(60)]
         daemon.signal(signal.SIGTERM)
         time.sleep(0.48)
         for n, owner in enumerate(owners):
@@ -339,7 +338,7 @@ def test_the_end_of_a_drain_loses_nothing(cluster: EmbeddedCluster, empty: None,
         told = [client.rest() for client in clients]
         popped = sum(answer.startswith(b"*2\r\n") for answer in told)
         assert popped + told.count(errors.UNBLOCKED_CHANGED) == 60
-        assert popped + sum(owner.command("LLEN", f"drain:{n}") == b":1\r\n" for n, owner in enumerate(owners)) == 60
+        assert popped + sum(owner.command("LLEN", f"drain:{n}") for n, owner in enumerate(owners)) == 60
 
 
 # -- WAIT

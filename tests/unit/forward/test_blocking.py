@@ -139,7 +139,7 @@ def test_ask_is_followed(play: Play) -> None:
 
 
 def test_nodes_that_do_not_agree(play: Play) -> None:
-    """They are asked again and again, for as long as other commands are; then their word is the answer."""
+    """They are asked again and again, for as long as other commands are; then their word is the answer, as to those."""
     stage = play(timeout_s=0.05)
     client = stage.client()
     client.send(POP)

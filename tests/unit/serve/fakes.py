@@ -45,7 +45,6 @@ class FakeClient:
     subscriber: None = None
     unblocked_with: bool | None = None
     no_evict: bool = False
-    killed: bool = False
     no_touch: bool = False
     redirects: bool = False
     monitoring: bool = False
