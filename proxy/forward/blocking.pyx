@@ -3,10 +3,12 @@
 from libc.stdint cimport int64_t
 
 from proxy.commands.lookup cimport CMD_KEYLESS
-from proxy.forward.blocked cimport Blocking, Leg
+from proxy.forward.blocked cimport Blocking
 from proxy.forward.call cimport CALL_DONE, CALL_NOT_NOW, SLOT_CROSS, SLOT_NO_MEMORY, find_slot
 from proxy.forward.counters cimport CLOSE_ERROR
 from proxy.forward.datapath cimport DataPath
+from proxy.forward.leg cimport Leg
+from proxy.forward.ports cimport LEFT
 from proxy.forward.prepare cimport new_request
 from proxy.forward.replicated cimport shards_written
 from proxy.forward.request cimport STATE_GATHERING, Request, request_keep, request_move
@@ -79,7 +81,7 @@ cdef void begin(Client client, Call* call) noexcept:
             leg.go()
     if b.parent != NULL and (client.half_closed or client.eof) and not client.draining:
         b.left_early = True                 # what is there for it now it gets, as from Redis
-        b.leave()
+        b.part(LEFT)
 
 
 def look(DataPath path not None, double patience_s=3.0):

@@ -41,8 +41,13 @@ class Client(Outlet):
     def blocked(self) -> bool:
         """It waits for the reply to a blocking command."""
     def unblock(self, error: bool, told: Callable[[bool], object], /) -> None: ...
-    def evict(self) -> None:
-        """Ends its blocking command, if there is one, as a node does that loses its role."""
+    def evict(self) -> bool:
+        """Ends its blocking command as a node does that loses its role; whether that gives a connection free."""
+    def dismiss(self) -> None:
+        """Ends its blocking command, if there is one, in the same way: the proxy ends."""
+    @property
+    def killed(self) -> bool:
+        """Nothing is read of it any more; it is closed within a second."""
     @property
     def draining(self) -> bool:
         """Nothing more is read of it: see clients.drain."""

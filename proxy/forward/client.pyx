@@ -21,6 +21,7 @@ from proxy.forward.counters cimport (
     CLOSE_CLIENT, CLOSE_ERROR, CLOSE_KILLED, CLOSE_PROTOCOL, CLOSE_QUERY_LIMIT, CLOSE_QUIT, CLOSE_SHUTDOWN,
 )
 from proxy.forward.datapath cimport ClientSettings, DataPath
+from proxy.forward.ports cimport KILLED, LEFT
 from proxy.forward.reactor cimport (
     BROKEN, EVENT_END, EVENT_GONE, EVENT_READ, EVENT_WRITE, SHARED, WANT_END, WANT_READ, WANT_WRITE, check_memory,
     count_active, may_postpone,
@@ -90,8 +91,12 @@ cdef class Client(ClientInfo):
         self.end(CLOSE_QUIT)
 
     def kill(self):
-        """Closes it at once."""
-        self.close(CLOSE_KILLED)
+        """Closes it at once; one that is blocked, when it is known that nothing was popped for it, within a second."""
+        self.killed = True
+        if self.wait is not None:
+            self.wait.part(KILLED)
+        else:
+            self.close(CLOSE_KILLED)
 
     def kill_after_reply(self):
         """The same as soon as everything asked so far is answered."""
@@ -114,7 +119,7 @@ cdef class Client(ClientInfo):
         if events & EVENT_END:
             self.half_closed = True
             if self.wait is not None:
-                self.wait.leave()
+                self.wait.part(LEFT)
                 if self.fd < 0:
                     return
             self.want(self.interest & ~WANT_END)        # it would be reported for ever
@@ -201,7 +206,7 @@ cdef class Client(ClientInfo):
                 self.want(self.interest & ~WANT_READ)
                 self.reactor.touch(self)
                 if self.wait is not None:
-                    self.wait.leave()
+                    self.wait.part(LEFT)
                 return
             self.path.counts.client_in += n
             self.active_ns = self.reactor.now

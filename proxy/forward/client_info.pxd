@@ -43,6 +43,7 @@ cdef class ClientInfo(Outlet):
     cdef public bint asking                 # ... on a node that is importing the slot
     cdef Wait wait                          # its blocking command that is under way; or None
     cdef Queued transaction                 # since MULTI; None outside of a transaction
+    cdef readonly bint killed               # nothing is read of it any more, and it is closed very soon
     cdef readonly object subscriber         # proxy.forward.hub.Subscriber; None while it is subscribed to nothing
     cdef size_t subscribed                  # bytes that its subscriptions take: counted in Reactor.memory
     cdef void count_texts(self) noexcept

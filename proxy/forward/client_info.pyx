@@ -11,6 +11,7 @@ from proxy.forward.backend cimport BACKEND_CLOSED, Backend
 from proxy.forward.buffer cimport buffer_len
 from proxy.forward.counters cimport CLOSE_ERROR
 from proxy.forward.node cimport Node
+from proxy.forward.ports cimport DRAINED, EVICTED
 from proxy.forward.queued cimport Queued
 from proxy.forward.reply_queue cimport MUTE_NEXT, MUTE_OFF, PUSH_BEHIND, TELL_NEXT
 from proxy.forward.request cimport OWN_FIRST, REQ_CACHING
@@ -266,9 +267,16 @@ cdef class ClientInfo(Outlet):
             self.wait.unblock(error, told)
 
     def evict(self):
-        """Ends its blocking command, if there is one, as a node does that loses its role."""
+        """Ends its blocking command as a node does that loses its role; whether that gives a connection free."""
+        if self.wait is None or self.route >= OWN_FIRST:
+            return False
+        self.wait.part(EVICTED)
+        return True
+
+    def dismiss(self):
+        """Ends its blocking command, if there is one, as a node does that loses its role: the proxy ends."""
         if self.wait is not None:
-            self.wait.evict()
+            self.wait.part(DRAINED)
 
     # -- a connection of its own ---------------------------------------------------------------------------------
 

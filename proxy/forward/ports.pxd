@@ -46,13 +46,18 @@ cdef class Recovery:
     cdef void resubmit(self, Request* r) noexcept
     cdef void expired(self, Request* r, int reason) noexcept
 
+# Why a blocking command is to be over before its time; each goes before those above it.
+cdef enum Parting:
+    EVICTED = 1     # its connection is needed: as when a node loses its role
+    DRAINED = 2     # the proxy ends: the same
+    LEFT = 3        # the client has ended its input: it is closed without an answer
+    KILLED = 4      # the client is killed: so it is
+
 cdef class Wait(Sink):
-    # Its client has ended its input: it is closed, unless the answer is on its way.
-    cdef void leave(self) noexcept
+    # It is to be over, for a Parting; what has been popped for the client is still its answer.
+    cdef void part(self, int why) noexcept
     # CLIENT UNBLOCK; told(whether it was ended by this) is called once, within some seconds.
     cdef void unblock(self, bint error, object told) noexcept
-    # The proxy ends it, as a node does that loses its role.
-    cdef void evict(self) noexcept
 
 cdef class PushPort:
     cdef object call

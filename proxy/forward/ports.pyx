@@ -37,13 +37,10 @@ cdef class Sink:
 cdef class Wait(Sink):
     """A blocking command under way: what its client knows of it."""
 
-    cdef void leave(self) noexcept:
+    cdef void part(self, int why) noexcept:
         pass
 
     cdef void unblock(self, bint error, object told) noexcept:
-        pass
-
-    cdef void evict(self) noexcept:
         pass
 
 

@@ -55,7 +55,7 @@ def _list_own(ctx: ServeContext, body: bytes) -> Iterator[bytes]:
     now_s = time.time()
     fits = client_filter.tester(client_filter.decode(body))
     for client in sorted(ctx.clients(), key=lambda client: client.id):
-        listed = client.fd >= 0 and fits(client, now_s)
+        listed = client.fd >= 0 and not client.killed and fits(client, now_s)
         yield client_line(client, now_s, client.last_command) + b"\n" if listed else b""
 
 
@@ -98,7 +98,7 @@ def _kill_own(ctx: ServeContext, body: bytes) -> Iterator[bytes]:
     fits = client_filter.tester(client_filter.decode(body))
     killed = 0
     for client in list(ctx.clients()):
-        if client.fd >= 0 and fits(client, now_s):
+        if client.fd >= 0 and not client.killed and fits(client, now_s):
             client.kill()
             killed += 1
         yield b""
@@ -130,7 +130,7 @@ def _unblock_own(ctx: ServeContext, body: bytes) -> Iterator[bytes | None]:
     number, error = _unblocked.decode(body)
     said: list[bool] = []
     for client in list(ctx.clients()):
-        if client.id == number and client.blocked:
+        if client.id == number and client.blocked and not client.killed:
             client.unblock(error, said.append)
             while not said:
                 yield None

@@ -65,6 +65,8 @@ class ClientLike(Protocol):
     @property
     def blocked(self) -> bool: ...  # it waits for the reply to a blocking command
     @property
+    def killed(self) -> bool: ...  # it is as good as closed
+    @property
     def subscriptions(self) -> tuple[int, int, int]: ...  # channels, patterns, shard channels
     @property
     def held_back(self) -> bool: ...  # its next command waits for the end of a CLIENT PAUSE

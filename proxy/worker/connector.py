@@ -205,14 +205,16 @@ class Connector:
         """HELLO or AUTH, CLIENT SETNAME, READONLY, in one round trip; HandshakeError with the first refusal.
 
         The node's limits are asked for by the way, and of a lease its CLIENT ID: it may refuse to tell them. A
-        client's own connection (greeting) is told last what to track, and asks for nothing more: the shared ones have
-        the limits. What the node pushes from then on comes behind the last reply; whole pushes that came with it are
+        client's own connection (greeting) asks for that alone, and is told last what to track: the shared ones have the
+        limits. What the node pushes from then on comes behind the last reply; whole pushes that came with it are
         left out, for such a client is told at first that it may have missed something, or has read nothing yet.
         Returns the beginning of one that is not whole.
         """
         needed = self.commands(backend)
-        extra = [] if backend.greeting else [*node_limits.COMMANDS, *([("CLIENT", "ID")] if backend.leased else [])]
-        commands = [*needed, *extra]
+        identity: list[tuple[str | bytes, ...]] = [("CLIENT", "ID")] if backend.leased or backend.greeting else []
+        asked = identity if backend.greeting else [*node_limits.COMMANDS, *identity]
+        last = len(needed) - bool(backend.greeting)
+        commands = [*needed[:last], *asked, *needed[last:]]
         await loop.sock_sendall(sock, b"".join(encode_command(*command) for command in commands))
         reader, size = ReplyReader(), 0
         replies: list[object] = []
@@ -222,14 +224,14 @@ class Connector:
             if (size := size + len(data)) > _MOST_BYTES:
                 raise OSError("its answers to the handshake are too long")
             replies += [decode(frame) for frame, _, push in reader.feed(data) if not push]
-            for command, reply in zip(needed, replies, strict=False):
-                if isinstance(reply, ReplyError):
+            for command, reply in zip(commands, replies, strict=False):
+                if isinstance(reply, ReplyError) and command not in asked:
                     raise HandshakeError(f"{command[0]!s}: {reply}")
+        if identity and isinstance(own := replies[last + len(asked) - 1], int):
+            backend.client_id = own
         if backend.greeting:
             return reader.rest()
-        bulk, query = map(node_limits.limit, replies[len(needed) : len(needed) + 2])
-        if backend.leased and isinstance(own := replies[len(commands) - 1], int):
-            backend.client_id = own
+        bulk, query = map(node_limits.limit, replies[last : last + 2])
         self._limits[backend.node.label] = bulk, query
         return b""
 

@@ -6,6 +6,7 @@ Why: whoever ends owes every client the answers to what was read of it. Called b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,9 @@ from proxy.forward.datapath import DataPath
 from proxy.system.log import get
 
 NEW_S: Final = 0.25  # a client that has just connected has something to say, and would take the end for a failure
+UNBLOCK_S: Final = 1.2  # for nodes to end what blocks: a client that is blocked is told the end itself after a second
+_TAKE_S: Final = 0.2  # ... and for clients to take the answer and close
+_GROUP: Final = 100  # so many are ended in one turn of the loop
 # Turns that come due within this long are taken together: ten thousand of them need not be ten thousand timers.
 _TURN_S: Final = 0.005
 
@@ -37,7 +41,7 @@ class Leaving:
 
         At its turn a client is drained: no more is read of it, what was read is answered. One that came within
         NEW_S and has said nothing yet comes last, and not before it has been there so long. Whoever is left after
-        timeout_s is closed.
+        timeout_s is closed; those that are blocked are unblocked first, within UNBLOCK_S more.
         """
         self.draining = True
         await self._lift()  # what was read of those that were held is owed an answer, too
@@ -56,8 +60,27 @@ class Leaving:
                     drain(client)
                 await self.empty()
         except TimeoutError:
+            await self._unblock()
+        if self._path.clients:
             log.warning("clients cut off at the end of the drain", clients=len(self._path.clients))
             close_all(self._path)
+
+    async def _unblock(self) -> None:
+        """Ends what blocks clients: their nodes say whether something was popped for them, which they still get."""
+        until_s = self._loop.time() + UNBLOCK_S
+        some = False
+        while self._loop.time() < until_s and (blocked := [client for client in self._path.clients if client.blocked]):
+            some = True
+            for place, client in enumerate(blocked):
+                if place % _GROUP == _GROUP - 1:
+                    await asyncio.sleep(0)
+                drain(client)
+                client.dismiss()
+            await asyncio.sleep(_TURN_S)
+        if some:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TAKE_S):
+                    await self.empty()
 
     async def empty(self) -> None:
         """Returns when no client is left."""

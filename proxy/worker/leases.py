@@ -64,8 +64,7 @@ class LeaseWatch:
                 left -= 1
         for client in list(self._path.clients):
             if left and client.blocked:
-                client.evict()
-                left -= 1
+                left -= client.evict()
         if left:
             self._end_tracking(left)
         if left == count:

@@ -251,6 +251,29 @@ def test_nothing_is_popped_for_who_has_left(proxy: ProxyDaemon, cluster: Embedde
     blocked_clients(proxy, 0)
 
 
+def test_what_was_popped_when_it_was_killed_still_comes(proxy: ProxyDaemon, cluster: EmbeddedCluster) -> None:
+    """An element that is pushed while CLIENT KILL is on its way is the client's, or still in the list."""
+    lost = 0
+    with proxy.raw() as pusher, proxy.raw() as killer:
+        pusher.command("FLUSHALL")
+        for n in range(150):
+            key = f"kill:{n}"
+            with proxy.raw() as client:
+                number = client.command("CLIENT", "ID")[1:-2].decode()
+                client.send(encode("BLPOP", key, "0"))
+                time.sleep(0.002)
+                pusher.send(encode("RPUSH", key, "v"))
+                time.sleep((n % 15) * 0.00004)
+                assert killer.command("CLIENT", "KILL", "ID", number) in (b":1\r\n", b":0\r\n")
+                assert killer.command("CLIENT", "LIST", "ID", number).split(b"\r\n")[1] == b""
+                got = client.rest()
+                lost += not got and pusher.frame() == b":1\r\n" and pusher.command("LLEN", key) == b":0\r\n"
+                if got:
+                    pusher.frame()
+    assert lost == 0
+    blocked_clients(proxy, 0)
+
+
 def test_connections_are_used_again(cluster: EmbeddedCluster, empty: None, start_proxy: StartProxy) -> None:
     daemon = start_proxy(cluster.seeds, workers=1)
     with daemon.client() as client:
@@ -295,7 +318,27 @@ def test_sigterm_lets_them_finish_up_to_its_timeout(
         assert daemon.log_contains("drain")
         cluster.owner_of(slot_of("q")).command("RPUSH", "q", "v")
         assert soon.frame() == b"*2\r\n$1\r\nq\r\n$1\r\nv\r\n"
-        assert never.rest() == b""
+        assert never.rest() == errors.UNBLOCKED_CHANGED
+
+
+def test_the_end_of_a_drain_loses_nothing(cluster: EmbeddedCluster, empty: None, start_proxy: StartProxy) -> None:
+    """What is pushed around it is some client's, or still in its list."""
+    daemon = start_proxy(cluster.seeds, {"drain": {"timeout": "500ms"}})
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(daemon.raw()) for _ in range(60)]
+        for n, client in enumerate(clients):
+            client.send(encode("BLPOP", f"drain:{n}", "0"))
+        blocked_clients(daemon, 60)
+        owners = [cluster.owner_of(slot_of(f"drain:{n}")) for n in range(60)]
+        daemon.signal(signal.SIGTERM)
+        time.sleep(0.48)
+        for n, owner in enumerate(owners):
+            owner.command("RPUSH", f"drain:{n}", "v")
+            time.sleep(0.001)
+        told = [client.rest() for client in clients]
+        popped = sum(answer.startswith(b"*2\r\n") for answer in told)
+        assert popped + told.count(errors.UNBLOCKED_CHANGED) == 60
+        assert popped + sum(owner.command("LLEN", f"drain:{n}") for n, owner in enumerate(owners)) == 60
 
 
 # -- WAIT

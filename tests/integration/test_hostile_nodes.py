@@ -329,7 +329,8 @@ def test_redirected_in_circles(node: FakeNode, other: FakeNode, start_proxy: Sta
         [Shard([(0, 8191)], [(other, "master")]), Shard([(8192, 16383)], [(node, "master")])]
     )
     for here, there in ((node, other), (other, node)):
-        here.on("GET", lambda _, words, there=there: b"-MOVED %d %s\r\n" % (A_SLOT, there.address.encode()))
+        for word in ("GET", "BLPOP"):
+            here.on(word, lambda _, words, there=there: b"-MOVED %d %s\r\n" % (A_SLOT, there.address.encode()))
     daemon = start_proxy([node.address], {"requests": {"timeout": "500ms"}}, workers=1)
     below, above = key_in(0, 8191), key_in(8192, 16383)
     with daemon.raw() as raw, daemon.raw() as beside:
@@ -338,6 +339,7 @@ def test_redirected_in_circles(node: FakeNode, other: FakeNode, start_proxy: Sta
             for key in (above, below):
                 assert beside.command("SET", key, "v") == b"+OK\r\n"
             assert raw.frame().startswith(b"-")
+        assert raw.command("BLPOP", "a", 0).startswith(b"-MOVED ")  # a node's last word, as to others
     assert {words[1] for words in node.seen("SET")} == {above.encode()}
     assert {words[1] for words in other.seen("SET")} == {below.encode()}
 

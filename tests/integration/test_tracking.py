@@ -120,6 +120,24 @@ def test_a_change_of_what_was_read(proxy: ProxyDaemon) -> None:
         assert quiet(reader) == []
 
 
+@pytest.mark.parametrize("block", [("BLOCK", 20), ("BLOCK", 0)])
+def test_what_a_blocking_read_has_read(proxy: ProxyDaemon, block: tuple[Word, ...]) -> None:
+    """It is read over the same connection as everything else; CLIENT UNBLOCK finds it there."""
+    with tracking(proxy) as client, proxy.raw() as other:
+        other.command("DEL", "stream")
+        if block == ("BLOCK", 0):
+            other.command("XADD", "stream", "1-1", "f", "v")
+        client.command("XREAD", *block, "STREAMS", "stream", "0")
+        assert quiet(client) == []
+        other.command("XADD", "stream", "2-2", "f", "v")
+        assert client.frame() == invalid("stream")
+        number = client.command("CLIENT", "ID")[1:-2].decode()
+        client.send(encode("BLPOP", "none", "0"))
+        wait_for(lambda: other.command("CLIENT", "UNBLOCK", number, "ERROR") == b":1\r\n", 5, "unblocked")
+        assert client.frame().startswith(b"-UNBLOCKED client unblocked")
+        assert quiet(client) == []
+
+
 def test_ones_own_changes(proxy: ProxyDaemon) -> None:
     """Are told as any others, unless with NOLOOP; in transactions, scripts and split commands, too."""
     with tracking(proxy) as one, tracking(proxy, "NOLOOP") as other:

@@ -4,57 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.forward.backend import Backend, BackendState
+from proxy.forward.backend import BackendState
 from proxy.forward.blocking import look
 from proxy.forward.clients import close_lingering, drain
 from proxy.resp import errors
 from proxy.resp.encode import array, bulk, encode_command, null_array
-from tests.support.datapath import KEY_A, KEY_B, SLOT_A, A, B, End, Play, Stage
+from tests.support.blocked import NODE_ID, POP, POPPED, blocked, free, leases, shared, unblock
+from tests.support.datapath import KEY_A, KEY_B, SLOT_A, A, B, Play
 from tests.support.dialogue import ASKING, GET_A, PING, REFUSALS, ask, moved
-
-POP = encode_command("BLPOP", KEY_A, "0")
-POPPED = array([bulk("b"), bulk("v")])
-NODE_ID = 77
-
-
-def unblock(mode: str = "ERROR") -> bytes:
-    return encode_command("CLIENT", "UNBLOCK", str(NODE_ID), mode)
-
-
-def leases(stage: Stage, node: object = A) -> list[Backend]:
-    return [b for b in stage.router.nodes[node].backends() if b.leased and b.state != BackendState.CLOSED]
-
-
-def blocked(stage: Stage, frame: bytes = POP) -> tuple[End, End]:
-    """A client that is blocked; its side and the node's."""
-    client = stage.client()
-    client.send(frame)
-    stage.turn()
-    for lease in leases(stage):
-        lease.client_id = NODE_ID
-    node = stage.node(A)
-    assert node.get() == frame
-    assert stage.accepted.blocked
-    assert stage.count("blocked") == 1
-    return client, node
-
-
-def shared(stage: Stage) -> End:
-    """Node A's connection that all share, made by another client."""
-    other = stage.client()
-    other.send(GET_A)
-    stage.turn()
-    node = stage.node(A)
-    assert node.get() == GET_A
-    node.send(bulk("x"))
-    stage.turn()
-    assert other.get() == bulk("x")
-    return node
-
-
-def free(stage: Stage) -> None:
-    assert not stage.accepted.blocked
-    assert stage.count("blocked") == 0
 
 
 def test_it_waits_on_a_connection_that_is_taken_again(play: Play) -> None:
@@ -182,7 +139,7 @@ def test_ask_is_followed(play: Play) -> None:
 
 
 def test_nodes_that_do_not_agree(play: Play) -> None:
-    """They are asked again and again, for as long as other commands are; then their word is the answer."""
+    """They are asked again and again, for as long as other commands are; then their word is the answer, as to those."""
     stage = play(timeout_s=0.05)
     client = stage.client()
     client.send(POP)
@@ -390,28 +347,6 @@ def test_a_node_that_does_not_unblock(play: Play, reply: bytes) -> None:
     assert node.closed
 
 
-def test_killed(play: Play) -> None:
-    """Its connection goes with it, so that nothing is popped for nobody."""
-    stage = play()
-    client, node = blocked(stage)
-    stage.accepted.kill()
-    stage.turn()
-    assert (client.closed, node.closed) == (True, True)
-    assert stage.count("blocked") == 0
-
-
-def test_killed_while_it_waits_for_a_node(play: Play) -> None:
-    stage = play()
-    stage.unreachable.add(A)
-    client = stage.client()
-    client.send(POP)
-    stage.turn(2)
-    stage.accepted.kill()
-    stage.turn()
-    assert stage.count("blocked") == 0
-    assert client.closed
-
-
 def test_drained_clients_get_their_answer(play: Play) -> None:
     stage = play()
     client, node = blocked(stage)
@@ -482,11 +417,3 @@ def test_nobody_is_blocked(play: Play) -> None:
     told: list[bool] = []
     stage.accepted.unblock(True, told.append)
     assert told == [False]
-
-
-def test_evicted(play: Play) -> None:
-    stage = play()
-    client, node = blocked(stage)
-    stage.accepted.evict()
-    stage.turn()
-    assert (client.get(), node.closed) == (errors.UNBLOCKED_CHANGED, True)

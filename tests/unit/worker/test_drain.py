@@ -177,6 +177,25 @@ class TestDrain:
 
         run(configured(), scene, node.address)
 
+    def test_whoever_is_blocked_at_the_timeout_is_unblocked(self, node: FakeNode) -> None:
+        """A node that says nothing has a second for it."""
+        node.on("BLPOP", SILENCE)
+        node.on("CLIENT", SILENCE)
+
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            await client.send("BLPOP", "k", "0")
+            await until(lambda: worker.counters.snapshot()["blocked"])
+            begun_s = time.monotonic()
+            drained = asyncio.create_task(worker.leaving.drain(0.0, 0.1))
+            (told,) = await client.rest()
+            await drained
+            assert str(told).startswith("UNBLOCKED force unblock")
+            assert time.monotonic() - begun_s < 1.6
+            assert worker.path.closed == 1
+
+        run(configured(), scene, node.address)
+
     def test_no_time_at_all(self, node: FakeNode) -> None:
         async def scene(worker: Worker, port: Port) -> None:
             clients = many(worker, 3)
