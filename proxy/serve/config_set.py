@@ -27,8 +27,10 @@ def answer(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes | 
 
     def combine(replies: list[bytes], labels: list[str]) -> bytes:
         made = all_succeeded(replies, labels)
-        if told and len(told[-1]) <= VALUE_MAX and made.startswith(b"+"):
-            ctx.keyspace_events(told[-1])
+        if told and len(told[-1]) <= VALUE_MAX:
+            whole = made.startswith(b"+")
+            if whole or any(reply.startswith((b"+", *_UNHEARD)) for reply in replies):
+                ctx.keyspace_events(told[-1], whole)
         return made
 
     return asked(["nodes"], args, combine, again=True)

@@ -149,7 +149,7 @@ class PubSubLike(Protocol):
     def unsubscribe(self, client: Any, kind: int, names: list[bytes] | None, /) -> bytes | Later: ...  # None: all
     def forget(self, client: Any, reply: bytes, /) -> bytes | Later: ...  # from all, then the reply
     def closed(self, client: Any, /) -> None: ...  # the client is
-    def names(self, kind: int, /) -> Collection[bytes]: ...  # that clients or the worker itself are subscribed to
+    def names(self, kind: int, /) -> list[bytes]: ...  # that clients or the worker itself are subscribed to
     def figures(self, kind: int, name: bytes, /) -> tuple[int, int]: ...  # clients, connections of the worker's own
     def places(self, kind: int, name: bytes, /) -> list[str]: ...  # nodes that the latter lead to
 
