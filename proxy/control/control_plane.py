@@ -87,7 +87,7 @@ class ControlPlane:
     def report(self, report: messages.Report | messages.KeyspaceEvents) -> None:
         """What a worker has seen."""
         if isinstance(report, messages.KeyspaceEvents):
-            self.events.remember(report.value)
+            self.events.remember(report.value, whole=report.whole)
             return
         for sign in report.signs:
             self.refresher.trigger(sign)

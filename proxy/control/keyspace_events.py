@@ -3,7 +3,8 @@
 Why: one Redis that was told to send events goes on doing so. CONFIG SET reaches the nodes there are; a node that comes
 later, or has restarted, begins with what its own configuration says. Called by control_plane.
 
-Invariants: nothing is asked or set before a client has set it, nor after one has set it to nothing; a node is told once
+Invariants: nothing is asked or set before a client has set it, nor after all nodes have been told that it is nothing;
+a node is told once
 in each of its lives (run_id), so that whoever changes it there by hand is not contradicted; what goes wrong is tried
 again. It is remembered for the life of the main process: an upgrade or a restart of the proxy forgets it.
 """
@@ -31,6 +32,7 @@ class KeyspaceEvents:
 
     def __init__(self, nodes: Callable[[], Iterable[Address]], settings: Callable[[], NodeClientSettings]) -> None:
         self.value = b""
+        self._owed = False  # nodes are to be told, now or when they come
         self._nodes = nodes
         self._settings = settings
         self._told: dict[Address, bytes] = {}  # the run_id it was told in
@@ -38,12 +40,13 @@ class KeyspaceEvents:
         self._room = asyncio.Semaphore(AT_ONCE)
         self._task: asyncio.Task[None] | None = None
 
-    def remember(self, value: bytes) -> None:
-        """A client has set it on all nodes; empty: to nothing."""
+    def remember(self, value: bytes, *, whole: bool = True) -> None:
+        """A client has set it on all nodes, or (not whole) on some: the last value is for all. Empty: to nothing."""
         self.value = value
+        self._owed = bool(value) or not whole
         self._told.clear()
         self.look()
-        if value and self._task is None:
+        if self._owed and self._task is None:
             self._task = keep(self._keep, "keyspace-events")
 
     def look(self) -> None:
@@ -59,10 +62,11 @@ class KeyspaceEvents:
     async def _keep(self) -> None:
         while True:
             self._due.clear()
-            if self.value:
+            if self._owed:
                 nodes = set(self._nodes())
                 self._told = {address: life for address, life in self._told.items() if address in nodes}
                 await asyncio.gather(*(self._tell(address, self.value) for address in nodes))
+                self._owed = bool(self.value) or not nodes <= self._told.keys()
             try:
                 async with asyncio.timeout(EVERY_S):
                     await self._due.wait()

@@ -1,7 +1,7 @@
 from collections.abc import Callable
 
 from proxy.forward.backend import Backend
-from proxy.forward.hub import Subscriber
+from proxy.forward.topics import Subscriber
 from proxy.forward.ports import Outlet
 from proxy.forward.tracking import Tracking
 

@@ -7,6 +7,7 @@ from proxy.forward.counters cimport CounterBlock
 from proxy.forward.ports cimport PushPort, Sink
 from proxy.forward.reactor cimport Peer, Reactor
 from proxy.forward.router cimport Router
+from proxy.forward.topics cimport Topic, Wide
 
 cdef enum Kind:
     CHANNEL = 0
@@ -16,25 +17,6 @@ cdef enum Kind:
 cdef enum Duty:                 # of a connection to a node: see the module
     DUTY_MAIN = 1
     DUTY_NODE = 2
-
-cdef class Topic:
-    cdef readonly int kind
-    cdef readonly bytes name
-    cdef readonly dict members              # Client -> number of the last message before it came
-    cdef public int waiting                 # SUBSCRIBEs under way that name it
-    cdef public bint events                 # only names of keyspace events can fit
-    cdef public object fits                 # of a wide pattern: whether it fits a channel
-    cdef public object source               # of a shard channel: the connection that it is subscribed on
-    cdef uint64_t newest                    # the largest of members' numbers
-    cdef uint64_t changes                   # members that have come or gone
-
-cdef class Subscriber:
-    cdef readonly tuple topics              # dicts by Kind: name -> Topic
-
-cdef class Message:
-    cdef Topic topic
-    cdef bytes push                         # as RESP3 has it
-    cdef uint64_t number
 
 cdef class Order(Sink):
     cdef object done
@@ -47,8 +29,9 @@ cdef class Hub(PushPort):
     cdef Router router
     cdef Reactor reactor
     cdef CounterBlock* counts
+    cdef set clients                        # the data path's
     cdef readonly tuple topics              # dicts by Kind: name -> Topic
-    cdef readonly dict wide                 # patterns that fit names of events and others: name -> Topic
+    cdef readonly Wide wide                 # patterns that fit names of events and others
     cdef readonly list subscriptions        # of clients, by Kind
     cdef public int64_t hard_limit          # bytes that a subscriber may not have taken
     cdef public int64_t soft_limit          # ... for longer than soft_ns
@@ -72,11 +55,12 @@ cdef class Hub(PushPort):
     cdef Py_ssize_t at                      # ... and who is next
     cdef int64_t bound                      # ... its bytes, as counted in `waiting`
     cdef bint message(self, Backend source, const char* p, size_t n)
-    cdef void tapped(self, bytes channel, const char* p, size_t n, size_t payload)
+    cdef void tapped(self, bytes channel, bytes tail)
     cdef void publish(self, Topic topic, const char* p, size_t n)
     cdef void renew_budget(self) noexcept
     cdef void give(self, Client client, const char* push, const char* array, size_t n) noexcept
     cdef void weigh(self, Client client) noexcept
     cdef bint next_wave(self)
+    cdef void put(self, Topic topic, uint64_t number, bytes push, bytes array)
     cdef void go_on(self) noexcept
     cdef void listen(self, bint wanted) noexcept

@@ -38,6 +38,7 @@ from proxy.forward.request cimport (
     REQ_READ, STATE_ANSWERED, TARGET_LEASE, Request, request_free, request_hold, request_move, request_new,
     request_unhold,
 )
+from proxy.forward.topics cimport Message, Subscriber, Topic, Wide
 from proxy.resp.push_words cimport Word, words_of
 
 cdef enum:
@@ -61,32 +62,9 @@ cdef inline bint is_event(const char* name, size_t n) noexcept nogil:
     return n >= 11 and (memcmp(name, b"__keyspace@", 11) == 0 or memcmp(name, b"__keyevent@", 11) == 0)
 
 
-@cython.final
-cdef class Topic:
-    """A channel, pattern or shard channel that clients are subscribed to, or are about to be."""
-
-    def __cinit__(self, int kind, bytes name not None):
-        self.kind = kind
-        self.name = name
-        self.members = {}
-
-
-@cython.final
-cdef class Subscriber:
-    """What one client is subscribed to."""
-
-    def __cinit__(self):
-        self.topics = ({}, {}, {})
-
-    @property
-    def counts(self):
-        """(channels, patterns, shard channels)."""
-        return len(self.topics[0]), len(self.topics[1]), len(self.topics[2])
-
-
-@cython.final
-cdef class Message:
-    """One that waits to be given out."""
+cdef inline bint is_confirmation(const char* word, size_t n) noexcept nogil:
+    """[p|s][un]subscribe: servers to come may push what is none of the hub's business."""
+    return n >= 9 and memcmp(word + n - 9, b"subscribe", 9) == 0
 
 
 @cython.final
@@ -136,7 +114,7 @@ cdef class Hub(PushPort):
     def __init__(self, call, raised):
         super().__init__(call, raised)
         self.topics = ({}, {}, {})
-        self.wide = {}
+        self.wide = Wide()
         self.subscriptions = [0, 0, 0]
         self.sources = set()
         self.slow = {}
@@ -149,6 +127,7 @@ cdef class Hub(PushPort):
         self.router = path.exchange.router
         self.reactor = path.reactor
         self.counts = path.counts
+        self.clients = path.clients
         self.turns = Turns(self)
         self.turns.reactor = path.reactor
 
@@ -223,13 +202,11 @@ cdef class Hub(PushPort):
         """Forgets a topic without members."""
         if self.topics[topic.kind].get(topic.name) is topic:
             del self.topics[topic.kind][topic.name]
-        if topic.fits is not None and self.wide.get(topic.name) is topic:
-            del self.wide[topic.name]
+        self.wide.drop(topic)
 
-    def widen(self, Topic topic not None, fits):
-        """The pattern fits events and other names; fits(channel): whether it does."""
-        topic.fits = fits
-        self.wide[topic.name] = topic
+    def widen(self, Topic topic not None):
+        """The pattern fits events and other names."""
+        self.wide.add(topic)
 
     def join(self, Client client not None, Topic topic not None):
         """Subscribes the client from now on. False: it was, or it is closed."""
@@ -245,6 +222,7 @@ cdef class Hub(PushPort):
         topic.newest = self.number
         topic.changes += 1
         self.subscriptions[topic.kind] += 1
+        subscriber.wide += topic.glob is not None
         size = OVERHEAD + <size_t> PyBytes_GET_SIZE(topic.name)
         client.subscribed += size
         self.reactor.memory += <int64_t> size
@@ -259,7 +237,8 @@ cdef class Hub(PushPort):
         topic.changes += 1
         self.subscriptions[topic.kind] -= 1
         if subscriber is not None:
-            subscriber.topics[topic.kind].pop(topic.name, None)
+            if subscriber.topics[topic.kind].pop(topic.name, None) is not None:
+                subscriber.wide -= topic.glob is not None
             size = OVERHEAD + <size_t> PyBytes_GET_SIZE(topic.name)
             client.subscribed -= size
             self.reactor.memory -= <int64_t> size
@@ -282,8 +261,8 @@ cdef class Hub(PushPort):
 
     cdef void pushed(self, Peer backend, const char* p, size_t n) noexcept:
         try:
-            if not self.message(<Backend> backend, p, n) and self.raised is not None:
-                self.raised("push", ValueError("neither a message nor a confirmation"))
+            if not self.message(<Backend> backend, p, n):
+                (<Backend> backend).lose("a push of unknown form")
         except Exception as error:
             if self.raised is not None:
                 self.raised("push", error)
@@ -324,26 +303,28 @@ cdef class Hub(PushPort):
             topic = (<dict> self.topics[PATTERN]).get(name[:words[1].len])
             if topic is not None and (<Topic> topic).events == (source.duty == DUTY_NODE):
                 self.publish(<Topic> topic, p, n)
-            if self.wide and source.duty == DUTY_NODE and (
+            if self.wide.topics and source.duty == DUTY_NODE and (
                 name[:words[1].len] == TAP_SPACE or name[:words[1].len] == TAP_EVENT
             ):
-                self.tapped(p[words[2].off:words[2].off + words[2].len], p, n, words[3].off)
+                self.tapped(p[words[2].off:words[2].off + words[2].len], p[words[3].off:n])
             return True
-        if self.call is not None:
+        if self.call is not None and is_confirmation(word, words[0].len):
             self.call(source, word[:words[0].len],
                       p[words[1].off:words[1].off + words[1].len] if found >= 2 else None)
         return True
 
-    cdef void tapped(self, bytes channel, const char* p, size_t n, size_t payload):
-        """An event, for the wide patterns that fit it. payload: where it begins in p[0:n]."""
-        cdef Topic topic
-        cdef bytes frame, tail = p[payload:n]
-        cdef size_t size = n - payload - 2
-        for topic in list(self.wide.values()):
-            if topic.members and topic.fits(channel):
-                frame = b">4\r\n$8\r\npmessage\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b" % (
-                    len(topic.name), topic.name, len(channel), channel, size, tail)
-                self.publish(topic, frame, len(frame))
+    cdef void tapped(self, bytes channel, bytes tail):
+        """An event, for the wide patterns that fit it: matched in its turn. tail: its payload and what ends it."""
+        cdef Message m = Message.__new__(Message)
+        m.channel = channel
+        m.push = tail
+        if not self.wide.wait(m):
+            return
+        self.number += 1
+        m.number = self.number
+        self.queue.append(m)
+        self.waiting += len(channel) + len(tail) + OVERHEAD
+        self.reactor.more(self.turns)
 
     cdef void publish(self, Topic topic, const char* p, size_t n):
         """To all members: now when they are few and nothing waits, else in turns."""
@@ -356,7 +337,7 @@ cdef class Hub(PushPort):
             return
         self.number += 1
         self.renew_budget()
-        if self.members is None and not self.queue and members <= AT_ONCE and self.budget > 0:
+        if self.members is None and not self.queue and self.wide.event is None and members <= AT_ONCE and self.budget > 0:
             array = None
             for client in list(topic.members):
                 if client.proto != 3 and array is None:
@@ -396,6 +377,19 @@ cdef class Hub(PushPort):
         elif client not in self.slow:
             self.slow[client] = self.reactor.now
 
+    def everybody(self):
+        """A list of all clients."""
+        return list(self.clients)
+
+    def look_at(self, list clients not None):
+        """The limits of what they may not have taken have changed."""
+        cdef Client client
+        for client in clients:
+            if client.fd >= 0 and client.subscriber is not None and (
+                <int64_t> (client.replies.held + buffer_len(&client.replies.out)) > self.soft_limit
+            ):
+                self.weigh(client)
+
     def sweep(self):
         """Closes who has been above the soft limit for too long; to be called some times a second."""
         cdef Client client
@@ -411,38 +405,62 @@ cdef class Hub(PushPort):
     # -- in turns ------------------------------------------------------------------------------------------------
 
     cdef bint next_wave(self):
-        """Takes up what has waited longest: a message, with those right behind it that are for the same topic."""
+        """Takes up what has waited longest: a message, with those right behind it that are for the same topic.
+
+        Or the next pattern that fits the event that is being matched. False: there is nothing, or the turn is over.
+        """
         cdef Message m
         cdef Topic topic
         cdef size_t size
         cdef list parts
-        while self.queue:
+        cdef bytes frame
+        while True:
+            if self.wide.event is not None:
+                m = self.wide.event
+                topic = self.wide.next(&self.budget)
+                if topic is not None:
+                    self.counts.messages += 1
+                    self.bound = 0
+                    frame = self.wide.frame_of(m, topic)
+                    self.put(topic, m.number, frame, b"*" + frame[1:])
+                    return True
+                if self.wide.event is not None:
+                    return False
+                self.waiting -= len(m.channel) + len(m.push) + OVERHEAD
+            if not self.queue:
+                return False
             m = self.queue.popleft()
             topic = m.topic
+            if topic is None:
+                self.wide.begin(m)
+                continue
             size = len(m.push)
             self.bound = <int64_t> (size + OVERHEAD)
             if not topic.members:
                 self.waiting -= self.bound
                 continue
-            self.given = topic
-            self.first = m.number
-            self.changes = topic.changes
-            self.members = list(topic.members)
-            self.at = 0
             if self.queue and topic.newest < m.number and (<Message> self.queue[0]).topic is topic:
                 parts = [m.push]
+                number = m.number
                 while self.queue and size < TOGETHER and (<Message> self.queue[0]).topic is topic:
                     m = self.queue.popleft()
                     parts.append(m.push)
                     size += <size_t> len(m.push)
                     self.bound += <int64_t> len(m.push) + OVERHEAD
-                self.push = b"".join(parts)
-                self.array = b"*" + b"*".join([part[1:] for part in parts])
+                self.put(topic, number, b"".join(parts), b"*" + b"*".join([part[1:] for part in parts]))
             else:
-                self.push = m.push
-                self.array = b"*" + m.push[1:]
+                self.put(topic, m.number, m.push, b"*" + m.push[1:])
             return True
-        return False
+
+    cdef void put(self, Topic topic, uint64_t number, bytes push, bytes array):
+        """Begins to give this out. number: of the first message in it."""
+        self.given = topic
+        self.first = number
+        self.changes = topic.changes
+        self.members = list(topic.members)
+        self.at = 0
+        self.push = push
+        self.array = array
 
     cdef void go_on(self) noexcept:
         """As much as a turn allows, and another turn for what is left."""
@@ -475,7 +493,7 @@ cdef class Hub(PushPort):
             self.members = None
             if self.raised is not None:
                 self.raised("fan-out", error)
-        if self.members is not None or self.queue:
+        if self.members is not None or self.queue or self.wide.event is not None:
             self.reactor.more(self.turns)
         if self.deaf and self.waiting <= self.most_waiting // 2:
             self.listen(True)

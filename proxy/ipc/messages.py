@@ -34,7 +34,8 @@ import msgspec
 from proxy.commands.rows import Row
 from proxy.ipc.settings import WorkerSettings
 
-# INFO's names for Status.topics. A channel that clients of several workers are subscribed to is counted for each.
+# INFO's names for Status.topics. A channel that clients of several workers are subscribed to is counted for each: to
+# count it once, workers would have to tell each other their names, half a million of them, for every INFO. PUBSUB does.
 TOPIC_STATS: Final = ("pubsub_channels", "pubsub_patterns", "pubsubshard_channels")
 
 # -- values ----------------------------------------------------------------------------------------------------------
@@ -330,9 +331,13 @@ class Bye(msgspec.Struct, tag=True, array_like=True):
 
 
 class KeyspaceEvents(msgspec.Struct, tag=True, array_like=True):
-    """A client has set notify-keyspace-events to this on all nodes: so it is to be on those that join, too."""
+    """A client has set notify-keyspace-events to this on some node at least: so it is to be on all.
+
+    whole: all nodes have confirmed it.
+    """
 
     value: bytes
+    whole: bool = True
 
 
 ScriptNews = ScriptSeen | ScriptWanted | FlushScripts

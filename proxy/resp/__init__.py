@@ -7,5 +7,5 @@
     what the proxy says <-- encode, errors (Redis's error lines; ProtocolFault)
 
 scanner and inline are compiled and cimported by forward; readers is the same for Python.
-number reads numbers as Redis does (inline C).
+number reads numbers as Redis does (inline C). glob matches its patterns.
 """

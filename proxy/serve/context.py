@@ -151,7 +151,7 @@ class PubSubLike(Protocol):
     def unsubscribe(self, client: Any, kind: int, names: list[bytes] | None, /) -> bytes | Later: ...  # None: all
     def forget(self, client: Any, reply: bytes, /) -> bytes | Later: ...  # from all, then the reply
     def closed(self, client: Any, /) -> None: ...  # the client is
-    def names(self, kind: int, /) -> Collection[bytes]: ...  # that clients or the worker itself are subscribed to
+    def names(self, kind: int, /) -> list[bytes]: ...  # that clients or the worker itself are subscribed to
     def figures(self, kind: int, name: bytes, /) -> tuple[int, int]: ...  # clients, connections of the worker's own
     def places(self, kind: int, name: bytes, /) -> list[str]: ...  # nodes that the latter lead to
 
@@ -259,7 +259,7 @@ class ServeContext:
     clients: of this worker; one of them may be closed (fd below 0) by the time it is looked at.
     inquire: asks all workers; reply makes the answer of what Inquiry.merge has made.
     pubsub: the clients' subscriptions; None = there can be none. keyspace_events: a client has set
-        notify-keyspace-events to this on all nodes.
+        notify-keyspace-events to this on all nodes but these ("host:port") that have not confirmed it.
     pause: sets what CLIENT PAUSE holds in this worker (0 nothing, 1 what may write, 2 all; until this
         time.monotonic_ns(); for the log: the address of who wants it so); paused: what is held now, (0, 0) = nothing.
     monitors: the clients that are shown everything that passes through the proxy.
@@ -295,7 +295,7 @@ class ServeContext:
     clients: Callable[[], Collection[ClientLike]] = _no_clients
     inquire: Callable[[Inquiry, Callable[[Any], bytes | Ask]], Answer] = _nobody
     pubsub: PubSubLike | None = None
-    keyspace_events: Callable[[bytes], None] = lambda value: None
+    keyspace_events: Callable[[bytes, list[str]], None] = lambda value, unconfirmed: None
     pause: Callable[[int, int, str], None] = lambda level, until_ns, who: None
     paused: Callable[[], tuple[int, int]] = lambda: (0, 0)
     monitors: MonitorsLike | None = None

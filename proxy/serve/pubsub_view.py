@@ -5,6 +5,9 @@ asked what is their clients' and what is at the nodes on their own account (ANSW
 the proxy's, and the clients' instead, is the answer. Subscribers of another proxy count as one. Called through
 serve.table.
 
+Invariant: a name without wildcards is looked up, others are compared in slices; what does not fit in an answer of
+LISTED_MAX names is an error, since it is put together in one go.
+
 Source of the forms: Redis 7.0 and Valkey 9.1, src/pubsub.c.
 """
 
@@ -24,15 +27,20 @@ from proxy.serve import reports
 from proxy.serve.all_shards import InSlices, asked
 from proxy.serve.combine import aggregate, elements, failure, integer, is_error, number, text, union
 from proxy.serve.context import Answer, Answerers, ClientLike, Commands, Inquiry, ServeContext
-from proxy.serve.glob import Glob
+from proxy.resp.glob import Glob, literal_prefix
 
 PATTERN_MAX: Final = 65536
 STEPS: Final = 1 << 20  # of one match
 ASKED_MAX: Final = 1 << 20  # bytes of names: the question goes to every worker
+LISTED_MAX: Final = 10_000  # names of an answer ...
+LISTED_BYTES: Final = 1 << 20  # ... and their bytes
+AT_ONCE: Final = 100  # names that are compared in one go
 
 # name -> (clients that are subscribed, connections of the proxy's that are)
 Figures = dict[bytes, tuple[int, int]]
 _Asked = tuple[int, bytes | None, list[bytes] | None]  # kind; of those that fit a pattern, or of these; else of all
+_MORE: Final = b"-1 0 0 "  # the end of a share that would be too long
+_TOO_MANY: Final = errors.line(f"ERR too many channels to list, the limit is {LISTED_MAX}: ask for a pattern that fits less")
 _TOO_LONG: Final = errors.line(f"ERR the names are together too long, the limit is {ASKED_MAX} bytes")
 
 
@@ -40,26 +48,49 @@ _TOO_LONG: Final = errors.line(f"ERR the names are together too long, the limit 
 
 
 def _share(ctx: ServeContext, body: bytes) -> Iterator[bytes]:
-    """`clients own size name` of each name."""
+    """`clients own size name` of each name; then _MORE when there are too many."""
     kind, pattern, names = msgspec.msgpack.decode(body, type=_Asked)
     if ctx.pubsub is None:
         return
-    glob = None if pattern is None else Glob(pattern)
-    for name in ctx.pubsub.names(kind) if names is None else names:
-        if glob is None or glob.matching([name], STEPS):
+    glob = None
+    if pattern is not None:
+        literal, whole = literal_prefix(pattern)
+        glob, names = (None, [literal]) if whole else (Glob(pattern), None)
+    listed = names is None
+    known = ctx.pubsub.names(kind) if names is None else names
+    count = size = 0
+    for at in range(0, len(known), AT_ONCE):
+        some = known[at : at + AT_ONCE]
+        for name in some if glob is None else _fitting(glob, some):
             clients, own = ctx.pubsub.figures(kind, name)
-            yield b"%d %d %d %b" % (clients, own, len(name), name) if clients or own else b""
-        else:
-            yield b""
+            if not clients and not own:
+                continue
+            count += 1
+            size += len(name)
+            if listed and (count > LISTED_MAX or size > LISTED_BYTES):
+                yield _MORE
+                return
+            yield b"%d %d %d %b" % (clients, own, len(name), name)
+        yield b""
 
 
-def _figures(parts: list[bytes], missing: int) -> Figures:
-    """The shares of all workers."""
+def _fitting(glob: Glob, names: list[bytes]) -> list[bytes]:
+    """Those of the names that fit; when all together take too many steps, each for itself, which may be none."""
+    found = glob.matching(names, STEPS)
+    if found is None:
+        found = [name for name in names if glob.matching([name], STEPS // AT_ONCE)]
+    return found
+
+
+def _figures(parts: list[bytes], missing: int) -> Figures | None:
+    """The shares of all workers; None: too many."""
     found: Figures = {}
     for part in parts:
         at = 0
         while at < len(part):
             clients, own, size, _ = part[at : at + 64].split(b" ", 3)
+            if clients == b"-1":
+                return None
             begin = at + len(clients) + len(own) + len(size) + 3
             at = begin + int(size)
             name = part[begin:at]
@@ -85,7 +116,9 @@ def _hash(name: bytes) -> int:
 # -- commands ------------------------------------------------------------------------------------------------------
 
 
-def _ask(ctx: ServeContext, client: ClientLike, asked_for: _Asked, reply: Callable[[Figures], Ask]) -> Answer:
+def _ask(
+    ctx: ServeContext, client: ClientLike, asked_for: _Asked, reply: Callable[[Figures | None], Ask | bytes]
+) -> Answer:
     if client.pending:
         return None
     return ctx.inquire(Inquiry("pubsub", msgspec.msgpack.encode(asked_for), _figures), reply)
@@ -100,6 +133,8 @@ def _channels(kind: int, ctx: ServeContext, client: ClientLike, args: list[bytes
         return errors.PATTERN_TOO_LONG
 
     def combined(figures: Figures, replies: list[bytes], labels: list[str]) -> bytes:
+        if sum(map(len, replies)) > 4 * LISTED_BYTES:  # of clients that are not ours
+            return _TOO_MANY
         made = union(replies, labels)
         if is_error(made):
             return made
@@ -111,12 +146,12 @@ def _channels(kind: int, ctx: ServeContext, client: ClientLike, args: list[bytes
                 names.pop(name, None)  # on its way out, or in
         return aggregate(made, names.values())
 
-    return _ask(
-        ctx,
-        client,
-        (kind, pattern, None),
-        lambda figures: asked(["nodes"], args, partial(combined, figures), again=True),
-    )
+    def ask(figures: Figures | None) -> Ask | bytes:
+        if figures is None or len(figures) > LISTED_MAX:
+            return _TOO_MANY
+        return asked(["nodes"], args, partial(combined, figures), again=True)
+
+    return _ask(ctx, client, (kind, pattern, None), ask)
 
 
 def _numsub(kind: int, ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
@@ -134,8 +169,8 @@ def _numsub(kind: int, ctx: ServeContext, client: ClientLike, args: list[bytes])
             flat[at + 1] = integer(max(0, number(flat[at + 1]) - own) + clients)
         return aggregate(made, flat)
 
-    def ask(figures: Figures) -> Ask:
-        return InSlices(-2, "nodes", partial(combined, figures)).first(args)
+    def ask(figures: Figures | None) -> Ask:
+        return InSlices(-2, "nodes", partial(combined, figures or {})).first(args)
 
     return _ask(ctx, client, (kind, None, list(dict.fromkeys(args[2:]))), ask)
 

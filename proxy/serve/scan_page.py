@@ -27,7 +27,7 @@ from proxy.resp import encode, errors
 from proxy.resp.decode import decode
 from proxy.serve import scan_cursor, scan_node, scan_slot
 from proxy.serve.context import ServeContext
-from proxy.serve.glob import Glob
+from proxy.resp.glob import Glob
 from proxy.serve.scan_cursor import Position
 
 if TYPE_CHECKING:

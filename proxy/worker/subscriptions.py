@@ -19,16 +19,18 @@ from typing import Final
 from proxy.cluster.topology import Address
 from proxy.forward.ask import Later
 from proxy.forward.client import Client
-from proxy.forward.hub import CHANNELS, PATTERNS, SHARDS, Hub, Topic
+from proxy.forward.hub import CHANNELS, PATTERNS, SHARDS, Hub
 from proxy.forward.node import Node
 from proxy.forward.router import Router
+from proxy.forward.topics import Topic
 from proxy.ipc.settings import Backends, WorkerSettings
 from proxy.resp import errors
 from proxy.worker.feed import SUBSCRIBE, UNSUBSCRIBE
 from proxy.worker.slices import Slices
-from proxy.worker.upstream import Upstream
+from proxy.worker.upstream import Upstream, scope
 
 AT_ONCE: Final = 100  # names that are dealt with in one go
+WIDE_MOST: Final = 1000  # patterns of one client that fit events of the keyspace and other names: see forward.topics
 
 
 def confirmation(proto: int, word: str, name: bytes | None, count: int) -> bytes:
@@ -80,9 +82,19 @@ class Subscriptions:
         """What may change at any time."""
         clients = settings.clients
         self.timeout_s, self.most = settings.requests.timeout, clients.max_subscriptions
+        before = self.hub.hard_limit, self.hub.soft_limit
         self.hub.hard_limit, self.hub.soft_limit = clients.pubsub_output_limit, clients.pubsub_soft_limit
         self.hub.soft_ns = round(clients.pubsub_soft_time * 1e9)
+        if (self.hub.hard_limit, self.hub.soft_limit) < before or self.hub.soft_limit < before[1]:
+            self.slices.do(self._weigh_all())
         self.upstream.settings = settings.backends
+
+    def _weigh_all(self) -> Iterator[None]:
+        """Who has more than it may now, be it that nothing more comes."""
+        clients = self.hub.everybody()
+        for at in range(0, len(clients), AT_ONCE):
+            self.hub.look_at(clients[at : at + AT_ONCE])
+            yield
 
     def stop(self) -> None:
         """Ends everything."""
@@ -95,9 +107,10 @@ class Subscriptions:
 
     # -- for PUBSUB ----------------------------------------------------------------------------------------------
 
-    def names(self, kind: int) -> set[bytes]:
-        """What clients or the worker itself are subscribed to."""
-        return self.upstream.names(kind) | self.hub.topics[kind].keys()
+    def names(self, kind: int) -> list[bytes]:
+        """What clients or the worker itself are subscribed to. A copy: of half a million it takes some ms."""
+        topics = self.hub.topics[kind]
+        return [*topics, *{name for name in self.upstream.names(kind) if name not in topics}]
 
     def figures(self, kind: int, name: bytes) -> tuple[int, int]:
         """(clients that are subscribed, connections of this worker that are)."""
@@ -133,6 +146,11 @@ class Subscriptions:
         known = client.subscriber.topics[kind] if client.subscriber is not None else ()
         if len({name for name in names if name not in known}) + sum(client.subscriptions) > self.most:
             return errors.line(f"ERR too many subscriptions of one client, the limit is {self.most}")
+        if kind == PATTERNS:
+            wide = client.subscriber.wide if client.subscriber is not None else 0
+            wide += sum(scope(kind, name) == "wide" for name in names if name not in known)
+            if wide > WIDE_MOST:
+                return errors.line(f"ERR too many patterns of one client that fit keyspace events, at most {WIDE_MOST}")
         one = _Subscribing(client, kind)
         if len(names) <= AT_ONCE:
             self._begin(one, names)
@@ -160,7 +178,7 @@ class Subscriptions:
             topic = self.hub.topic(one.kind, name)
             topic.waiting += 1
             one.topics.append(topic)
-            if topic.waiting == 1 and not topic.members:
+            if topic.waiting == 1 and not (topic.members and self.upstream.in_force(topic)):
                 self.upstream.place(topic)
             if not self.upstream.in_force(topic):
                 one.left.add(topic)

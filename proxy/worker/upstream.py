@@ -23,44 +23,30 @@ from typing import Any, Final, Protocol
 from proxy.cluster.slot import slot_of
 from proxy.cluster.topology import Address
 from proxy.forward.backend import Backend, BackendState
-from proxy.forward.hub import CHANNELS, MAIN, NODE, PATTERNS, SHARDS, TAPS, Hub, Topic
+from proxy.forward.hub import CHANNELS, MAIN, NODE, PATTERNS, SHARDS, TAPS, Hub
 from proxy.forward.node import Node
 from proxy.forward.router import Router
+from proxy.forward.topics import Topic
 from proxy.ipc.settings import Backends
-from proxy.serve.glob import Glob
+from proxy.resp.glob import literal_prefix
 from proxy.system.log import get, warn_limited
 from proxy.worker.feed import Feed, Key, Order
-from proxy.worker.slices import Slices
+from proxy.worker.slices import PAUSE_S, Slices
 
 LOOK_S: Final = 0.5
 PING_S: Final = 1.0  # between two questions whether a node is alive ...
 SILENT_S: Final = 3.0  # ... and the time it has for an answer
 RETRY_S: Final = 0.05
-REFUSED_S: Final = 5.0
+REFUSED_S: Final = 5.0  # after so long what was refused is asked for again ...
+REFUSED_MOST: Final = 500  # ... but no more than that, of each connection
 LIVED_S: Final = 1.0
-STEPS: Final = 1 << 20  # of one match
 
 # Refusals that pass: the topology is changing.
 PASSING: Final = (b"-MOVED ", b"-ASK ", b"-CLUSTERDOWN ", b"-TRYAGAIN ", b"-LOADING ", b"-MASTERDOWN ", b"-READONLY ")
 EVENTS: Final = (b"__keyspace@", b"__keyevent@")
 TAP_KEYS: Final = tuple((PATTERNS, tap) for tap in TAPS)
-_SPECIAL: Final = b"*?["
 
 log = get("worker.subscriptions")
-
-
-def literal_prefix(pattern: bytes) -> tuple[bytes, bool]:
-    """What every name begins with that the pattern fits, and whether that is all of the pattern."""
-    literal = bytearray()
-    at = 0
-    while at < len(pattern):
-        if pattern[at] in _SPECIAL:
-            return bytes(literal), False
-        if pattern[at] == 0x5C and at + 1 < len(pattern):
-            at += 1
-        literal.append(pattern[at])
-        at += 1
-    return bytes(literal), True
 
 
 def scope(kind: int, name: bytes) -> str:
@@ -119,6 +105,8 @@ class Upstream:
         self._homeless: set[Topic] = set()  # shard channels whose slot nobody owns
         self._events: set[Key] = set()
         self._flushing: asyncio.Handle | None = None
+        self._retrying: set[Feed] = set()  # that have been refused something, and will ask again
+        self._cut = 0  # Hub.wide.cut as it was last told
         self._timers: set[asyncio.TimerHandle] = set()
         self._look: asyncio.TimerHandle | None = None
         self._interrupted_s: float | None = None
@@ -138,9 +126,12 @@ class Upstream:
         """Whether something that was in force is not."""
         return self._interrupted_s is not None
 
-    def names(self, kind: int) -> set[bytes]:
-        """What is subscribed at any node."""
-        return {name for feed in self._feeds() for one, name in feed.have if one == kind}
+    def names(self, kind: int) -> Iterator[bytes]:
+        """What is subscribed at any node though no client is: what is about to be ended, and the taps."""
+        for feed in self._feeds():
+            yield from (name for one, name in feed.parting if one == kind)
+        if kind == PATTERNS:
+            yield from TAPS
 
     def places(self, kind: int, name: bytes) -> list[str]:
         """The nodes at which it is, one for each connection."""
@@ -163,8 +154,8 @@ class Upstream:
         else:
             self._main.want(key)
             if where == "wide":
-                glob = Glob(topic.name)
-                self.hub.widen(topic, lambda channel: bool(glob.matching([channel], STEPS)))
+                if not topic.wide:
+                    self.hub.widen(topic)
                 for feed in self._nodes.values():
                     for tap in TAP_KEYS:
                         feed.want(tap)
@@ -182,11 +173,11 @@ class Upstream:
                 owner.unwant(key)
         elif topic.events:
             self._events.discard(key)
-            if not (key in TAP_KEYS and self.hub.wide):
+            if not (key in TAP_KEYS and self.hub.wide.topics):
                 self._unwant(key)
         else:
             self._main.unwant(key)
-            if topic.fits is not None and not self.hub.wide:
+            if topic.wide and not self.hub.wide.topics:
                 for tap in TAP_KEYS:
                     if tap not in self._events:
                         self._unwant(tap)
@@ -217,20 +208,22 @@ class Upstream:
         self._homeless.discard(topic)
         self._owner[topic] = owner
         owner.want(key)
-        if owner.has(key) and key not in owner.given_up:
+        if owner.has(key):
             topic.source = owner.backend  # it was to be ended, but is wanted again in time
 
     def in_force(self, topic: Topic, *, part: bool = False) -> bool:
         """Whether the nodes send what is published from now on; part: or some of the nodes it takes."""
         key = (topic.kind, topic.name)
         if topic.kind == SHARDS:
-            return topic.source is not None
+            # (Of a lost connection it is left as it was.)
+            owner = self._owner.get(topic)
+            return owner is not None and topic.source is not None and topic.source is owner.backend
         enough = any if part else all
         if topic.events:
             return bool(self._nodes) and enough(feed.has(key) for feed in self._nodes.values())
         if not self._main.has(key):
             return False
-        if topic.fits is None or part:
+        if not topic.wide or part:
             return True
         return all(feed.has(tap) for feed in self._nodes.values() for tap in TAP_KEYS)
 
@@ -268,10 +261,11 @@ class Upstream:
                     self._tapped()
         self._whole()
 
-    def _tapped(self) -> None:
+    def _tapped(self, error: bytes = b"") -> None:
+        """A tap is in force; or is refused, and with it the wide patterns that wait for it."""
         for topic in self._wanting.waited_for():
-            if topic.fits is not None:
-                self._wanting.in_force(topic)
+            if topic.wide:
+                self._wanting.refused(topic, error) if error else self._wanting.in_force(topic)
 
     def _refused(self, feed: Feed, order: Order, reply: bytes) -> None:
         keys = [(order.kind, name) for name in order.names]
@@ -290,15 +284,32 @@ class Upstream:
             self._flush()
             return
         if order.on:
-            feed.given_up.add((kind, name))
+            key = (kind, name)
+            feed.given_up[key] = None
             if topic is not None:
                 self._wanting.refused(topic, reply)
-            if (kind, name) in feed.wanted:
+            if key in TAP_KEYS:
+                self._tapped(reply)
+            if key in feed.wanted:  # by clients that had it
                 text = "a node refuses a subscription that clients have"
                 said = reply[1:200].decode("ascii", "replace").strip()
                 warn_limited(log, "refused", text, node=feed.node.label if feed.node else "", error=said)
-                self._later(REFUSED_S, self._again, feed, (kind, name))
-                self._tapped()
+                self._interrupted("a node refuses it", feed.node)
+                self._retry(feed)
+            else:
+                feed.given_up.pop(key, None)
+
+    def _retry(self, feed: Feed) -> None:
+        """What it refuses is asked for again after a while."""
+        if feed not in self._retrying:
+            self._retrying.add(feed)
+            self._later(REFUSED_S, self._reconsider, feed)
+
+    def _reconsider(self, feed: Feed) -> None:
+        self._retrying.discard(feed)
+        if feed.reconsider(REFUSED_MOST):
+            self._retry(feed)
+            self._flush()
 
     def _named(self, reply: bytes, feed: Feed) -> Node | None:
         """The node of the topology that a MOVED names."""
@@ -309,7 +320,6 @@ class Upstream:
         return None if address is None else self._router.nodes.get(address)
 
     def _again(self, feed: Feed, key: Key) -> None:
-        feed.given_up.discard(key)
         topic = self.hub.topics[key[0]].get(key[1])
         if topic is not None and key[0] == SHARDS:
             self._settle(topic)
@@ -339,7 +349,8 @@ class Upstream:
             if feed.backend is not None and feed.backend.state == BackendState.CLOSED:
                 self.lost(feed.backend)  # it could not be connected
             if feed.backend is not None:
-                feed.flush()
+                if not feed.flush():
+                    self._later(PAUSE_S, self._flush)
             elif feed.wanted:
                 self._open(feed, now_s)
         if self._look is None:
@@ -378,9 +389,6 @@ class Upstream:
         self._flush()
 
     def _shut(self, feed: Feed, why: str) -> None:
-        for kind, name in feed.have:
-            if kind == SHARDS and (topic := self.hub.topics[SHARDS].get(name)) is not None:
-                topic.source = None
         if feed.shut():
             self._interrupted(why, feed.node)
 
@@ -407,7 +415,7 @@ class Upstream:
         for node in primaries:
             if node not in self._nodes:
                 feed = self._nodes[node] = Feed(self.hub, NODE, node, self._answered)
-                for key in (*self._events, *(TAP_KEYS if self.hub.wide else ())):
+                for key in (*self._events, *(TAP_KEYS if self.hub.wide.topics else ())):
                     feed.want(key)
         if self.hub.topics[SHARDS]:
             self._slices.do(self._settle_all())
@@ -435,6 +443,10 @@ class Upstream:
         self._look = None
         now_s = self._loop.time()
         self.hub.sweep()
+        if (cut := self.hub.wide.cut) != self._cut:
+            text = "events of the keyspace were not compared with all wide patterns: too many, or too long"
+            warn_limited(log, "cut", text, events=cut - self._cut, patterns=len(self.hub.wide.topics))
+            self._cut = cut
         for feed in self._feeds():
             backend = feed.backend
             if backend is None:

@@ -127,7 +127,7 @@ class Worker:
             loop, self.router, settings.backends, stale=self.stale, resolve=self.resolve, raised=faults.show
         )
         self.subscriptions.hub.bind(self.path)
-        self.context.keyspace_events = lambda value: send(KeyspaceEvents(value))
+        self.context.keyspace_events = partial(self._keyspace_events, send)
         self.status = WorkerStatus(self.path, self.exchange, self.reactor, self.counters, settings.clients)
         self.status.hub, self.status.interrupted = (
             self.subscriptions.hub,
@@ -447,6 +447,13 @@ class Worker:
         if node.usable:
             node.usable = False
             self._reports.add(unfit=node.label, why=reason)
+
+    @staticmethod
+    def _keyspace_events(send: Callable[[msgspec.Struct], None], value: bytes, unconfirmed: list[str]) -> None:
+        if unconfirmed:
+            text = "not all nodes have confirmed notify-keyspace-events: the main process tells them again"
+            logs.warn_limited(log, "events", text, nodes=" ".join(unconfirmed)[:400])
+        send(KeyspaceEvents(value, not unconfirmed))
 
     def _backend_up(self, backend: Backend) -> None:
         self.subscriptions.upstream.up(backend)

@@ -114,7 +114,7 @@ def test_all_else_counts_from_main_only(scene: Scene) -> None:
 
 def test_wide_patterns_get_their_events_by_the_taps(scene: Scene) -> None:
     _, end = scene.client((PATTERNS, b"*set"))
-    scene.hub.widen(scene.hub.topic(PATTERNS, b"*set"), lambda channel: channel.endswith(b"set"))
+    scene.hub.widen(scene.hub.topic(PATTERNS, b"*set"))
     scene.node_end.send(message("pmessage", "__keyevent@*", "__keyevent@0__:set", "k\r\n"))
     scene.node_end.send(message("pmessage", "__keyevent@*", "__keyevent@0__:del", "k"))
     scene.node_end.send(message("pmessage", "__key*", "__keyevent@0__:set", "k"))
@@ -284,13 +284,88 @@ def test_what_is_no_message_is_told(scene: Scene) -> None:
 @pytest.mark.parametrize(
     "frame", [b">0\r\n", b">1\r\n:1\r\n", b">2\r\n+a\r\n+b\r\n", push([bulk("x" * 100)]), push([array([])])]
 )
-def test_nonsense_is_a_fault_of_the_nodes_that_nobody_ends_for(frame: bytes, scene: Scene) -> None:
+def test_nonsense_loses_the_connection(frame: bytes, scene: Scene) -> None:
     _, end = scene.client((CHANNELS, b"c"))
-    scene.main_end.send(frame + message("message", "c", "x"))
+    scene.main_end.send(message("message", "c", "x") + frame * 100 + message("message", "c", "y"))
     scene.stage.turn()
     assert end.get() == message("message", "c", "x")
-    assert len(scene.faults) == 1
-    scene.faults.clear()
+    assert scene.stage.lost_for == ["a push of unknown form"]
+    assert scene.told == []
+
+
+def test_pushes_of_servers_to_come_are_let_be(scene: Scene) -> None:
+    _, end = scene.client((CHANNELS, b"c"))
+    scene.main_end.send(push([bulk("weather"), bulk("fine")]) + message("message", "c", "x"))
+    scene.stage.turn()
+    assert end.get() == message("message", "c", "x")
+    assert scene.told == []
+
+
+def event(name: bytes, what: bytes = b"set") -> bytes:
+    return message("pmessage", "__keyspace@*", b"__keyspace@0__:" + name, what)
+
+
+def test_events_are_matched_in_turns_and_in_order(scene: Scene) -> None:
+    names = [b"_*%05d*" % n for n in range(20_000)] + [b"*"]
+    for name in names:
+        scene.hub.widen(scene.hub.topic(PATTERNS, name))
+    scene.client(*((PATTERNS, name) for name in names[:-1]))
+    scene.hub.topic(PATTERNS, b"__keyspace@*").events = True
+    _, end = scene.client((PATTERNS, b"_*00007*"), (PATTERNS, b"__keyspace@*"))
+    events = [event(b"00007:%d" % n) for n in range(2)] + [event(b"other")]
+    scene.node_end.send(b"".join(events))
+    scene.stage.turn(1)
+    assert scene.hub.waiting > 0  # others have their turn
+    scene.stage.until(lambda: scene.hub.waiting == 0)
+    scene.stage.turn()
+    expected = b""
+    for n in range(2):
+        expected += events[n] + message("pmessage", "_*00007*", b"__keyspace@0__:00007:%d" % n, "set")
+    assert end.get() == expected + events[2]
+
+
+def test_what_events_take_is_bounded_and_what_is_above_counted(scene: Scene) -> None:
+    """A long name, and patterns that go back and forth in it."""
+    names = [b"_*" + b"a" * 64 + b"b%d" % n for n in range(200)]
+    for name in [*names, b"*"]:
+        scene.hub.widen(scene.hub.topic(PATTERNS, name))
+    _, end = scene.client((PATTERNS, b"*"))
+    scene.client(*((PATTERNS, name) for name in names))
+    scene.node_end.send(event(b"k") + event(b"a" * 30_000) + event(b"k"))
+    scene.stage.turn(1)
+    scene.stage.until(lambda: scene.hub.waiting == 0)
+    scene.stage.turn()
+    assert scene.hub.wide.cut == 1
+    assert end.get().count(b"pmessage") == 2  # those that were not too much
+
+
+def test_what_waits_to_be_matched_is_bounded(scene: Scene) -> None:
+    names = [b"_*%d" % n for n in range(20_000)]
+    for name in names:
+        scene.hub.widen(scene.hub.topic(PATTERNS, name))
+    _, end = scene.client((CHANNELS, b"c"), *((PATTERNS, name) for name in names))
+    scene.node_end.send(event(b"k") * 100)
+    scene.stage.turn(1)
+    assert scene.hub.wide.cut > 50
+    assert not scene.hub.deaf
+    scene.main_end.send(message("message", "c", "x"))
+    scene.stage.until(lambda: scene.hub.waiting == 0)
+    scene.stage.turn()
+    assert end.get() == message("message", "c", "x")
+
+
+def test_limits_that_are_lowered_hold_at_once(scene: Scene) -> None:
+    slow, _ = scene.client((CHANNELS, b"c"))
+    for _ in range(40):
+        scene.main_end.send(message("message", "c", b"x" * 100_000))
+        scene.stage.turn(2)
+    scene.hub.look_at(scene.hub.everybody())
+    assert scene.stage.count("closed")["pubsub_limit"] == 0
+    scene.hub.hard_limit = scene.hub.soft_limit = 1 << 20
+    scene.hub.look_at(scene.hub.everybody())
+    scene.stage.turn()
+    assert scene.stage.count("closed")["pubsub_limit"] == 1
+    assert slow.fd < 0
 
 
 def test_pushes_confirm_the_oldest_command(scene: Scene) -> None:

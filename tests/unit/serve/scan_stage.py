@@ -20,7 +20,7 @@ from proxy.resp.encode import array, bulk, integer
 from proxy.resp.readers import CommandReader
 from proxy.serve import scan
 from proxy.serve.context import ServeContext
-from proxy.serve.glob import Glob
+from proxy.resp.glob import Glob
 from tests.unit.serve.fakes import FakeClient, context
 
 _RUNS = numbers(1)

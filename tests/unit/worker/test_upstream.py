@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from proxy.forward.hub import CHANNELS, PATTERNS, SHARDS
-from proxy.worker.upstream import literal_prefix, scope
+from proxy.resp.glob import literal_prefix
+from proxy.worker.upstream import scope
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from proxy.embedded import default_server
 from proxy.resp.decode import decode
-from proxy.serve.glob import Glob
+from proxy.resp.glob import Glob
 from tests.support.cluster import Standalone
 
 PLENTY = 1 << 40

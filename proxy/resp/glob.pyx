@@ -1,7 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Redis's glob patterns, to the letter of stringmatchlen (util.c), in bounded time.
 
-Why: SCAN enumerates slots in ways in which a server cannot apply MATCH, so the proxy has to. Called by serve.scan_page.
+Why: SCAN enumerates slots in ways in which a server cannot apply MATCH, and events of the keyspace come to patterns that
+no node has subscribed for them, so the proxy has to. Called by serve.scan_page, serve.pubsub_view and forward.topics.
 
 A pattern is compiled once into steps: one byte, any byte, one byte of a set, or a star. Only the last star is ever
 returned to: when what follows it fits nowhere, a longer match of an earlier star cannot help (skipLongerMatches). A
@@ -25,11 +26,6 @@ cdef enum:
 @cython.final
 cdef class Glob:
     """Glob(pattern); MemoryError when there is none for it."""
-    cdef int* steps             # a byte's value, or one of the above
-    cdef Py_ssize_t n
-    cdef uint8_t* sets          # 32 bytes each
-    cdef int64_t taken
-
     def __cinit__(self, bytes pattern not None):
         cdef Py_ssize_t size = PyBytes_GET_SIZE(pattern)
         self.steps = <int*> malloc((size + 1) * sizeof(int))
@@ -141,3 +137,18 @@ cdef class Glob:
             if got:
                 out.append(key)
         return out
+
+
+def literal_prefix(bytes pattern not None):
+    """What every name begins with that the pattern fits, and whether that is all of the pattern."""
+    cdef bytearray literal = bytearray()
+    cdef Py_ssize_t at = 0, size = PyBytes_GET_SIZE(pattern)
+    cdef const char* p = PyBytes_AS_STRING(pattern)
+    while at < size:
+        if p[at] in (c"*", c"?", c"["):
+            return bytes(literal), False
+        if p[at] == c"\\" and at + 1 < size:
+            at += 1
+        literal.append(<uint8_t> p[at])
+        at += 1
+    return bytes(literal), True
