@@ -77,8 +77,16 @@ cdef class Tracking(Owner):
         self.announced = True
 
     def primaries(self):
-        """The nodes that it needs connections to before it is on: with BCAST all primaries."""
-        return list(self.router.primaries) if self.bcast and self.number else []
+        """The nodes that it needs connections to before it is on: with BCAST all primaries, else any that is there, to
+        see whether it is allowed to."""
+        cdef Node node
+        cdef list there
+        if self.number == 0:
+            return []
+        if self.bcast:
+            return list(self.router.primaries)
+        there = [node for node in self.router.primaries if node.resp2.down_since_ns == 0 and node.up]
+        return [there[self.number % len(there)]] if there else []
 
     cdef bint begin(self, Router router, ReplyQueue replies, int db):
         """Connections may be made from now on; false: there is no number for them."""

@@ -123,7 +123,13 @@ class Worker:
         self.monitors = self.context.monitors = Monitors(loop, self.path, send, backlog)
         self.lease_watch, self.pulse = LeaseWatch(self.path), Pulse(self.router)
         self.leaving = Leaving(loop, self.path, self.pauses.lift)
-        self.connector = Connector(settings.backends, on_up=self._backend_up, on_trouble=self.stale, on_fault=faults)
+        self.connector = Connector(
+            settings.backends,
+            on_up=self._backend_up,
+            on_refused=self.router.refuse,
+            on_trouble=self.stale,
+            on_fault=faults,
+        )
         self.subscriptions = self.context.pubsub = Subscriptions(
             loop, self.router, settings.backends, stale=self.stale, resolve=self.resolve, raised=faults.show
         )

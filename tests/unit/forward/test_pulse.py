@@ -90,7 +90,7 @@ def test_one_silent_connection(play: Play) -> None:
     pairs = [tracking(stage, GET_A, A) for _ in range(2)]
     for _ in range(10):
         beats(stage, pulse, 1)
-        client, own = pairs[1]
+        own = pairs[1][1]
         own.send(PONG * own.get().count(PING))
         stage.turn()
     assert (pairs[0][0].get(), pairs[1][0].get()) == (FLUSH, b"")
