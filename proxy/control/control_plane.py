@@ -94,6 +94,10 @@ class ControlPlane:
         for address, reason in report.unfit.items():
             self.health.doubt(Address.parse(address), reason)
 
+    def follow(self, tracking: int) -> None:
+        """So many clients track keys: what they have in their caches must not outlast a slot's move for long."""
+        self.refresher.follow(tracking > 0)
+
     # -- the topology ------------------------------------------------------------------------------------------------
 
     def _publish(self, topology: Topology) -> None:

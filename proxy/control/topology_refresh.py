@@ -46,6 +46,8 @@ _FIRST_BACKOFF_S: Final = 0.05
 # sign of a failover too: it comes a node timeout and an election before the cluster knows of one itself.
 _FIRST_RECHECK_S: Final = 0.5
 _FAILOVER_SIGNS: Final = ("lost", "uncovered")
+# While clients rely on being told what changes: a slot that moves in order gives no sign to one who sends nothing.
+_FOLLOWED_S: Final = 2.0
 # New seeds that do not answer are asked again this much later, then ever less often: each of them may cost a timeout.
 _FIRST_SEEDS_PAUSE_S: Final = 0.5
 # Seeds come before the rest of the known nodes: after a restart of a whole cluster in Kubernetes all of those are gone,
@@ -116,6 +118,7 @@ class TopologyRefresher:
         self._seeds_pause_s = 0.0
         self._seeds_due = 0.0
         self._seeds_error = ""
+        self._followed = False
 
     # --- for the control plane
 
@@ -143,6 +146,12 @@ class TopologyRefresher:
         if not self._pending:
             self._pending = reason
             self._wake.set()
+
+    def follow(self, wanted: bool) -> None:
+        """Whether changes that nobody gives a sign of matter: then refreshes are never more than some 2 s apart."""
+        if wanted and not self._followed:
+            self.trigger("interval")
+        self._followed = wanted
 
     def reconfigure(self, settings: RefreshSettings) -> None:
         """New settings, at once: what is under way is given up, and a refresh begins.
@@ -216,7 +225,7 @@ class TopologyRefresher:
             self._recheck_s *= 2
         if self._recheck_s >= interval_s and settled:
             self._recheck_s = 0.0
-        return min(self._recheck_s or interval_s, interval_s)
+        return min(self._recheck_s or interval_s, interval_s, _FOLLOWED_S if self._followed else interval_s)
 
     def _jittered(self, seconds: float) -> float:
         return seconds * self._rng.uniform(1 - _JITTER, 1 + _JITTER)

@@ -8,9 +8,13 @@ connection what was read on it. Router is the one subclass: it decides about the
 from libc.stdint cimport int64_t, uint32_t
 
 from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CLOSED, BACKEND_UP
-from proxy.forward.request cimport OWN_FIRST, TARGET_EXTRA, TARGET_NODE
+from proxy.forward.ports cimport Sink
+from proxy.forward.request cimport (
+    OWN_FIRST, STATE_PAIRING, STATE_QUEUED, TARGET_EXTRA, TARGET_NODE, request_free, request_move,
+)
 
 cdef int64_t IDLE_NS = 60_000_000_000       # ... of a connection to a database other than 0: see trim
+cdef int64_t REFUSED_NS = 1_000_000_000     # after which a client's own connection, once refused, is tried again
 
 
 cdef class Connections:
@@ -129,6 +133,27 @@ cdef class Connections:
         b.demand()
         self.chosen = <void*> b
         return CHOSEN
+
+    def refuse(self, Backend b not None, bytes line not None):
+        """A node takes no such connection of a client's own, which was never up: it is closed, and what waits for it is
+        answered with this error line."""
+        cdef Request* r = b.head
+        cdef Request* following
+        b.pool.not_before_ns = self.reactor.now + REFUSED_NS
+        b.state = BACKEND_CLOSED
+        b.head = b.tail = b.cancelled = NULL
+        b.pending = 0
+        b.start_over()                          # the window
+        while r != NULL:
+            following = r.bnext
+            r.bnext = NULL
+            if r.state == STATE_QUEUED and r.sink != NULL:
+                request_move(r, STATE_PAIRING)
+                (<Sink> r.sink).withdraw(r)
+                (<Sink> r.sink).deliver(r, line, len(line), True, True)
+            else:
+                request_free(r)
+            r = following
 
     cdef Backend own_backend(self, Node node, int number):
         """A client's own connection to the node, made anew when it was lost; None: not now.

@@ -77,6 +77,8 @@ class Router:
         Nothing that is under way is lost or overtaken: its clients send nothing new until it is answered. What was
         known of nodes that are down is forgotten with their connections.
         """
+    def refuse(self, b: Backend, line: bytes) -> None:
+        """A node takes no such connection of a client's own: what waits for it is answered with this error line."""
     def lease(self, node: Node, proto: int, db: int = 0) -> Backend:
         """A connection of its own for one client, connected when it is first used; whoever leases it closes it."""
     def warm(self, proto: int) -> None:

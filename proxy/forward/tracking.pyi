@@ -32,7 +32,7 @@ class Tracking(Owner):
     def confirm(self) -> None:
         """Its client is being told that it is on."""
     def primaries(self) -> list[Node]:
-        """The nodes that it needs connections to before it is on: with BCAST all primaries."""
+        """The nodes that it needs connections to before it is on: with BCAST all primaries, else any."""
     def invalidate(self) -> None:
         """Everything is invalidated: behind what has been answered, and behind all that is under way."""
     def keep_up(self) -> None:

@@ -12,13 +12,14 @@ Why no stale value lasts:
    push goes behind all of these (PUSH_BEHIND), whichever of them it concerns. What is answered later was read later.
 2. What a connection was told is forgotten with it. When one that was up ends, for whatever reason, "all of it" is
    invalidated (`ended`), behind all that it has answered. BCAST is told again when the next one is up (`begun`), for
-   that client need not read to be told.
+   that client need not read to be told. A node that hangs ends them too: see pulse.
 3. A slot that goes to another primary (MOVED, another topology) is changed there unseen: then everything is
    invalidated at once, and once more behind all that is under way (`missed`, PUSH_LAST), which may have been read at
    the old place before it moved. The same when ASK is followed: see Router.asked.
 
 Between the moment a slot moves and the moment this worker learns of it (a MOVED to anybody here, a lost connection, the
-next topology) 3. has not happened yet; servers push for most keys meanwhile, as they delete them at the old place.
+next topology) 3. has not happened yet; servers push for most keys meanwhile, as they delete them at the old place. For
+the others (cached as not there) the topology is looked at every 2 s while anybody tracks: see control.topology_refresh.
 """
 cimport cython
 from libc.stdint cimport int64_t
@@ -76,8 +77,16 @@ cdef class Tracking(Owner):
         self.announced = True
 
     def primaries(self):
-        """The nodes that it needs connections to before it is on: with BCAST all primaries."""
-        return list(self.router.primaries) if self.bcast and self.number else []
+        """The nodes that it needs connections to before it is on: with BCAST all primaries, else any that is there, to
+        see whether it is allowed to."""
+        cdef Node node
+        cdef list there
+        if self.number == 0:
+            return []
+        if self.bcast:
+            return list(self.router.primaries)
+        there = [node for node in self.router.primaries if node.resp2.down_since_ns == 0 and node.up]
+        return [there[self.number % len(there)]] if there else []
 
     cdef bint begin(self, Router router, ReplyQueue replies, int db):
         """Connections may be made from now on; false: there is no number for them."""

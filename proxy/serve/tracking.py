@@ -54,6 +54,7 @@ TOO_MANY_PREFIXES: Final = errors.line(
 )
 UNREACHABLE: Final = errors.line("CLUSTERDOWN The cluster is down")
 PING: Final = encode.encode_command("PING")
+PASSING: Final = frozenset(errors.EXCHANGE_TEXTS.values())
 _FLAGS: Final = (b"BCAST", b"OPTIN", b"OPTOUT", b"NOLOOP")
 
 
@@ -140,7 +141,7 @@ def _collision(prefix: bytes, kind: bytes, other: bytes) -> bytes:
 
 
 def _begin(client: ClientLike, options: set[bytes], prefixes: list[bytes]) -> Answer:
-    """In force from now on; with BCAST as soon as there is a connection to every primary."""
+    """In force as soon as there is a connection to any primary, with BCAST to every one."""
     if client.pending:
         return None
     known = client.tracking
@@ -168,8 +169,10 @@ def _begin(client: ClientLike, options: set[bytes], prefixes: list[bytes]) -> An
 
 
 def _begun(client: ClientLike, wanted: Tracking, replies: list[bytes]) -> bytes:
+    """A refusal of the node's own counts always (NOPERM); that it cannot be reached counts with BCAST only, for without
+    it connections are made when they are used."""
     for reply in replies:
-        if reply.startswith(b"-"):
+        if reply.startswith(b"-") and b"'ping'" not in reply and (wanted.bcast or reply not in PASSING):
             client.track(None)
             return reply
     wanted.confirm()

@@ -24,7 +24,7 @@ from proxy.config.models import Settings
 from proxy.config.units import Address
 from proxy.control.control_plane import ControlPlane
 from proxy.control.scripts import Scripts
-from proxy.ipc.messages import Start
+from proxy.ipc.messages import Start, Status
 from proxy.supervisor.acceptor import Acceptor
 from proxy.supervisor.reload import Reload
 from proxy.supervisor.settings import shares, worker_settings
@@ -113,7 +113,7 @@ class Supervisor:
             on_change=lambda: self.acceptor.workers_changed(),
             on_report=self.control.report,
             on_script=self.scripts.heard,
-            on_status=self.status.past.changed,
+            on_status=self._status_changed,
             on_gone=self.status.gone,
             on_ended=lambda pid, cpu_s: self._process_ended(pid, cpu_s),
             on_other_version=self.upgrade.ask,
@@ -246,6 +246,12 @@ class Supervisor:
         for one in self.listening:
             one.disown()
         self._wake.set()
+
+    def _status_changed(self, old: Status, new: Status) -> None:
+        self.status.past.changed(old, new)
+        told = (worker.status for worker in self.pool.present if worker.status is not old)
+        tracking = sum(status.tracking_clients for status in told if status is not None)
+        self.control.follow(tracking + new.tracking_clients)
 
     def _first_message(self, number: int) -> Start:
         control = self.control

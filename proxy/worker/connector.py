@@ -21,6 +21,7 @@ from typing import Final
 from proxy.cluster import node_limits
 from proxy.forward.backend import Backend, BackendState
 from proxy.ipc.settings import Backends
+from proxy.resp import errors
 from proxy.resp.decode import ReplyError, decode
 from proxy.resp.encode import encode_command
 from proxy.resp.errors import ProtocolFault
@@ -41,11 +42,19 @@ class HandshakeError(Exception):
     """The node was reached and refused the handshake; the text is its error."""
 
 
+class Refused(HandshakeError):
+    """... for good: its error is `line`."""
+
+    def __init__(self, text: str, line: bytes) -> None:
+        super().__init__(text)
+        self.line = line
+
+
 class Connector:
     """See the module.
 
-    on_up(backend): a connection is ready; on_trouble(reason): the topology may have changed; on_fault(what, error): a
-    fault of ours.
+    on_up(backend): a connection is ready; on_refused(backend, error line): a client's own will not be had; on_trouble(
+    reason): the topology may have changed; on_fault(what, error): a fault of ours.
     """
 
     def __init__(
@@ -53,11 +62,13 @@ class Connector:
         settings: Backends,
         *,
         on_up: Callable[[Backend], None],
+        on_refused: Callable[[Backend, bytes], None],
         on_trouble: Callable[[str], None],
         on_fault: Callable[[str, BaseException], None],
     ) -> None:
         self.settings = settings
         self._on_up = on_up
+        self._on_refused = on_refused
         self._on_trouble = on_trouble
         self._on_fault = on_fault
         self._tasks: dict[Backend, asyncio.Task[None]] = {}
@@ -171,6 +182,11 @@ class Connector:
                     return
                 reason = getattr(error, "strerror", None) or str(error) or "no answer in time"
                 warn_limited(log, f"connect:{label}", "cannot connect to node", node=label, reason=reason)
+                if isinstance(error, Refused):
+                    self._failures.pop(backend, None)
+                    self._tasks.pop(backend, None)
+                    self._on_refused(backend, error.line)
+                    return
                 backend.connect_failed()
                 self._on_trouble("connect")
                 delay_s = self._backoff(backend)
@@ -226,7 +242,10 @@ class Connector:
             replies += [decode(frame) for frame, _, push in reader.feed(data) if not push]
             for command, reply in zip(commands, replies, strict=False):
                 if isinstance(reply, ReplyError) and command not in asked:
-                    raise HandshakeError(f"{command[0]!s}: {reply}")
+                    text = f"{command[0]!s}: {reply}"
+                    if backend.greeting and (command == backend.greeting or str(reply).startswith("NOPERM ")):
+                        raise Refused(text, errors.line(str(reply).encode("utf-8", "replace")[:500]))
+                    raise HandshakeError(text)
         if identity and isinstance(own := replies[last + len(asked) - 1], int):
             backend.client_id = own
         if backend.greeting:

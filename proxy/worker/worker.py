@@ -36,6 +36,7 @@ from proxy.forward.exchange import Exchange
 from proxy.forward.hold import pause
 from proxy.forward.node import Node
 from proxy.forward.pipeline import BackendSettings
+from proxy.forward.pulse import Pulse
 from proxy.forward.question import ask_node
 from proxy.forward.reactor import Reactor
 from proxy.forward.router import Router
@@ -70,7 +71,7 @@ log = logs.get("worker")
 _SWEEP_S: Final = 0.05  # deadlines and stalls are noticed this late at most
 _LINGER_S: Final = 1.0  # a client that was told the end has this long to close
 _TRIM_S: Final = 2.0
-_LOOK_S: Final = 1.0  # between two looks at blocked commands whose node has lost its role
+_LOOK_S: Final = 1.0  # between two looks at blocked commands whose node has lost its role, and beats of the pulse
 _NAMED_MAX: Final = 100  # characters of what a redirection names that are logged
 
 
@@ -120,9 +121,15 @@ class Worker:
         self.pauses = Pauses(self.path, logged=start.worker == 0)
         self.context.pause, self.context.paused = self.pauses.set, self.pauses.now
         self.monitors = self.context.monitors = Monitors(loop, self.path, send, backlog)
-        self.lease_watch = LeaseWatch(self.path)
+        self.lease_watch, self.pulse = LeaseWatch(self.path), Pulse(self.router)
         self.leaving = Leaving(loop, self.path, self.pauses.lift)
-        self.connector = Connector(settings.backends, on_up=self._backend_up, on_trouble=self.stale, on_fault=faults)
+        self.connector = Connector(
+            settings.backends,
+            on_up=self._backend_up,
+            on_refused=self.router.refuse,
+            on_trouble=self.stale,
+            on_fault=faults,
+        )
         self.subscriptions = self.context.pubsub = Subscriptions(
             loop, self.router, settings.backends, stale=self.stale, resolve=self.resolve, raised=faults.show
         )
@@ -225,6 +232,7 @@ class Worker:
     def _look(self) -> None:
         self._timers["look"] = self.loop.call_later(_LOOK_S, self._look)
         look(self.path)
+        self.pulse.beat()
 
     # -- clients -------------------------------------------------------------------------------------------------
 

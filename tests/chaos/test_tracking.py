@@ -9,13 +9,15 @@ from collections.abc import Callable
 
 import pytest
 
-from proxy.embedded import EmbeddedCluster, EmbeddedNode
+from proxy.embedded import EmbeddedCluster, EmbeddedNode, wait_for
 from tests.support.cluster import slot_of
 from tests.support.proxyd import ProxyDaemon
 from tests.support.raw import encode
 
 KEYS = [f"track:{n}" for n in range(300)]
 SETTLED_S = 5.0  # after which a cache must be right again
+FOLLOWED_S = 6.0  # in which a moved slot is: the main process hears in 1 s of who tracks, and looks every 2.4 s
+SILENT_S = 6.5  # in which a silent node is found: a second, three of patience, and what a busy machine takes
 
 
 class Writer(threading.Thread):
@@ -190,3 +192,65 @@ def test_no_stale_value_lasts(trouble: Callable[[EmbeddedCluster, threading.Even
         print([(cache.hits, cache.reads, cache.drops, cache.flushes) for cache in caches])
         for cache in caches:
             cache.client.close()
+
+
+def test_a_node_that_hangs(server: str) -> None:
+    """Its replica is promoted and another application writes there: who asks the proxy for nothing is told, too.
+
+    The proxy finds out by itself: no other client of it comes to that node.
+    """
+    with EmbeddedCluster(server, node_timeout_ms=1500) as cluster, ProxyDaemon(cluster.seeds[:1]) as proxy:
+        node = cluster.primaries()[0]
+        (replica,) = cluster.replicas_of(node)
+        own = set(cluster.slots_of(node))
+        key = next(key for key in KEYS if slot_of(key) in own)
+        clients = [proxy.raw() for _ in range(2)]
+        for client, options in zip(clients, ((), ("BCAST",)), strict=True):
+            client.command("HELLO", 3)
+            assert client.command("CLIENT", "TRACKING", "ON", *options) == b"+OK\r\n"
+            client.command("GET", key)
+        start = time.monotonic()
+        cluster.pause(node)
+        for client in clients:
+            client.sock.settimeout(SILENT_S)
+            assert client.frame() == b">2\r\n$10\r\ninvalidate\r\n_\r\n"
+        assert time.monotonic() - start < SILENT_S
+        wait_for(lambda: replica.command("ROLE")[0] == "master", 20, "the replica is promoted")
+        wait_for(lambda: replica.cluster_info()["cluster_state"] == "ok", 20, "it serves")
+        replica.command("SET", key, "new")
+
+        def reads() -> bool:
+            clients[0].send(encode("GET", key))
+            said = clients[0].frame()
+            while said.startswith(b">"):
+                said = clients[0].frame()
+            return said == b"$3\r\nnew\r\n"
+
+        wait_for(reads, 15, "it reads what is true")
+        for client in clients:
+            client.close()
+
+
+def test_a_slot_that_moves_in_order(server: str) -> None:
+    """A key that is not there is not deleted at the old place, so nobody tells: the proxy looks, and does not storm."""
+    with EmbeddedCluster(server, replicas=0) as cluster, ProxyDaemon(cluster.seeds[:1], workers=1) as proxy:
+        source, target = cluster.primaries()[:2]
+        own = set(cluster.slots_of(source))
+        key = next(key for key in KEYS if slot_of(key) in own)
+        with proxy.raw() as client:
+            client.command("HELLO", 3)
+            assert client.command("CLIENT", "TRACKING", "ON") == b"+OK\r\n"
+            assert client.command("GET", key) == b"_\r\n"
+            cluster.move_slots([slot_of(key)], source, target)
+            target.command("SET", key, "new")
+            start = time.monotonic()
+            client.sock.settimeout(FOLLOWED_S)
+            assert client.frame() == b">2\r\n$10\r\ninvalidate\r\n_\r\n"
+            assert time.monotonic() - start < FOLLOWED_S
+            before, start = refreshes(proxy), time.monotonic()
+            wait_for(lambda: refreshes(proxy) >= before + 2, 10, "it looks again, though nothing happens")
+            assert time.monotonic() - start > 1.5
+
+
+def refreshes(proxy: ProxyDaemon) -> float:
+    return proxy.metric("redis_proxy_topology_refreshes_total", trigger="interval", outcome="unchanged")

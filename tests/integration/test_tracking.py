@@ -308,6 +308,42 @@ def test_who_has_no_room_is_told_so(cluster: EmbeddedCluster, start_proxy) -> No
         client.close()
 
 
+def test_a_user_that_may_not_track(cluster: EmbeddedCluster, start_proxy) -> None:  # type: ignore[no-untyped-def]
+    """The node's own error, at once; nothing is tracked then, and no connection tried. Also when it comes later."""
+    for node in cluster.nodes:
+        node.command("ACL", "SETUSER", "px", "reset", "on", ">pw", "~*", "&*", "+@all", "-client|tracking")
+    try:
+        daemon = start_proxy(cluster.seeds[:1], {"cluster": {"username": "px", "password": "pw"}}, workers=1)
+        with daemon.raw() as client:
+            client.command("HELLO", 3)
+            for options in ((), ("BCAST",), ("OPTIN",)):
+                start = time.monotonic()
+                said = client.command(*ON, *options)
+                assert said.startswith(b"-NOPERM ")
+                assert b"client|tracking" in said
+                assert b"off" in client.command(*INFO)
+                assert not client.command("GET", KEYS[0]).startswith(b"-")
+                assert time.monotonic() - start < 2
+            assert daemon.metric(CONNECTIONS, purpose="tracking") == 0
+            for node in cluster.nodes:
+                node.command("ACL", "SETUSER", "px", "+client|tracking")
+            assert client.command(*ON) == OK
+            for node in cluster.nodes:
+                node.command("ACL", "SETUSER", "px", "-client|tracking")
+            for node in cluster.primaries():
+                node.command("CLIENT", "KILL", "TYPE", "normal")
+            start = time.monotonic()
+            client.send(encode("GET", KEYS[0]))
+            frames = [client.frame()]
+            while frames[-1].startswith(b">"):
+                frames.append(client.frame())
+            assert frames[-1].startswith(b"-NOPERM ")
+            assert time.monotonic() - start < 3
+    finally:
+        for node in cluster.nodes:
+            node.command("ACL", "DELUSER", "px")
+
+
 @pytest.mark.usefixtures("any_version")
 def test_the_cache_of_redis_py(proxy: ProxyDaemon) -> None:
     """redis-py's client-side cache, unmodified: hits come from it, changes by others are seen."""

@@ -196,6 +196,27 @@ class TestWhen:
         assert asked_for == waits
         assert refresher._interval_s("interval", "changed") == (30.0 if refresher.topology.settled else 0.5)  # type: ignore[union-attr]
 
+    def test_while_it_is_followed(self, node: FakeNode) -> None:
+        """A refresh at once, and then one every 2 s at least; saying so again brings no more of them."""
+
+        async def scene(refresher: TopologyRefresher, published: list[Topology]) -> None:
+            assert await refresher.ready(5.0)
+            assert refresher._interval_s("interval", "unchanged") == FOREVER_S
+            for _ in range(100):
+                refresher.follow(True)
+            await until(lambda: refresher.outcomes["interval", "unchanged"])
+            for _ in range(100):
+                refresher.follow(True)
+            await asyncio.sleep(0.1)
+            assert refresher.outcomes["interval", "unchanged"] == 1
+            assert refresher._interval_s("interval", "unchanged") == 2.0
+            assert refresher._interval_s("lost", "unchanged") == 0.5
+            assert [refresher._interval_s("interval", "unchanged") for _ in range(3)] == [1.0, 2.0, 2.0]
+            refresher.follow(False)
+            assert refresher._interval_s("interval", "changed") == FOREVER_S
+
+        run(settings(node), scene)
+
     def test_a_failover_ends_the_hurry(self, node: FakeNode) -> None:
         async def scene(refresher: TopologyRefresher, published: list[Topology]) -> None:
             assert await refresher.ready(5.0)

@@ -452,3 +452,37 @@ def test_it_is_not_evicted_for_a_connection_that_would_be_made_again(play: Play)
     client.close()
     stage.turn()
     assert stage.count("blocked") == 0
+def test_a_connection_that_is_refused(play: Play) -> None:
+    """What waits for it is answered with the node's error, in its place; the next command has it tried again."""
+    error = b"-NOPERM no\r\n"
+    stage = play()
+    client = tracking(stage)
+    client.send(GET_C)
+    stage.turn()
+    own = stage.accepted.tracking
+    assert own is not None
+    (node,) = own.primaries()
+    assert node.address == C  # the only one that is there
+    connect = stage.connect
+
+    def refusing(backend: Backend) -> None:
+        if backend.node.address == A:
+            stage.loop.call_soon(lambda: stage.router.refuse(backend, error))
+        else:
+            connect(backend)
+
+    stage.connect = refusing  # type: ignore[method-assign]
+    client.send(GET_A + SPREAD + GET_B)
+    stage.turn()
+    stage.node(B).send(array([bulk("b")]) + bulk("1"))
+    stage.node(C).send(bulk("c"))
+    stage.turn()
+    assert stage.drink(client) == bulk("c") + error + error + bulk("1")
+    assert [b.state for b in stage.router.nodes[A].backends() if b.purpose == "tracking"] == [BackendState.CLOSED]
+    stage.connect = connect  # type: ignore[method-assign]
+    client.send(GET_A)
+    stage.until(lambda: A in stage.nodes)
+    stage.turn()
+    stage.node(A).send(bulk("2"))
+    stage.turn()
+    assert client.get() == bulk("2")

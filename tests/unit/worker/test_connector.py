@@ -60,6 +60,7 @@ class Nodes:
         self.connector = Connector(
             config,
             on_up=lambda backend: self.on_up(backend),
+            on_refused=lambda backend, line: self.router.refuse(backend, line),
             on_trouble=self.troubles.append,
             on_fault=lambda what, error: self.faults.append(error),
         )
