@@ -33,8 +33,8 @@ the published topology, and a client has a budget of time per batch, a limit on 
 held for it. What all clients hold together is counted (account) and bounded (memory).
 
 Modules import one way: account < buffer < request < reactor < ports, counters < node, pipeline < backend < connections
-< router < pulse; router < scripts, parking < redirect < exchange < question, leases; reply_queue < gather; topics < hub;
-router, reply_queue < tracking; split, call < datapath < queued, client_info < client < prepare, hold < ask < answer <
-transaction < dispatch, memory < clients; question, timeout, replicated < leg < blocked < blocking < dispatch <
-monitor. Nothing here imports asyncio, logging, redis or prometheus_client; a loop is only asked to call back.
+< router < pulse; router < scripts, parking < redirect < exchange < question, leases; reply_queue < gather; topics <
+hub; router, reply_queue < tracking; split, call < datapath < queued, client_info < client < prepare, hold < ask <
+answer < transaction < dispatch, memory < clients; question, timeout, replicated < leg < blocked < blocking < dispatch
+< monitor. Nothing here imports asyncio, logging, redis or prometheus_client; a loop is only asked to call back.
 """

@@ -452,6 +452,8 @@ def test_it_is_not_evicted_for_a_connection_that_would_be_made_again(play: Play)
     client.close()
     stage.turn()
     assert stage.count("blocked") == 0
+
+
 def test_a_connection_that_is_refused(play: Play) -> None:
     """What waits for it is answered with the node's error, in its place; the next command has it tried again."""
     error = b"-NOPERM no\r\n"
