@@ -45,6 +45,37 @@ cdef int64_t SHORT_LIFE_NS = 1_000_000_000      # a connection that lived shorte
 cdef int64_t WAIT_NS = 250_000_000              # ... but after so long
 
 
+cdef bint names_keys(const char* p, size_t n) noexcept:
+    """Whether p[0:n], well-formed RESP, is null or an array of strings."""
+    cdef size_t at = 0, size
+    cdef int64_t count
+    if n == 3 and p[0] == c"_":
+        return True
+    if p[0] != c"*" or not number(p, n, &at, &size):
+        return False
+    count = <int64_t> size
+    while count > 0:
+        count -= 1
+        if at >= n or p[at] != c"$" or not number(p, n, &at, &size) or size > n - at or n - at - size < 2:
+            return False
+        at += size + 2
+    return at == n
+
+
+cdef bint number(const char* p, size_t n, size_t* at, size_t* value) noexcept:
+    """Reads the digits behind the byte at `at`, which goes behind their line."""
+    cdef size_t i = at[0] + 1, digits = 0
+    value[0] = 0
+    while i < n and c"0" <= p[i] <= c"9" and digits < 18:
+        value[0] = value[0] * 10 + <size_t> (p[i] - c"0")
+        i += 1
+        digits += 1
+    if digits == 0 or n - i < 2 or p[i] != c"\r" or p[i + 1] != c"\n":
+        return False
+    at[0] = i + 2
+    return True
+
+
 @cython.final
 cdef class Tracking(Owner):
     """See the module. States: made -> begun (in RESP3: connections may be made) -> ended (and begun again ...).
@@ -120,8 +151,12 @@ cdef class Tracking(Owner):
     # -- what the connections say --------------------------------------------------------------------------------
 
     cdef void pushed(self, Peer backend, const char* p, size_t n) noexcept:
-        if self.replies is not None and n > INVALIDATE_LEN and memcmp(p, INVALIDATE, INVALIDATE_LEN) == 0:
+        if self.replies is None or n <= INVALIDATE_LEN or memcmp(p, INVALIDATE, INVALIDATE_LEN) != 0:
+            return
+        if names_keys(p + INVALIDATE_LEN, n - INVALIDATE_LEN):
             self.replies.push(p, n, PUSH_BEHIND)
+        else:                           # whatever it was about: everything is invalidated
+            (<Backend> backend).lose("a malformed invalidation")
 
     cdef void begun(self, Peer backend) noexcept:
         cdef Backend b = <Backend> backend

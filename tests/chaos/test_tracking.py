@@ -45,8 +45,11 @@ class Writer(threading.Thread):
 class Cache(threading.Thread):
     """A client that reads a key only when it is not in its cache, pipelined; drops what it is told to drop.
 
-    A value that is older than one it had before that key's last invalidation is a fault.
+    A value that is not newer than the one it had before that key was written (`strict`: invalidations come of nothing
+    else), or that is older (`lossless`: no write is lost) is a fault.
     """
+
+    lossless = strict = False
 
     def __init__(self, proxy: ProxyDaemon, *options: str) -> None:
         super().__init__(daemon=True)
@@ -54,6 +57,7 @@ class Cache(threading.Thread):
         self.client.command("HELLO", 3)
         assert self.client.command("CLIENT", "TRACKING", "ON", *options) == b"+OK\r\n"
         self.values: dict[str, bytes] = {}
+        self.least: dict[str, int] = {}  # the number that the next value of a key has at least
         self.over = threading.Event()
         self.reads = self.hits = self.flushes = self.drops = 0
         self.faults: list[str] = []
@@ -91,11 +95,18 @@ class Cache(threading.Thread):
                 at = 0
                 for key in keys:
                     null = items[at] in (b"_", b"$-1")
-                    self.values[key] = b"" if null else items[at + 1]
+                    self.keep(key, b"" if null else items[at + 1])
                     at += 1 if null else 2
             elif keys and not frame.startswith(b"-"):
-                self.values[keys[n]] = b"" if frame.startswith((b"_", b"$-1")) else frame.split(b"\r\n")[1]
+                self.keep(keys[n], b"" if frame.startswith((b"_", b"$-1")) else frame.split(b"\r\n")[1])
             n += 1
+
+    def keep(self, key: str, value: bytes) -> None:
+        least = self.least.get(key, 0)
+        if self.lossless and int(value or 0) < least:
+            self.faults.append(f"{key}: {value!r} was read, {least} or more should have been")
+        self.least[key] = int(value or 0)
+        self.values[key] = value
 
     def told(self, frame: bytes) -> None:
         if frame.endswith(b"invalidate\r\n_\r\n"):
@@ -104,7 +115,8 @@ class Cache(threading.Thread):
             return
         for key in frame.split(b"\r\n")[5::2]:
             if key:
-                self.values.pop(key.decode(), None)
+                if self.values.pop(key.decode(), None) is not None and self.strict:
+                    self.least[key.decode()] += 1  # the value it had is not the one that was written
                 self.drops += 1
 
 
@@ -157,6 +169,7 @@ def break_connections(cluster: EmbeddedCluster, stop: threading.Event) -> None:
 TROUBLES: list[Callable[[EmbeddedCluster, threading.Event], None]] = [
     lambda cluster, stop: None, move_some, fail_over, kill_one, break_connections,
 ]  # fmt: skip
+LOSSLESS = (TROUBLES[0], move_some, break_connections)
 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=["none", "slots", "failover", "kill", "connections"])
@@ -164,6 +177,9 @@ def test_no_stale_value_lasts(trouble: Callable[[EmbeddedCluster, threading.Even
     with EmbeddedCluster(server, node_timeout_ms=1500) as cluster, ProxyDaemon(cluster.seeds[:1]) as proxy:
         counter = [0]
         caches = [Cache(proxy), Cache(proxy, "NOLOOP"), Cache(proxy, "BCAST")]
+        for cache in caches:
+            cache.lossless = trouble in LOSSLESS
+            cache.strict = trouble is TROUBLES[0] and cache is not caches[2]  # BCAST may tell behind what has been read
         writers = [Writer(proxy, KEYS[n::2], counter) for n in range(2)]
         stop = threading.Event()
         for thread in (*caches, *writers):

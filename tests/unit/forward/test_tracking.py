@@ -488,3 +488,32 @@ def test_a_connection_that_is_refused(play: Play) -> None:
     stage.node(A).send(bulk("2"))
     stage.turn()
     assert client.get() == bulk("2")
+
+
+@pytest.mark.parametrize(
+    ("told", "wrong"),
+    [
+        (b"_\r\n", False),
+        (b"*0\r\n", False),
+        (b"*2\r\n$1\r\na\r\n$0\r\n\r\n", False),
+        (b"*1\r\n:1\r\n", True),
+        (b"*1\r\n$-1\r\n", True),
+        (b"*-1\r\n", True),
+        (b"*2\r\n$1\r\na\r\n*1\r\n$1\r\nb\r\n", True),
+        (b"$1\r\na\r\n", True),
+        (b":1\r\n", True),
+        (b"#t\r\n", True),
+    ],
+)
+def test_a_malformed_invalidation(play: Play, told: bytes, wrong: bool) -> None:
+    """Is not passed on: the connection is lost, so everything is invalidated."""
+    stage = play()
+    client = tracking(stage)
+    client.send(GET_A)
+    stage.turn()
+    frame = b">2\r\n$10\r\ninvalidate\r\n" + told
+    stage.node(A).send(bulk("1") + frame)
+    stage.turn()
+    assert client.get() == bulk("1") + (FLUSH if wrong else frame)
+    stage.node(A).get()
+    assert stage.node(A).closed == wrong
