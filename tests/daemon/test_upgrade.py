@@ -145,7 +145,11 @@ def test_a_successor_that_cannot_start(small_cluster: EmbeddedCluster, start_pro
     second.stop()
 
 
-@pytest.mark.parametrize("broken", ["aiohttp", "prometheus_client", "redis", "proxy.worker.worker"])
+@pytest.mark.parametrize(
+    "broken",
+    [pytest.param(name, marks=pytest.mark.long) for name in ("aiohttp", "prometheus_client")]
+    + ["redis", "proxy.worker.worker"],
+)
 def test_a_broken_installation(
     broken: str,
     small_cluster: EmbeddedCluster,

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-ON_ONE_KIND = {"test_fan_out", "test_command_info", "test_client_modes", "test_blocking", "test_monitoring"}
+ON_ONE_KIND = {
+    "test_fan_out",
+    "test_command_info",
+    "test_client_modes",
+    "test_blocking",
+    "test_limits",
+    "test_monitoring",
+    "test_pubsub",
+    "test_tools",
+    "test_tracking",
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is obeyed

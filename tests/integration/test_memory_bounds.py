@@ -64,7 +64,7 @@ def test_large_replies_after_small_ones(command: str, small_cluster: EmbeddedClu
     wait_for(lambda: worker_memory(daemon) - base < 32 * MB, 10, "memory is given back")
 
 
-@pytest.mark.parametrize("keys", [100, 100_000])
+@pytest.mark.parametrize("keys", [100, pytest.param(100_000, marks=pytest.mark.long)])
 def test_a_large_mset_is_forgotten(keys: int, small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
     """100 MB over many slots, in large values and in small ones: nothing of it stays."""
     size = 100 * MB // keys
