@@ -1,8 +1,8 @@
 from collections.abc import Callable
 
 from proxy.forward.backend import Backend
-from proxy.forward.topics import Subscriber
 from proxy.forward.ports import Outlet
+from proxy.forward.topics import Subscriber
 from proxy.forward.tracking import Tracking
 
 class Client(Outlet):

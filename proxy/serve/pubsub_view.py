@@ -23,11 +23,11 @@ import msgspec
 from proxy.forward.ask import Ask
 from proxy.forward.hub import CHANNELS, PATTERNS, SHARDS
 from proxy.resp import encode, errors
+from proxy.resp.glob import Glob, literal_prefix
 from proxy.serve import reports
 from proxy.serve.all_shards import InSlices, asked
 from proxy.serve.combine import aggregate, elements, failure, integer, is_error, number, text, union
 from proxy.serve.context import Answer, Answerers, ClientLike, Commands, Inquiry, ServeContext
-from proxy.resp.glob import Glob, literal_prefix
 
 PATTERN_MAX: Final = 65536
 STEPS: Final = 1 << 20  # of one match
@@ -40,7 +40,9 @@ AT_ONCE: Final = 100  # names that are compared in one go
 Figures = dict[bytes, tuple[int, int]]
 _Asked = tuple[int, bytes | None, list[bytes] | None]  # kind; of those that fit a pattern, or of these; else of all
 _MORE: Final = b"-1 0 0 "  # the end of a share that would be too long
-_TOO_MANY: Final = errors.line(f"ERR too many channels to list, the limit is {LISTED_MAX}: ask for a pattern that fits less")
+_TOO_MANY: Final = errors.line(
+    f"ERR too many channels to list, the limit is {LISTED_MAX}: ask for a pattern that fits less"
+)
 _TOO_LONG: Final = errors.line(f"ERR the names are together too long, the limit is {ASKED_MAX} bytes")
 
 

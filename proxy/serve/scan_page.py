@@ -25,9 +25,9 @@ from proxy.cluster.topology import SLOTS
 from proxy.forward.ask import Ask
 from proxy.resp import encode, errors
 from proxy.resp.decode import decode
+from proxy.resp.glob import Glob
 from proxy.serve import scan_cursor, scan_node, scan_slot
 from proxy.serve.context import ServeContext
-from proxy.resp.glob import Glob
 from proxy.serve.scan_cursor import Position
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from proxy.cluster.slot import slot_of
 from proxy.forward.ask import Ask
 from proxy.resp.decode import decode
 from proxy.resp.encode import array, bulk, integer
+from proxy.resp.glob import Glob
 from proxy.resp.readers import CommandReader
 from proxy.serve import scan
 from proxy.serve.context import ServeContext
-from proxy.resp.glob import Glob
 from tests.unit.serve.fakes import FakeClient, context
 
 _RUNS = numbers(1)
