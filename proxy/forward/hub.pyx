@@ -11,11 +11,11 @@ that ten thousand members hold nobody up. Meanwhile it waits, once for all membe
 same topic are given out together. When more than `most_waiting` bytes wait, the connections are not read: the nodes
 keep what comes, within their own limits (client-output-buffer-limit pubsub).
 
-Duties of the connections: `main`, one for the worker, has all channels and patterns; `node`, one for each primary, has
-shard channels and the events of the keyspace. The events are told by their node alone, everything else by every node.
-So events count from `node` only, and everything else from `main` only. Wide patterns (`*`) fit both: their events come
-by the taps, two patterns that fit all events, and are matched here. (What a client publishes under an event's name
-comes from every primary.)
+Duties of the connections: `main`, one for the worker, has all channels and patterns; `node`, one for each primary,
+has shard channels and the events of the keyspace. The events are told by their node alone, everything else by every
+node. So events count from `node` only, and everything else from `main` only. Wide patterns (`*`) fit both: their
+events come by the taps, two patterns that fit all events, and are matched in turns (proxy.forward.topics). (What a
+client publishes under an event's name comes from every primary.)
 
 A client that leaves takes its memberships with it in time; none of them is given anything once it is closed.
 """
@@ -38,7 +38,7 @@ from proxy.forward.request cimport (
     REQ_READ, STATE_ANSWERED, TARGET_LEASE, Request, request_free, request_hold, request_move, request_new,
     request_unhold,
 )
-from proxy.forward.topics cimport Message, Subscriber, Topic, Wide
+from proxy.forward.topics cimport Message, Subscriber, Topic, Wide, is_confirmation, is_event
 from proxy.resp.push_words cimport Word, words_of
 
 cdef enum:
@@ -56,15 +56,6 @@ cdef bytes TAP_SPACE = TAPS[0]
 cdef bytes TAP_EVENT = TAPS[1]
 CHANNELS, PATTERNS, SHARDS = CHANNEL, PATTERN, SHARD
 MAIN, NODE = DUTY_MAIN, DUTY_NODE
-
-
-cdef inline bint is_event(const char* name, size_t n) noexcept nogil:
-    return n >= 11 and (memcmp(name, b"__keyspace@", 11) == 0 or memcmp(name, b"__keyevent@", 11) == 0)
-
-
-cdef inline bint is_confirmation(const char* word, size_t n) noexcept nogil:
-    """[p|s][un]subscribe: servers to come may push what is none of the hub's business."""
-    return n >= 9 and memcmp(word + n - 9, b"subscribe", 9) == 0
 
 
 @cython.final
@@ -337,7 +328,8 @@ cdef class Hub(PushPort):
             return
         self.number += 1
         self.renew_budget()
-        if self.members is None and not self.queue and self.wide.event is None and members <= AT_ONCE and self.budget > 0:
+        if (self.members is None and not self.queue and self.wide.event is None and members <= AT_ONCE
+                and self.budget > 0):
             array = None
             for client in list(topic.members):
                 if client.proto != 3 and array is None:

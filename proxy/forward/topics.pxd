@@ -1,7 +1,16 @@
 """What clients are subscribed to, and the patterns that events of the keyspace are matched with."""
 from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcmp
 
 from proxy.resp.glob cimport Glob
+
+cdef inline bint is_event(const char* name, size_t n) noexcept nogil:
+    return n >= 11 and (memcmp(name, b"__keyspace@", 11) == 0 or memcmp(name, b"__keyevent@", 11) == 0)
+
+
+cdef inline bint is_confirmation(const char* word, size_t n) noexcept nogil:
+    """[p|s][un]subscribe: servers to come may push what is none of the hub's business."""
+    return n >= 9 and memcmp(word + n - 9, b"subscribe", 9) == 0
 
 cdef class Topic:
     cdef readonly int kind

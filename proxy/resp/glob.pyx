@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Redis's glob patterns, to the letter of stringmatchlen (util.c), in bounded time.
 
-Why: SCAN enumerates slots in ways in which a server cannot apply MATCH, and events of the keyspace come to patterns that
-no node has subscribed for them, so the proxy has to. Called by serve.scan_page, serve.pubsub_view and forward.topics.
+Why: SCAN enumerates slots in ways in which a server cannot apply MATCH, and events of the keyspace come to patterns
+that no node has subscribed for them, so the proxy has to. Called by serve.scan_page, serve.pubsub_view and
+forward.topics.
 
 A pattern is compiled once into steps: one byte, any byte, one byte of a set, or a star. Only the last star is ever
 returned to: when what follows it fits nowhere, a longer match of an earlier star cannot help (skipLongerMatches). A

@@ -363,3 +363,58 @@ def test_a_name_given_up_and_taken_again(word: str, proxy: ProxyDaemon) -> None:
             publisher.command("SPUBLISH" if word == "SSUBSCRIBE" else "PUBLISH", "again", f"message {n}")
             assert f"message {n}".encode() in first.frame()
             first.command(end, "again")
+
+
+@pytest.mark.parametrize("kind", ["CHANNELS", "SHARDCHANNELS"])
+def test_one_name_is_looked_up_and_too_many_are_an_error(kind: str, proxy: ProxyDaemon) -> None:
+    word = "SUBSCRIBE" if kind == "CHANNELS" else "SSUBSCRIBE"
+    names = [f"{{listed}}{n}" for n in range(10_100)]
+    with proxy.raw(timeout_s=30) as subscriber, proxy.raw(timeout_s=30) as other:
+        subscriber.send(encode(word, *names))
+        subscriber.frames(len(names))
+        assert other.command("PUBSUB", kind, "{listed}77") == array(bulk(b"{listed}77"))
+        assert other.command("PUBSUB", kind, "{listed}none") == array()
+        assert other.command("PUBSUB", kind, "{listed}1007?").count(b"\r\n{listed}") == 10
+        assert other.command("PUBSUB", kind).startswith(b"-ERR too many channels to list")
+
+
+def test_wide_patterns_of_one_client_are_limited(proxy: ProxyDaemon) -> None:
+    with proxy.raw() as client:
+        refused = client.command("PSUBSCRIBE", *(f"*{n}" for n in range(1001)))
+        assert refused.startswith(b"-ERR too many patterns of one client that fit keyspace events")
+        client.send(encode("PSUBSCRIBE", *(f"*{n}" for n in range(1000))))
+        client.frames(1000)
+        assert client.command("PSUBSCRIBE", "*more").startswith(b"-ERR too many patterns")
+        assert b"plain*" in client.command("PSUBSCRIBE", "plain*")
+
+
+def test_what_a_node_refuses_is_told_until_it_is_in_force_again(server: str) -> None:
+    """The proxy's user loses the right to subscribe, and is given it back."""
+
+    def rights(*rules: str) -> None:
+        for node in cluster.nodes:
+            node.command("ACL", "SETUSER", "px", "reset", "on", ">pw", "~*", "&*", "+@all", *rules)
+
+    with EmbeddedCluster(server, primaries=3, replicas=0) as cluster:
+        rights()
+        settings = {"cluster": {"username": "px", "password": "pw"}}
+        with ProxyDaemon(cluster.seeds, settings, workers=1) as daemon:
+            gauge = "redis_proxy_workers_with_interrupted_subscriptions"
+            with daemon.raw(timeout_s=20) as subscriber, daemon.raw() as other:
+                subscriber.command("SUBSCRIBE", "news")
+                rights("-subscribe")
+                for node in cluster.nodes:
+                    node.command("CLIENT", "KILL", "USER", "px")
+                wait_for(lambda: "a node refuses a subscription" in daemon.log, 10, "the refusal")
+                assert other.command("SUBSCRIBE", "news").startswith(b"-NOPERM")
+                wait_for(lambda: daemon.metrics()[gauge] == 1, 10, "the gauge")
+                assert "in force again" not in daemon.log
+                rights()
+                wait_for(lambda: "in force again" in daemon.log, 15, "the subscription")
+                other.command("PUBLISH", "news", "x")
+                assert subscriber.frame() == message(2, "message", "news", "x")
+            rights("resetchannels", "&[*]")  # but none of the taps of events
+            for node in cluster.nodes:
+                node.command("CLIENT", "KILL", "USER", "px")
+            with daemon.raw() as client:
+                assert client.command("PSUBSCRIBE", "[*]").startswith(b"-NOPERM")
