@@ -15,6 +15,7 @@ from tests.support.datapath import KEY_A, KEY_B, KEY_C, THIRDS, A, B, C, End, Pl
 from tests.support.dialogue import GET_A, GET_C, SET_B, SET_C, D, moved, pending
 
 RPUSH = [encode_command("RPUSH", KEY_A, n) for n in range(4)]
+ANYWHERE = [encode_command("LOLWUT", "VERSION", n) for n in range(4)]
 PUBLISH = [encode_command("PUBLISH", "channel", n) for n in range(4)]
 FLOCK: list[Any] = [(A, [B], [(0, 8000)]), (C, [], [(8001, 16383)])]
 
@@ -93,7 +94,7 @@ def test_a_refresh_that_changes_nothing_for_them_unsettles_nobody(play: Play, ch
         begun(stage, GET_A, reads="replica"),
         begun(stage, SET_C),
         begun(stage, encode_command("MGET", KEY_A, KEY_C)),
-        begun(stage, PUBLISH[0]),
+        begun(stage, ANYWHERE[0]),
     ]
     stage.publish(
         {
@@ -103,7 +104,7 @@ def test_a_refresh_that_changes_nothing_for_them_unsettles_nobody(play: Play, ch
             "a new node": [*FLOCK, (D, [], [])],
         }[change]
     )
-    for client, frame in zip(clients, [RPUSH[1], GET_A, SET_C, GET_C, PUBLISH[1]], strict=True):
+    for client, frame in zip(clients, [RPUSH[1], GET_A, SET_C, GET_C, ANYWHERE[1]], strict=True):
         assert not waits(stage, client, frame), frame
 
 
@@ -207,19 +208,19 @@ def serve(stage: Stage, address: Address, at: Address, done: list[bytes], most: 
 # -- keyless commands
 
 
-def published(stage: Stage, client: End, n: int) -> Address:
+def served(stage: Stage, client: End, n: int) -> Address:
     """Where it goes."""
-    client.send(PUBLISH[n])
+    client.send(ANYWHERE[n])
     stage.turn()
-    (place,) = (address for address, ends in stage.nodes.items() for end in ends if end.get() == PUBLISH[n])
+    (place,) = (address for address, ends in stage.nodes.items() for end in ends if end.get() == ANYWHERE[n])
     return place
 
 
-def test_what_one_client_publishes_keeps_to_its_primary(play: Play) -> None:
+def test_what_any_primary_may_serve_keeps_to_one(play: Play) -> None:
     """However the list of primaries changes around it, and though it is not answered yet."""
     stage = play()
     clients = [stage.client() for _ in range(3)]
-    places = [published(stage, client, 0) for client in clients]
+    places = [served(stage, client, 0) for client in clients]
     assert sorted(places) == [A, B, C]
     for shards in (
         [THIRDS[2], THIRDS[0], THIRDS[1]],
@@ -227,31 +228,47 @@ def test_what_one_client_publishes_keeps_to_its_primary(play: Play) -> None:
         [(Address("10.0.0.0", 1), [], [(0, 50)]), *THIRDS[::-1]],
     ):
         stage.publish(shards)
-        assert [published(stage, client, 1) for client in clients] == places
+        assert [served(stage, client, 1) for client in clients] == places
+
+
+def test_what_is_published_follows_slot_0(play: Play) -> None:
+    """Where the subscribers are heard from; behind what is under way elsewhere."""
+    stage = play()
+    client = stage.client()
+    client.send(PUBLISH[0] + PUBLISH[1])
+    stage.turn()
+    assert stage.node(A).get() == PUBLISH[0] + PUBLISH[1]
+    stage.publish([(B, [A], [(0, 8000)]), (C, [], [(8001, 16383)])])
+    assert waits(stage, client, PUBLISH[2])
+    stage.nodes[A][0].send(integer(0) * 2)
+    stage.until(lambda: B in stage.nodes)
+    stage.turn()
+    assert client.get() == integer(0) * 2
+    assert stage.node(B).get() == PUBLISH[2]
 
 
 def test_a_primary_that_is_none_any_more(play: Play) -> None:
     """What is under way there is answered before anything goes elsewhere."""
     stage = play()
-    clients = {published(stage, client, 0): client for client in [stage.client() for _ in range(3)]}
+    clients = {served(stage, client, 0): client for client in [stage.client() for _ in range(3)]}
     stage.publish([(B, [A], [(0, 8000)]), (C, [], [(8001, 16383)])])
-    assert waits(stage, clients[A], PUBLISH[1])
-    assert not waits(stage, clients[B], PUBLISH[1])
+    assert waits(stage, clients[A], ANYWHERE[1])
+    assert not waits(stage, clients[B], ANYWHERE[1])
     stage.nodes[A][0].send(integer(0))
     stage.turn()
     assert clients[A].get() == integer(0)
-    second = [address for address, ends in stage.nodes.items() for end in ends if end.get() == PUBLISH[1]]
+    second = [address for address, ends in stage.nodes.items() for end in ends if end.get() == ANYWHERE[1]]
     assert second in ([B], [C])
     (place,) = second
-    assert published(stage, clients[A], 2) == place  # and there it stays
+    assert served(stage, clients[A], 2) == place  # and there it stays
 
 
 def test_keyless_commands_of_both_protocols(play: Play) -> None:
     stage = play()
     client = stage.client()
-    place = published(stage, client, 0)
+    place = served(stage, client, 0)
     stage.node(place).send(integer(0))
     stage.turn()
     client.send(encode_command("HELLO", "3"))
     stage.turn()
-    assert published(stage, client, 1) == place
+    assert served(stage, client, 1) == place

@@ -252,7 +252,7 @@ def test_replies_that_are_too_long_together_are_an_error() -> None:
 
 def test_replies_that_are_too_long_to_be_taken_apart(stage: Stage) -> None:
     client = stage.client()
-    send(stage, client, "PUBSUB", "CHANNELS")
+    send(stage, client, "SLOWLOG", "GET")
     for node in (A, B, C, D):
         stage.pour(stage.node(node), array([bulk(b"k" * 1000)] * 3000))
     assert client.get() == b"-ERR the nodes' replies to this command are together too long\r\n"
