@@ -103,8 +103,8 @@ cdef int publish(Client client, Call* call) noexcept:
     order."""
     cdef uint32_t home = client.path.exchange.router.home(0)
     if home and home != client.served_by:
-        if client.replies.inflight:
-            return CALL_NOT_NOW
+        if client.served_by and client.replies.inflight:
+            return CALL_NOT_NOW             # what it published there must not be overtaken
         client.served_by = home
     call.slot = SLOT_NONE
     return send_on(client, call)
