@@ -39,10 +39,8 @@ from tests.support.datapath import A, B, C, End, Stage
 KEYS = [b"", b"a", b"b", b"c", b"k" * 300, b"{t}1", b"{t}2", *(b"key:%d" % n for n in range(12))]
 ASKS = [b"any", b"lease", b"node", b"multi", b"two", b"nodes", b"primaries", b"nonsense", b"raising"]
 XREADS: list[list[bytes]] = [
-    b"XREADGROUP GROUP streams c BLOCK 0 STREAMS key:1 >".split(),
     b"XREADGROUP GROUP g BLOCK STREAMS key:1 >".split(),
     b"XREADGROUP GROUP g c COUNT 1 STREAMS key:1 >".split(),
-    b"XREADGROUP GROUP g c NOACK BLOCK 10 STREAMS key:1 >".split(),
     b"XREADGROUP GROUP block streams COUNT 7 NOACK STREAMS key:1 >".split(),
 ]
 key = st.sampled_from(KEYS)
