@@ -172,7 +172,13 @@ TROUBLES: list[Callable[[EmbeddedCluster, threading.Event], None]] = [
 LOSSLESS = (TROUBLES[0], move_some, break_connections)
 
 
-@pytest.mark.parametrize("trouble", TROUBLES, ids=["none", "slots", "failover", "kill", "connections"])
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        pytest.param(trouble, id=name, marks=pytest.mark.long if name in ("none", "failover") else ())
+        for trouble, name in zip(TROUBLES, ["none", "slots", "failover", "kill", "connections"], strict=True)
+    ],
+)
 def test_no_stale_value_lasts(trouble: Callable[[EmbeddedCluster, threading.Event], None], server: str) -> None:
     with EmbeddedCluster(server, node_timeout_ms=1500) as cluster, ProxyDaemon(cluster.seeds[:1]) as proxy:
         counter = [0]
