@@ -37,6 +37,7 @@ def test_those_who_watch_leave_room(small_cluster: EmbeddedCluster, start_proxy:
         assert {client.command("PING") for client in clients} == {b"+PONG\r\n"}
         one.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         wait_for(lambda: seen.command("GET", key) == b"$-1\r\n", 5, "the node is asked again")
+        wait_for(lambda: "connections that clients watch keys" in daemon.log, 5, "some are closed, to make room")
         lucky = [client for client, answer in zip(clients, answers, strict=False) if answer == OK]
         for client in lucky:
             assert client.command("MULTI") == OK

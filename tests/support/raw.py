@@ -80,6 +80,9 @@ class RawClient:
             self._skip()
         except Closed:
             raise Closed(bytes(self._buffer[start:])) from None
+        except TimeoutError:
+            self._taken = start  # it is read again as a whole
+            raise
         frame = bytes(self._buffer[start : self._taken])
         if self._taken > 1 << 20 or self._taken == len(self._buffer):
             del self._buffer[: self._taken]

@@ -244,6 +244,7 @@ def test_without_a_limit_nobody_is_stopped_or_closed(play: Play) -> None:
     assert {len(stage.drink(client)) for client in clients} == {len(BIG)}
 
 
+@pytest.mark.alone  # the process's memory is measured, which others use as well
 def test_clients_that_ask_for_much_and_never_read(play: Play) -> None:
     """4 x 128 x 6 MB: without the limit 3 GB were held."""
     limit = 256 * MB
@@ -282,6 +283,7 @@ def test_clients_that_ask_for_much_and_never_read(play: Play) -> None:
     assert stage.path.client_memory < limit
 
 
+@pytest.mark.alone  # the process's memory is measured, which others use as well
 def test_many_clients_that_send_half_a_command(play: Play) -> None:
     """200 x 1 of 2 MB, and 32 MB in all."""
     limit = 32 * MB
