@@ -12,6 +12,7 @@ cdef class Blocking(Command):
     cdef uint32_t questions
     cdef uint32_t tries
     cdef list askers
+    cdef bint begun(self) noexcept
     cdef void end(self) noexcept
     cdef void combine(self) noexcept
     cdef void ask_again(self) noexcept

@@ -28,7 +28,7 @@ from proxy.forward.counters cimport CLOSE_CLIENT, CLOSE_KILLED
 from proxy.forward.leg cimport Leg
 from proxy.forward.ports cimport KILLED, LEFT
 from proxy.forward.replicated cimport fewest
-from proxy.forward.request cimport Request, request_free
+from proxy.forward.request cimport REQ_STREAMING, Request, request_free
 
 from proxy.forward.question import ask_node
 from proxy.resp import errors
@@ -69,8 +69,20 @@ cdef class Blocking(Command):
         cdef bytes made = fewest([leg.reply for leg in self.legs])
         self.finish(made, len(made), made[:1] == b"-")
 
+    cdef bint begun(self) noexcept:
+        """Whether a part of its reply has reached its client: no other answer is possible any more."""
+        cdef Leg leg
+        for leg in self.legs:
+            if leg.r != NULL and leg.r.flags & REQ_STREAMING:
+                return True
+        return False
+
     cdef void fail(self, bytes text) noexcept:
-        if self.parent != NULL:
+        if self.parent == NULL:
+            return
+        if self.begun():
+            self.replies.cut()
+        else:
             self.finish(text, len(text), True)
 
     cdef void finish(self, const char* p, size_t n, bint error) noexcept:
@@ -212,6 +224,9 @@ cdef class Blocking(Command):
         cdef bytes text = UNBLOCKED
         if self.parting:
             self.lose()
+        elif self.begun():
+            self.tell(False)                # it waits no more: the rest of its reply is on its way
+            return
         else:
             if not self.with_error:
                 text = null_array(self.client.proto)

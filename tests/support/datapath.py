@@ -108,6 +108,7 @@ class End:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.backend: Backend | None = None  # of a node's side: the data path's
         sock.setblocking(False)
 
     def offer(self, data: bytes) -> int:
@@ -337,6 +338,7 @@ class Stage:
                 backend.attach(near.fileno())
                 near.detach()
                 end = End(far)
+                end.backend = backend
                 self.ends.append(end)
                 self.nodes.setdefault(backend.node.address, []).append(end)
             self.loop.run()

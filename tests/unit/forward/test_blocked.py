@@ -7,6 +7,7 @@ import time
 import pytest
 
 from proxy.forward.backend import BackendState
+from proxy.forward.blocking import look
 from proxy.forward.clients import drain
 from proxy.resp import errors
 from proxy.resp.encode import encode_command
@@ -200,4 +201,37 @@ def test_wait_is_ended_as_well(play: Play) -> None:
     stage.turn()
     assert common.get() == unblock()
     stage.until(lambda: client.closed)
+    free(stage)
+
+
+@pytest.mark.parametrize("end", ["unblocked", "evicted", "its node is another one's replica"])
+def test_ended_in_the_middle_of_its_reply(play: Play, end: str) -> None:
+    """No second answer comes behind the beginning of the first."""
+    stage = play()
+    common = shared(stage)
+    client, node = blocked(stage)
+    stage.pour(node, POPPED[:4] + b"$1\r\nb\r\n$200000\r\n" + b"v" * 100000)
+    begun = stage.drink(client)
+    assert len(begun) > 50000
+    if end == "unblocked":
+        leases(stage)[0].client_id = 0  # so that it cannot be asked to let it go
+        told: list[bool] = []
+        stage.accepted.unblock(True, told.append)
+        assert told == [False]
+        stage.pour(node, b"v" * 100000 + b"\r\n")
+        assert (begun + stage.drink(client)).endswith(b"v\r\n")
+        assert not client.closed
+    else:
+        if end == "evicted":
+            stage.accepted.evict()
+            common.get()
+            common.send(b":0\r\n")
+        else:
+            stage.publish([(B, [A], [(0, 16383)])])
+            look(stage.path, 0.0)
+            stage.turn()
+            look(stage.path, 0.0)
+        stage.until(lambda: stage.accepted not in stage.path.clients, sweep=True)
+        assert set(stage.drink(client)) <= set(b"v")
+        assert client.closed
     free(stage)
