@@ -233,5 +233,5 @@ def test_ended_in_the_middle_of_its_reply(play: Play, end: str) -> None:
             look(stage.path, 0.0)
         stage.until(lambda: stage.accepted not in stage.path.clients, sweep=True)
         assert set(stage.drink(client)) <= set(b"v")
-        assert client.closed
+        stage.until(lambda: client.closed)
     free(stage)
