@@ -1,4 +1,7 @@
-"""The modules with the most cases: the usual run tries them on Valkey only, `-m long` on Redis as well."""
+"""What takes longest: the usual run tries it on Valkey only, `-m long` on Redis as well.
+
+On both kinds in any case: the exact words of errors, the protocol, handshakes and where keys stand.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,21 @@ ON_ONE_KIND = {
     "test_command_info",
     "test_client_modes",
     "test_blocking",
+    "test_client_dialogues",
+    "test_cluster_view",
+    "test_data_types",
+    "test_info",
     "test_limits",
     "test_monitoring",
     "test_pubsub",
+    "test_reads",
+    "test_scan",
+    "test_scripts",
+    "test_split",
     "test_tools",
     "test_tracking",
+    "test_transactions",
+    "test_trust",
 }
 
 
