@@ -4,9 +4,9 @@ Why: a worker has several connections to a node (protocols, databases, `backends
 down or hangs must not be dialled by all of them at once, again and again. Called by worker.connector. What becomes of
 the commands meanwhile is the data path's: Pool.down_since_ns, Parking.
 
-States of a node's breaker: closed -> open (an attempt failed, or a connection was lost as soon as it was made) ->
-closed (an attempt succeeded, and whoever waited for a turn goes on at once, in that order) ... While it is open each
-attempt is a probe, after a pause that doubles from backoff_min to backoff_max and is jittered.
+States of a node's breaker: closed -> open (there is no connection to it, and an attempt failed, or one was lost as
+soon as it was made) -> closed (an attempt succeeded, and whoever waited for a turn goes on at once, in that order) ...
+While it is open each attempt is a probe, after a pause that doubles from backoff_min to backoff_max and is jittered.
 
 Invariants: no count of failures outlives its trouble: a connection that has lived for a while ends it, and so does the
 end of the last connection that was wanted. A node that answers, if only to refuse the handshake, has been reached: that

@@ -76,7 +76,7 @@ class Connector:
         self._tasks: dict[Backend, asyncio.Task[None]] = {}
         self._up_since: dict[Backend, float] = {}
         self._breakers = Breakers()
-        self._failures: dict[Backend, int] = {}  # in a row, of a handshake that the node refused and of faults of ours
+        self._failures: dict[Backend, int] = {}  # in a row, of it alone
         self._limits: dict[str, tuple[int, int]] = {}  # by the node's label
         self._next_s = 0.0  # when the next first attempt may be made, in loop.time()
 
@@ -117,11 +117,15 @@ class Connector:
         self._on_trouble("lost")
         if lived >= _SHORT_LIFE_S:
             self._breakers.proved(label)
-        elif backend.state != BackendState.CLOSED:
+            self._failures.pop(backend, None)
+        if backend.state == BackendState.CLOSED:
+            return
+        if lived < _SHORT_LIFE_S and not backend.node.up:
             self._breakers.failed(label)
             backend.connect_failed()
-        if backend.state != BackendState.CLOSED:
             self._start(backend)
+        else:
+            self._start(backend, again=lived < _SHORT_LIFE_S)
 
     def forget(self, backend: Backend) -> None:
         """It will not be used any more."""
@@ -139,13 +143,14 @@ class Connector:
         await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     def _start(self, backend: Backend, *, again: bool = False) -> None:
-        """again: after a fault of ours, so not at once."""
+        """again: after trouble of this connection alone, or a fault of ours, so not at once."""
         if again:
             backend.connect_failed()
         if (known := self._tasks.get(backend)) is not None and not known.done():
             return
-        for closed in [known for known in self._up_since if known.state == BackendState.CLOSED]:
-            del self._up_since[closed]  # drained; nobody lost it
+        for kept in (self._up_since, self._failures):
+            for closed in [known for known in kept if known.state == BackendState.CLOSED]:
+                del kept[closed]  # drained; nobody lost it
         loop = asyncio.get_running_loop()
         now_s = loop.time()
         self._next_s = max(self._next_s + _SPACING_S, now_s)
@@ -216,7 +221,8 @@ class Connector:
                 sock.detach()
         except (OSError, HandshakeError, ProtocolFault, UnicodeError) as error:  # the last: of a resolver
             refused = isinstance(error, HandshakeError)
-            if refused:
+            alone = refused or backend.node.up  # it is this connection's trouble
+            if alone:
                 self._breakers.reached(label)
             else:
                 self._breakers.failed(label, probe=probe)
@@ -229,9 +235,8 @@ class Connector:
                 return False, 0.0
             backend.connect_failed()
             self._on_trouble("connect")
-            return False, self._backoff(backend) if refused else 0.0
+            return False, self._backoff(backend) if alone else 0.0
         self._breakers.reached(label)
-        self._failures.pop(backend, None)
         self._tasks.pop(backend, None)  # before on_up: what it brings about may lose the connection again
         self._up_since[backend] = time.monotonic()
         if not backend.greeting and not any(self._limits.get(label, (0, 0))):

@@ -24,7 +24,7 @@ from proxy.forward.router import Router
 from proxy.ipc.settings import Backends
 from proxy.resp import errors
 from proxy.worker.connector import Connector
-from tests.support.fake_node import SILENCE, FakeNode, Session
+from tests.support.fake_node import SILENCE, Cut, FakeNode, Session
 from tests.support.raw import array, bulk
 from tests.unit.worker.scene import WHOLE, configured, publish, topology, until
 
@@ -299,6 +299,26 @@ class TestBreaker:
             nodes.router.warm(2)
             await until(lambda: [backend.proto for backend in nodes.up] == [2])
             assert one.state != BackendState.UP
+
+        run(settings(), scene)
+
+    def test_a_connection_that_breaks_holds_up_no_other(self, node: FakeNode) -> None:
+        """Whoever can make a node close a connection must not keep others from having theirs."""
+
+        async def scene(nodes: Nodes) -> None:
+            one = nodes.want(Address(HOST, node.port))
+            await until(lambda: nodes.up == [one])
+            node.on("HELLO", Cut())
+            nodes.router.warm(3)
+            await until(lambda: len(node.seen("HELLO")) >= 4)
+            assert nodes.connector._breakers.open(one.node.label) is None
+            assert not one.node.down
+            lease = nodes.router.lease(one.node, 2)
+            lease.state = BackendState.CONNECTING
+            nodes.connector.connect(lease)
+            await until(lambda: lease in nodes.up)
+            node.on("HELLO", b"%0\r\n")
+            await until(lambda: len(nodes.up) == 3)
 
         run(settings(), scene)
 
