@@ -77,6 +77,8 @@ def merge_counters(parts: Sequence[CounterValues]) -> CounterValues:
         "client_out": sum(part["client_out"] for part in parts),
         "backend_in": sum(part["backend_in"] for part in parts),
         "backend_out": sum(part["backend_out"] for part in parts),
+        "holds": _sum([part["holds"] for part in parts]),
+        "refusals": _sum([part["refusals"] for part in parts]),
         "timeouts": sum(part["timeouts"] for part in parts),
         "leases_refused": sum(part["leases_refused"] for part in parts),
         "monitor_dropped": sum(part["monitor_dropped"] for part in parts),
@@ -115,8 +117,26 @@ def merge_nodes(
             pending=sum(status.pending for status in several),
             buckets=_sum_buckets([status.buckets for status in counted]),
             sum_s=fsum(status.sum_s for status in counted),
+            owner=any(status.owner for status in several),
+            down_s=min(status.down_s for status in several),
+            breakers=sum(status.breakers for status in several),
+            held=sum(status.held for status in several),
+            held_bytes=sum(status.held_bytes for status in several),
         )
     return merged
+
+
+def owners_down(parts: Sequence[Mapping[str, NodeStatus]]) -> dict[str, float]:
+    """The nodes that own slots -> for how many seconds no worker has reached them, 0 = some worker does.
+
+    A worker that is still connecting for the first time has not found that it cannot.
+    """
+    down: dict[str, float] = {}
+    for part in parts:
+        for name, node in part.items():
+            if node.owner:
+                down[name] = min(down.get(name, inf), node.down_s)
+    return down
 
 
 class Past:
@@ -161,6 +181,7 @@ class Past:
     def _keep_node(self, name: str, node: NodeStatus) -> None:
         kept = merge_nodes([{name: node}], self.nodes)[name]
         kept.up, kept.connections, kept.pending = False, {}, 0
+        kept.owner, kept.down_s, kept.breakers, kept.held, kept.held_bytes = False, 0.0, 0, 0, 0
         kept.sum_s = _up(kept.sum_s)
         self.nodes[name] = kept
 

@@ -192,6 +192,18 @@ def _commands(snapshot: Snapshot, bounds: tuple[str, ...]) -> Iterator[Family]:
         ("reason", "outcome"),
         counters["retries"].items(),
     )
+    yield _counter(
+        "holds_total",
+        "Commands held until they could be sent, and why.",
+        ("reason",),
+        [((reason,), count) for reason, count in counters["holds"].items()],
+    )
+    yield _counter(
+        "refusals_total",
+        "Commands refused by the proxy without being sent to a node, and why.",
+        ("reason",),
+        [((reason,), count) for reason, count in counters["refusals"].items()],
+    )
     yield _total("request_timeouts_total", "Requests not answered in time (requests.timeout).", counters["timeouts"])
     yield _total(
         "leases_refused_total",
@@ -265,6 +277,24 @@ def _nodes(nodes: Mapping[str, NodeStatus], bounds: tuple[str, ...]) -> Iterator
         "Commands sent to the node and not answered.",
         ("node",),
         [((name,), node.pending) for name, node in nodes.items()],
+    )
+    yield _gauge(
+        "backend_breaker_open",
+        "Workers that find the node down: commands for it are held, then refused, and one connection at a time tries.",
+        ("node", "role"),
+        [((name, node.role), node.breakers) for name, node in nodes.items()],
+    )
+    yield _gauge(
+        "backend_held",
+        "Commands held for the node, or for a replica of it, until they can be sent.",
+        ("node",),
+        [((name,), node.held) for name, node in nodes.items()],
+    )
+    yield _gauge(
+        "backend_held_bytes",
+        "Bytes of these.",
+        ("node",),
+        [((name,), node.held_bytes) for name, node in nodes.items()],
     )
     yield histogram(
         PREFIX + "backend_duration_seconds",

@@ -15,6 +15,7 @@ from proxy.admin.snapshot import OwnValues
 
 SILENT_S = 5.0  # a worker that has not been heard of for so long does not live
 _SLOTS = 16384
+_NAMED = 3  # nodes in a reason
 
 Verdict = tuple[bool, dict[str, Any]]  # good or not, and what ?verbose shows besides
 
@@ -31,8 +32,12 @@ def liveness(silent_s: Mapping[int, float]) -> Verdict:
     }
 
 
-def readiness(own: OwnValues, partial: bool) -> Verdict:
-    """Whether clients should be sent here. partial: one slot with a primary is enough, else all must have one."""
+def readiness(own: OwnValues, partial: bool, patience_s: float) -> Verdict:
+    """Whether clients should be sent here.
+
+    partial: one slot with a primary is enough, else all must have one. patience_s: for how long commands for a node
+    that is down are held; while a part of the nodes is down for less, a failover is waited for and nobody is refused.
+    """
     topology = own["topology"]
     reasons = []
     if own["draining"]:
@@ -49,6 +54,7 @@ def readiness(own: OwnValues, partial: bool) -> Verdict:
         covered = topology["slots_covered"]
         if covered < (1 if partial else _SLOTS):
             reasons.append(f"only {covered} of {_SLOTS} slots have a primary" if covered else "no slot has a primary")
+        reasons += _unreachable(own["owners_down"], partial, patience_s)
     return not reasons, {
         "reasons": reasons,
         "draining": own["draining"],
@@ -63,7 +69,15 @@ def readiness(own: OwnValues, partial: bool) -> Verdict:
             "last_success": topology["last_success_s"],
             "last_error": topology["error"],
         },
+        "unreachable": {node: round(down_s, 3) for node, down_s in own["owners_down"].items() if down_s},
     }
+
+
+def _unreachable(owners: Mapping[str, float], partial: bool, patience_s: float) -> list[str]:
+    if owners and all(owners.values()):
+        return ["no primary can be reached"]
+    late = [] if partial else [node for node, down_s in owners.items() if down_s > patience_s]
+    return [f"{len(late)} of {len(owners)} primaries cannot be reached: {', '.join(late[:_NAMED])}"] if late else []
 
 
 def _because(sentence: str, reason: str) -> str:

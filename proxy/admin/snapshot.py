@@ -29,6 +29,8 @@ class CounterValues(TypedDict):
     closed: dict[str, int]  # why clients were closed -> clients
     redirections: dict[str, int]  # kind -> replies
     retries: dict[tuple[str, str], int]  # (reason, outcome) -> requests
+    holds: dict[str, int]  # reason -> commands that began to be held
+    refusals: dict[str, int]  # reason -> commands answered with an error of ours, without being sent
     accepted: int  # client connections ever
     rejected: int  # client connections the workers could not serve, for want of descriptors mostly
     client_in: int  # bytes
@@ -77,6 +79,7 @@ class OwnValues(TypedDict):
     log_dropped: int  # log lines of all processes that were dropped, of ended ones too: see merge.dropped_lines
     background_failures: dict[str, int]  # task -> how often an uncaught exception ended it; every task from the start
     topology: TopologyValues
+    owners_down: dict[str, float]  # nodes that own slots -> for how long no worker has reached them, in seconds
 
 
 class Snapshot(TypedDict):

@@ -73,6 +73,8 @@ def state(
                 "connections": sum(n for (_, connected), n in node.connections.items() if connected == "up"),
                 "pending": node.pending,
                 "connect_failures": node.connect_failures,
+                "down_s": round(node.down_s, 3),
+                "held": node.held,
             }
             for address, node in snapshot["nodes"].items()
         ],

@@ -70,7 +70,7 @@ class Backend(Pipeline):
         refuses it or the backend is CLOSED; the descriptor is then still the caller's.
         """
     duty: int  # of a lease of the hub's: proxy.forward.hub
-    def connect_failed(self) -> None:
-        """Control could not connect: what waited is handed to recovery."""
+    def connect_failed(self, tried: bool = True) -> None:
+        """Control could not connect: what waited is handed to recovery. tried: false when it did not even try."""
     def close(self) -> None:
         """Ends it for good; what is pending is handed to recovery."""

@@ -125,20 +125,21 @@ cdef class Backend(Pipeline):
         if rest and self.fd >= 0:
             self.process(rest, len(rest))
 
-    def connect_failed(self):
-        """Control could not connect: what waited is handed to recovery.
+    def connect_failed(self, bint tried=True):
+        """Control could not connect: what waited is handed to recovery. tried: false when it did not try, because the
+        node is known not to be reached.
 
         Its pool counts as down when no other connection of it is up.
         """
         if self.state == BACKEND_CLOSED:
             return
         self.state = BACKEND_BACKOFF if self.pool is not None else BACKEND_CLOSED
-        self.node.connect_failures += 1
+        self.node.connect_failures += tried
         self.reactor.tick()
         if self.pool is not None and self.pool.down_since_ns == 0 and not any(
             (<Backend> b).state == BACKEND_UP for b in self.pool.backends
         ):
-            self.pool.down_since_ns = self.reactor.now
+            self.pool.down_since_ns = (0 if tried else self.node.down_since()) or self.reactor.now
         self.start_over()
 
     def close(self):

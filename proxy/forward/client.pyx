@@ -10,7 +10,6 @@ One client has so much time per batch (`budget`, in units of a forwarded command
 with what it has sent in `rest`.
 """
 cimport cython
-
 from libc.stdint cimport SIZE_MAX, int64_t
 
 from proxy.forward.buffer cimport (
@@ -227,6 +226,7 @@ cdef class Client(ClientInfo):
             if not self.paused and not self.queued and buffer_len(&self.rest) > self.settings.max_query:
                 self.close(CLOSE_QUERY_LIMIT)
             if <size_t> n < room:
+                self.replies.drained = True
                 return
 
     cdef void ignore(self) noexcept:

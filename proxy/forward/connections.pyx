@@ -7,7 +7,7 @@ connection what was read on it. Router is the one subclass: it decides about the
 """
 from libc.stdint cimport int64_t, uint32_t
 
-from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CLOSED, BACKEND_UP
+from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CLOSED, BACKEND_IDLE, BACKEND_UP
 from proxy.forward.ports cimport Sink
 from proxy.forward.request cimport (
     OWN_FIRST, STATE_PAIRING, STATE_QUEUED, TARGET_EXTRA, TARGET_NODE, request_free, request_move,
@@ -65,8 +65,8 @@ cdef class Connections:
             return CHOSEN
         if pool.down_since_ns and self.reactor.now - pool.down_since_ns > self.failover_ns:
             return HOPELESS
-        if b.state == BACKEND_BACKOFF or b.state == BACKEND_CLOSED:
-            return WAIT
+        if b.state == BACKEND_BACKOFF or b.state == BACKEND_CLOSED or (pool.down_since_ns and b.state != BACKEND_IDLE):
+            return WAIT                 # (the last: a probe is under way, and nothing is sent before it has succeeded)
         b.demand()
         self.chosen = <void*> b
         return CHOSEN

@@ -44,6 +44,17 @@ cdef enum:               # RetryOutcome
     OUTCOME_UNSAFE = 2
     RETRY_OUTCOMES = 3
 
+cdef enum:               # Refusal: why a command was answered with an error of ours, without being sent
+    REFUSED_DOWN = 0            # its node has been down for longer than commands are held
+    REFUSED_UNCOVERED = 1       # no shard owns its slot
+    REFUSED_UNKNOWN = 2         # there is no topology yet
+    REFUSED_TOO_MANY = 3        # enough is held for its node, or in all: requests.max_held, max_held_bytes
+    REFUSED_LATE = 4            # it was held until its deadline
+    REFUSED_PIPELINE = 5        # it would be held behind another one of its pipeline that was, until its deadline
+    REFUSED_GONE = 6            # the one node or connection it was for is gone
+    REFUSED_MEMORY = 7
+    REFUSALS = 8
+
 cdef struct Histogram:
     uint64_t bucket[BUCKETS]
     uint64_t sum_ns
@@ -55,6 +66,8 @@ cdef struct CounterBlock:           # 64-bit integers and nothing else: read one
     uint64_t closed[CLOSE_REASONS]
     uint64_t redirections[COUNT_REDIRECTIONS]
     uint64_t retries[RETRY_REASONS][RETRY_OUTCOMES]
+    uint64_t holds[RETRY_REASONS]   # commands that began to be held
+    uint64_t refusals[REFUSALS]
     uint64_t accepted
     uint64_t rejected
     uint64_t client_in

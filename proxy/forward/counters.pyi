@@ -7,6 +7,7 @@ ERROR_KINDS: tuple[str, ...]
 CLOSE_REASON_NAMES: tuple[str, ...]
 REDIRECTION_NAMES: tuple[str | None, ...]
 RETRY_REASON_NAMES: tuple[str, ...]
+REFUSAL_NAMES: tuple[str, ...]
 RETRY_OUTCOME_NAMES: tuple[str, ...]
 
 class Counters:

@@ -37,11 +37,15 @@ RETRY_REASON_NAMES = (
     "connection_lost", "node_down", "tryagain", "clusterdown", "loading", "readonly", "masterdown", "moved",
     "node_busy", "noscript",
 )
+REFUSAL_NAMES = (
+    "node_down", "uncovered", "no_topology", "too_many_held", "held_too_long", "pipeline", "node_gone", "no_memory",
+)
 RETRY_OUTCOME_NAMES = ("retried", "gave_up", "unsafe")
 COUNTERS_SIZE = sizeof(CounterBlock)
 
 assert len(ERROR_KINDS) == KINDS and len(BOUNDS_S) == BUCKETS - 1
 assert len(CLOSE_REASON_NAMES) == CLOSE_REASONS and len(REDIRECTION_NAMES) == COUNT_REDIRECTIONS
+assert len(REFUSAL_NAMES) == REFUSALS
 assert len(RETRY_REASON_NAMES) == RETRY_REASONS and len(RETRY_OUTCOME_NAMES) == RETRY_OUTCOMES
 
 _kind_bytes = [k.encode() for k in ERROR_KINDS]
@@ -159,6 +163,8 @@ cdef class Counters:
                 for c in range(RETRY_REASONS)
                 for i in range(RETRY_OUTCOMES)
             },
+            "holds": {RETRY_REASON_NAMES[i]: block.holds[i] for i in range(RETRY_REASONS)},
+            "refusals": {REFUSAL_NAMES[i]: block.refusals[i] for i in range(REFUSALS)},
             "accepted": block.accepted,
             "rejected": block.rejected,
             "client_in": block.client_in,

@@ -22,6 +22,7 @@ cdef class Exchange(Recovery):
     cdef bytes text_uncovered
     cdef bytes text_unknown
     cdef bytes text_down
+    cdef bytes text_held
     cdef bytes text_full
     cdef bytes text_timeout
     cdef bytes text_timeout_sent
@@ -32,6 +33,8 @@ cdef class Exchange(Recovery):
     cdef void wait(self, Outlet client)
     cdef void submit(self, Request* r, const char* p, size_t n) noexcept
     cdef void park(self, Request* r, const char* p, size_t n, int reason) noexcept
+    cdef void refuse(self, Request* r, int why, bytes text) noexcept
+    cdef void no_memory(self, Request* r) noexcept
     cdef void fail(self, Request* r, bytes text) noexcept
     cdef void give_up(self, Request* r, bytes text) noexcept
     cdef void answer(self, Request* r, const char* p, size_t n) noexcept

@@ -11,7 +11,8 @@ cimport cython
 
 from proxy.forward.backend cimport Backend
 from proxy.forward.counters cimport (
-    OUTCOME_GAVE_UP, OUTCOME_UNSAFE, RETRY_DOWN, RETRY_FULL, RETRY_LOST, Counters,
+    OUTCOME_GAVE_UP, OUTCOME_UNSAFE, REFUSED_DOWN, REFUSED_GONE, REFUSED_LATE, REFUSED_MEMORY, REFUSED_TOO_MANY,
+    REFUSED_UNCOVERED, REFUSED_UNKNOWN, RETRY_DOWN, RETRY_FULL, RETRY_LOST, RETRY_NOSCRIPT, Counters,
 )
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
 from proxy.forward.ports cimport SENT_PARTLY, SENT_WHOLLY, Outlet, Sink
@@ -28,14 +29,14 @@ from proxy.forward.scripts cimport Scripts
 cdef class Exchange(Recovery):
     """One per worker.
 
-    texts: ready error lines `uncovered unknown down full timeout timeout_sent lost gone memory`.
+    texts: ready error lines `uncovered unknown down held full timeout timeout_sent lost gone memory`.
     """
 
     def __cinit__(self, Reactor reactor, Router router, Counters counters, loop, *, backoff_min_ns, backoff_max_ns,
                   max_redirections, dict texts):
         self.router = router
         self.counts = counters.block
-        self.parking = Parking(reactor, loop, backoff_min_ns=backoff_min_ns, backoff_max_ns=backoff_max_ns)
+        self.parking = Parking(reactor, router, loop, backoff_min_ns=backoff_min_ns, backoff_max_ns=backoff_max_ns)
         self.parking.recovery = self
         self.parking.counts = counters.block
         self.redirect = Redirect(router, self.parking, max_redirections=max_redirections)
@@ -45,6 +46,7 @@ cdef class Exchange(Recovery):
         self.text_uncovered = texts["uncovered"]
         self.text_unknown = texts["unknown"]
         self.text_down = texts["down"]
+        self.text_held = texts["held"]
         self.text_full = texts["full"]
         self.text_timeout = texts["timeout"]
         self.text_timeout_sent = texts["timeout_sent"]
@@ -72,20 +74,20 @@ cdef class Exchange(Recovery):
             elif result == WINDOW_FULL:
                 self.park(r, p, n, RETRY_FULL)
             else:
-                self.fail(r, self.text_memory)
+                self.no_memory(r)
         elif choice == WAIT:
             self.park(r, p, n, RETRY_DOWN)
         elif choice == UNCOVERED:
             self.port.stale("uncovered")
-            self.give_up(r, self.text_uncovered)
+            self.refuse(r, REFUSED_UNCOVERED, self.text_uncovered)
         elif choice == UNKNOWN:
             self.port.stale("unknown")
-            self.give_up(r, self.text_unknown)
+            self.refuse(r, REFUSED_UNKNOWN, self.text_unknown)
         elif choice == LOST:
-            self.give_up(r, self.text_gone)
+            self.refuse(r, REFUSED_GONE, self.text_gone)
         else:
             self.counts.retries[RETRY_DOWN][OUTCOME_GAVE_UP] += 1
-            self.give_up(r, self.text_down)
+            self.refuse(r, REFUSED_DOWN, self.text_down)
 
     cdef void resubmit(self, Request* r) noexcept:
         r.repaired = 0                      # it may find another node, or this one begun anew
@@ -93,14 +95,14 @@ cdef class Exchange(Recovery):
 
     cdef void park(self, Request* r, const char* p, size_t n, int reason) noexcept:
         if not self.parking.park(r, p, n, reason):
-            self.fail(r, self.text_memory)
+            self.no_memory(r)
 
     # -- what comes back -----------------------------------------------------------------------------------------
 
     cdef bint error(self, Peer backend, Request* r, const char* bytes, const char* p, size_t n) noexcept:
         cdef int verdict = self.redirect.judge(<Backend> backend, r, bytes, p, n)
         if verdict == STRANDED:
-            self.fail(r, self.text_memory)
+            self.no_memory(r)
         return verdict != ORDINARY
 
     cdef void lost(self, Peer backend, Request* r, const char* bytes, int sent) noexcept:
@@ -131,6 +133,8 @@ cdef class Exchange(Recovery):
     cdef void timed_out(self, Request* r, bint sent) noexcept:
         if r.sink != NULL and (<Sink> r.sink).alive():
             self.counts.timeouts += 1
+            if r.account != NULL:
+                r.account.weary = True
         self.fail(r, self.text_timeout_sent if sent and not r.flags & REQ_READ else self.text_timeout)
 
     cdef void filled(self) noexcept:
@@ -154,9 +158,26 @@ cdef class Exchange(Recovery):
         self.waiting.append(client)
 
     cdef void expired(self, Request* r, int reason) noexcept:
-        self.give_up(r, self.text_full if reason == RETRY_FULL else self.text_down)
+        if reason == RETRY_NOSCRIPT:
+            self.give_up(r, self.text_down)     # nobody knows its script: it has the node's own answer
+            return
+        if r.account != NULL:
+            r.account.weary = True
+        self.refuse(r, REFUSED_LATE, self.text_full if reason == RETRY_FULL else self.text_down)
+
+    cdef void refused(self, Request* r, int why) noexcept:
+        self.refuse(r, why, self.text_held if why == REFUSED_TOO_MANY else self.text_down)
 
     # -- answers of our own --------------------------------------------------------------------------------------
+
+    cdef void refuse(self, Request* r, int why, bytes text) noexcept:
+        """Gives it up, for a Refusal."""
+        self.counts.refusals[why] += 1
+        self.give_up(r, text)
+
+    cdef void no_memory(self, Request* r) noexcept:
+        self.counts.refusals[REFUSED_MEMORY] += 1
+        self.fail(r, self.text_memory)
 
     cdef void fail(self, Request* r, bytes text) noexcept:
         """Answers with an error of ours."""

@@ -15,6 +15,9 @@ from proxy.cluster.redirection cimport (
 from proxy.cluster.slot_table cimport NO_SHARD
 from proxy.forward.backend cimport BACKEND_BACKOFF
 from proxy.forward.call cimport SLOT_NONE
+from proxy.forward.counters cimport (
+    REFUSED_DOWN, REFUSED_LATE, REFUSED_PIPELINE, RETRY_CLUSTERDOWN, RETRY_DOWN,
+)
 from proxy.forward.exchange cimport Exchange
 from proxy.forward.node cimport Pool
 from proxy.forward.pipeline cimport ENQUEUED
@@ -78,6 +81,7 @@ cdef class Leg(Sink):
         cdef Client client = b.client
         cdef Exchange exchange = client.path.exchange
         cdef Pool pool
+        cdef int64_t down_ns
         cdef Node node = self.target()
         if b.parent == NULL:
             return
@@ -88,8 +92,13 @@ cdef class Leg(Sink):
             self.again(exchange.text_down)
             return
         pool = node.pool(client.proto, client.own_db)
-        if pool.down_since_ns and client.reactor.now - pool.down_since_ns > exchange.router.failover_ns:
+        down_ns = pool.down_since_ns or node.resp2.down_since_ns
+        if down_ns and client.reactor.now - down_ns > exchange.router.failover_ns:
+            exchange.counts.refusals[REFUSED_DOWN] += 1
             b.fail(exchange.text_down)
+            return
+        if down_ns:
+            self.again(exchange.text_down)      # the shared connections find out when it is back: no storm of leases
             return
         if self.lease is not None:          # something is still asked about it
             self.lease.close()
@@ -278,7 +287,11 @@ cdef class Leg(Sink):
         now = b.client.reactor.now
         if self.trouble_ns == 0:
             self.trouble_ns = now
-        if now - self.trouble_ns >= b.client.settings.timeout_ns:
+            if not b.replies.account.weary:
+                exchange.counts.holds[RETRY_DOWN if fault is exchange.text_down else RETRY_CLUSTERDOWN] += 1
+        if b.replies.account.weary or now - self.trouble_ns >= b.client.settings.timeout_ns:
+            exchange.counts.refusals[REFUSED_PIPELINE if b.replies.account.weary else REFUSED_LATE] += 1
+            b.replies.account.weary = True
             b.fail(fault)
             return
         delay = exchange.parking.backoff_min_ns << min(self.attempts, <uint32_t> 16)

@@ -45,6 +45,7 @@ cdef class Node:
     cdef list leases                        # Backends each of which one client owns, or may own next
     cdef list retired                       # Backends of a former role, draining
     cdef Pool pool(self, int proto, int db)
+    cdef int64_t down_since(self)
     cdef list pools(self)
     cdef list shared_pools(self)
     cdef Pool own_pool(self, Owner owner, int number)

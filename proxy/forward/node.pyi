@@ -41,4 +41,5 @@ class Node:
     def backends(self) -> list[Backend]:
         """All its connections, leased ones and those still draining included."""
     def figures(self) -> Any:
-        """{role, up, usable, pending, connections: {state: n}, connect_failures, buckets, sum_s}."""
+        """{role, owner, up, usable, down_since_ns, pending, connections: {(purpose, state): n}, connect_failures,
+        buckets, sum_s}. down_since_ns: of CLOCK_MONOTONIC, 0 = it is not known to be down; owner: it owns slots."""

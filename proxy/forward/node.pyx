@@ -57,6 +57,15 @@ cdef class Node:
         """Whether it could not be reached lately, in any protocol it is used in."""
         return not self.up and any((<Pool> pool).down_since_ns != 0 for pool in self.shared_pools())
 
+    cdef int64_t down_since(self):
+        """When that was first found; 0 = it is not known to be down."""
+        cdef Pool pool
+        cdef int64_t since_ns = 0
+        for pool in self.shared_pools():
+            if pool.down_since_ns and (since_ns == 0 or pool.down_since_ns < since_ns):
+                since_ns = pool.down_since_ns
+        return since_ns
+
     cdef Pool pool(self, int proto, int db):
         cdef Pool found
         if db == 0:
@@ -91,7 +100,8 @@ cdef class Node:
         return found + self.leases + self.retired
 
     def figures(self):
-        """{role, up, usable, pending, connections: {(purpose, state): n}, connect_failures, buckets, sum_s}."""
+        """{role, owner, up, usable, down_since_ns, pending, connections: {(purpose, state): n}, connect_failures,
+        buckets, sum_s}. down_since_ns: of CLOCK_MONOTONIC, 0 = it is not known to be down; owner: it owns slots."""
         connections = {(purpose, state): 0 for purpose in PURPOSES for state in STATE_NAMES}
         pending = 0
         for b in self.backends():
@@ -103,6 +113,8 @@ cdef class Node:
             # Answers: connected, or (a replica nobody reads from) found fit by its last probe.
             "up": self.up or (self.replica and self.usable and not self.down),
             "usable": bool(self.usable),
+            "owner": bool(self.owner),
+            "down_since_ns": self.down_since() if self.down else 0,
             "pending": pending,
             "connections": connections,
             "connect_failures": self.connect_failures,

@@ -6,9 +6,15 @@ from proxy.forward.counters cimport CounterBlock
 from proxy.forward.ports cimport Recovery
 from proxy.forward.reactor cimport Reactor
 from proxy.forward.request cimport Request
+from proxy.forward.router cimport Router
+
+cdef class Held:
+    cdef readonly size_t count              # requests
+    cdef readonly size_t bytes              # of them
 
 cdef class Parking:
     cdef Reactor reactor
+    cdef Router router
     cdef Recovery recovery
     cdef CounterBlock* counts
     cdef object loop
@@ -16,6 +22,12 @@ cdef class Parking:
     cdef Request* last
     cdef bint unsorted
     cdef readonly size_t waiting    # requests parked
+    cdef readonly size_t held_bytes     # of them
+    cdef dict held                  # by the number of the node that they wait for, 0 = none is known -> Held
+    cdef Held last_held             # ... that of last_number
+    cdef uint32_t last_number
+    cdef public size_t max_held     # requests; 0 = no limit, as the next
+    cdef public size_t max_held_bytes
     cdef uint32_t parked_in[SLOTS]  # of them, per slot
     cdef int64_t went_ns[SLOTS]     # per slot, when some went on the last time
     cdef readonly dict doubts       # slot -> (requests whose redirection is in doubt, number of the oldest at least)
@@ -28,6 +40,9 @@ cdef class Parking:
     cdef bint park(self, Request* r, const char* p, size_t n, int reason) noexcept
     cdef void wake_soon(self) noexcept
     cdef bint waits_for(self, Request* r, bytes sha)
+    cdef Held held_for(self, Request* r)
+    cdef bint too_many(self, Request* r, size_t n)
+    cdef void set_timer(self)
     cdef void append(self, Request* r) noexcept
     cdef Request* empty(self) noexcept
     cdef void discard(self, Request* r) noexcept

@@ -3,9 +3,16 @@ class Parking:
 
     backoff_min_ns: int
     backoff_max_ns: int
+    max_held: int  # requests; 0 = no limit, as the next
+    max_held_bytes: int
     @property
     def waiting(self) -> int:
         """Requests parked."""
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of them."""
+    def held_of(self, number: int) -> tuple[int, int]:
+        """(requests, bytes) parked for the shard of the primary of that Node.number; 0: for none that is known."""
     @property
     def doubts(self) -> dict[int, tuple[int, int]]:
         """Slot -> requests whose redirection is in doubt, and the number of the oldest at least."""

@@ -6,18 +6,30 @@ time, or as soon as something has changed (`wake_all`), until its deadline (Reco
 order in which clients sent them, whenever each was parked, and those of one slot never overtake each other: a client's
 writes to one key must not. They also go on together: what went later could find the slot at another node, before the
 first has found its way there.
+
+How many are parked is bounded, in number and bytes. Each shard may have as much as is left for the others: one dead
+shard comes to half of the whole at most, two to a third each, and there is always room for the next. Above that a
+command is refused, when it would be parked for the first time; so is one for which there is no hope, because another
+one of its client's pipeline has waited in vain (Account.weary): a pipeline waits for one deadline, and not for one
+deadline for each of its commands.
 """
 cimport cython
 from libc.stdint cimport uint64_t
 
-from proxy.forward.counters cimport OUTCOME_GAVE_UP, OUTCOME_RETRIED, RETRY_NOSCRIPT
+from proxy.forward.counters cimport (
+    OUTCOME_GAVE_UP, OUTCOME_RETRIED, REFUSED_PIPELINE, REFUSED_TOO_MANY, RETRY_DOWN, RETRY_FULL, RETRY_LOST,
+    RETRY_MOVED, RETRY_NOSCRIPT,
+)
 from proxy.forward.ports cimport Sink
 from proxy.forward.request cimport (
     STATE_NEW, STATE_PARKED, request_free, request_keep, request_move,
 )
 from proxy.forward.scripts cimport SHA_LEN, sha_of
 
-TICK_S = 0.005      # how often the parked are looked at
+TICK_S = 0.005      # how often the parked are looked at,
+LATEST_S = 0.1      # ... and at least,
+cdef enum:
+    TICK_EACH = 1024    # ... a tick later for so many of them: a look at each takes time from everybody else
 
 
 cdef inline bint abandoned(const Request* r) noexcept:
@@ -65,13 +77,30 @@ cdef Request* sorted_by_number(Request* r) noexcept nogil:
     return one
 
 
+cdef inline bint hopeless(const Request* r, int reason) noexcept nogil:
+    """Whether its client's pipeline has waited long enough for the like of it.
+
+    What waits for its turn only, or for another node, goes on soon.
+    """
+    if r.account == NULL or not r.account.weary or reason in (RETRY_LOST, RETRY_FULL, RETRY_NOSCRIPT):
+        return False
+    return reason != RETRY_MOVED or r.attempts > 0
+
+
+@cython.final
+cdef class Held:
+    """What is parked for one node."""
+
+
 @cython.final
 cdef class Parking:
     """One per worker; Exchange makes it and sets `recovery`."""
 
-    def __cinit__(self, Reactor reactor, loop, *, int64_t backoff_min_ns, int64_t backoff_max_ns):
+    def __cinit__(self, Reactor reactor, Router router, loop, *, int64_t backoff_min_ns, int64_t backoff_max_ns):
         self.reactor = reactor
+        self.router = router
         self.loop = loop
+        self.held = {}
         self.backoff_min_ns = backoff_min_ns
         self.backoff_max_ns = backoff_max_ns
         self.doubts = {}
@@ -88,6 +117,16 @@ cdef class Parking:
             self.counts.retries[reason][OUTCOME_GAVE_UP] += 1
             self.recovery.expired(r, reason)
             return True
+        if hopeless(r, reason):
+            self.counts.retries[reason][OUTCOME_GAVE_UP] += 1
+            self.recovery.refused(r, REFUSED_PIPELINE)
+            return True
+        if r.attempts == 0:
+            if self.too_many(r, n):
+                self.counts.retries[reason][OUTCOME_GAVE_UP] += 1
+                self.recovery.refused(r, REFUSED_TOO_MANY)
+                return True
+            self.counts.holds[reason] += 1
         if not request_keep(r, p, n):
             return False
         self.counts.retries[reason][OUTCOME_RETRIED] += 1
@@ -103,11 +142,42 @@ cdef class Parking:
             (<Sink> r.sink).unsettle()
         request_move(r, STATE_PARKED)
         self.append(r)
-        if self.timer is None:
-            self.timer = self.loop.call_later(TICK_S, self._wake)
+        self.set_timer()
         return True
 
+    cdef void set_timer(self):
+        if self.timer is None:
+            self.timer = self.loop.call_later(min(TICK_S * (1 + self.waiting // TICK_EACH), LATEST_S), self._wake)
+
+    cdef Held held_for(self, Request* r):
+        """What is parked for the node it waits for: its slot's primary, whichever of the shard is to serve it."""
+        cdef uint32_t number = self.router.home(r.slot) if r.slot >= 0 else r.node
+        cdef Held found = self.last_held
+        if found is None or number != self.last_number:
+            found = self.held.get(number)
+            if found is None:
+                found = self.held[number] = Held.__new__(Held)
+            self.last_held = found
+            self.last_number = number
+        return found
+
+    cdef bint too_many(self, Request* r, size_t n):
+        """Whether a further request of n bytes would be more than its node's share: what is left for all others."""
+        cdef Held held = self.held_for(r)
+        return (
+            self.max_held and held.count + self.waiting >= self.max_held
+            or self.max_held_bytes and held.bytes + self.held_bytes + 2 * n > self.max_held_bytes
+        )
+
+    def held_of(self, uint32_t number):
+        """(requests, bytes) that are parked for the shard of the node of that number; 0: for none that is known."""
+        cdef Held held = self.held.get(number)
+        if held is None:
+            return 0, 0
+        return held.count, held.bytes
+
     cdef void append(self, Request* r) noexcept:
+        cdef Held held
         if r.slot >= 0:
             self.parked_in[r.slot] += 1
         r.bnext = NULL
@@ -118,7 +188,11 @@ cdef class Parking:
             if r.number < self.last.number:
                 self.unsorted = True
         self.last = r
+        held = self.held_for(r)
+        held.count += 1
+        held.bytes += r.len
         self.waiting += 1
+        self.held_bytes += r.len
 
     cdef Request* empty(self) noexcept:
         """Takes the whole list, whose head is returned, by their numbers."""
@@ -129,7 +203,9 @@ cdef class Parking:
                 self.parked_in[r.slot] = 0
             r = r.bnext
         self.first = NULL
-        self.waiting = 0
+        self.waiting = self.held_bytes = 0
+        self.held.clear()
+        self.last_held = None
         self.unsorted = False
         return head
 
@@ -202,6 +278,11 @@ cdef class Parking:
                 self.counts.retries[r.reason][OUTCOME_GAVE_UP] += 1
                 request_move(r, STATE_NEW)
                 self.recovery.expired(r, r.reason)
+            elif due and self.router.in_vain(r):
+                if r.reason != RETRY_NOSCRIPT and r.reason != RETRY_DOWN:
+                    r.reason = RETRY_DOWN
+                    self.counts.retries[RETRY_DOWN][OUTCOME_RETRIED] += 1
+                self.append(r)
             elif due:
                 if r.slot >= 0:
                     self.went_ns[r.slot] = self.reactor.now
@@ -210,8 +291,8 @@ cdef class Parking:
             else:
                 self.append(r)
             r = following
-        if self.first != NULL and self.timer is None:
-            self.timer = self.loop.call_later(TICK_S, self._wake)
+        if self.first != NULL:
+            self.set_timer()
 
     cdef void discard(self, Request* r) noexcept:
         """Gives back what nobody waits for; a part of something goes to its gather, which counts its parts."""

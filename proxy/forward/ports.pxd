@@ -45,6 +45,8 @@ cdef class Recovery:
     # A parked request's time has come (its bytes are in `own`), or its deadline has passed.
     cdef void resubmit(self, Request* r) noexcept
     cdef void expired(self, Request* r, int reason) noexcept
+    # It is not to be held at all, for a Refusal.
+    cdef void refused(self, Request* r, int why) noexcept
 
 # Why a blocking command is to be over before its time; each goes before those above it.
 cdef enum Parting:

@@ -75,6 +75,9 @@ cdef class Recovery:
     cdef void resubmit(self, Request* r) noexcept:
         pass
 
+    cdef void refused(self, Request* r, int why) noexcept:
+        pass
+
     cdef void expired(self, Request* r, int reason) noexcept:
         pass
 

@@ -34,6 +34,7 @@ cdef class ReplyQueue(Sink):
     cdef size_t reply_mean                  # bytes of a usual reply of this client, lately
     cdef size_t held                        # reply bytes that wait for their turn
     cdef Account account                    # what requests of the queue own
+    cdef bint drained                       # its client was read to the end the last time
     cdef bint stopped                       # its client is not read: all clients together hold too much
     cdef uint8_t muted                      # Mute bits; what comes into the queue with OFF or SKIP is not sent
     cdef Request* head

@@ -82,8 +82,15 @@ cdef class ReplyQueue(Sink):
         return <size_t> (self.inflight - self.proven) * UNPROVEN if self.inflight > self.proven else 0
 
     cdef void begin_burst(self) noexcept:
-        """The client sends again after everything it had asked for was answered: what it will ask for is unknown."""
+        """The client sends again after everything it had asked for was answered: what it will ask for is unknown.
+
+        Unless more had come than was read (`drained`), it has seen that a command was held in vain before it sent
+        this: what comes now is held anew.
+        """
         self.proven = 0
+        if self.drained:
+            self.account.weary = False
+        self.drained = False
 
     # -- in -------------------------------------------------------------------------------------------------------
 

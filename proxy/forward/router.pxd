@@ -27,6 +27,7 @@ cdef class Router(Connections):
     cdef int find(self, Request* r) noexcept
     cdef void forget_direct(self) noexcept
     cdef uint32_t home(self, int slot) noexcept
+    cdef bint in_vain(self, const Request* r) noexcept
     cdef int anywhere(self, Request* r) noexcept
     cdef int heir(self, Request* r) noexcept
     cdef bint moved(self, SlotTable slots, list shards)

@@ -46,13 +46,15 @@ class Clients(_Plain, frozen=True, array_like=True):
 
 
 class Requests(_Plain, frozen=True, array_like=True):
-    """What one command is given."""
+    """What one command is given. max_held and max_held_bytes are this worker's share."""
 
     timeout: float
     failover_timeout: float
     retry_backoff_min: float
     retry_backoff_max: float
     max_redirections: int
+    max_held: int = 50000
+    max_held_bytes: int = 64 << 20
 
 
 class Backends(_Plain, frozen=True, array_like=True):

@@ -203,6 +203,7 @@ TIMED_OUT = line("ERR timed out waiting for the node's reply")
 TIMED_OUT_WRITE = line("ERR timed out waiting for the node's reply; the command may have been executed")
 MAYBE_EXECUTED = line("ERR connection to the node was lost after the command was sent; it may have been executed")
 NODE_DOWN = line("CLUSTERDOWN The node for this command cannot be reached")
+NODE_DOWN_HELD = line("CLUSTERDOWN The node for this command cannot be reached and too many commands wait for it")
 NODE_BUSY = line("ERR the node does not take its commands fast enough; this one was not sent")
 NODE_GONE = line("ERR the connection or the node this command was for is gone; it was not executed")
 OUT_OF_MEMORY = line("OOM the proxy is out of memory")
@@ -212,6 +213,7 @@ EXCHANGE_TEXTS = {
     "uncovered": CLUSTERDOWN_UNSERVED,
     "unknown": CLUSTERDOWN,
     "down": NODE_DOWN,
+    "held": NODE_DOWN_HELD,
     "full": NODE_BUSY,
     "timeout": TIMED_OUT,
     "timeout_sent": TIMED_OUT_WRITE,

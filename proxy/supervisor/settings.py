@@ -60,7 +60,12 @@ def worker_settings(settings: Settings, share: Shares) -> plain.WorkerSettings:
             max_clients=share.max_clients,
             max_memory=share.max_memory // share.workers,
         ),
-        requests=_plain(plain.Requests, settings.requests),
+        requests=_plain(
+            plain.Requests,
+            settings.requests,
+            max_held=-(-settings.requests.max_held // share.workers),
+            max_held_bytes=-(-settings.requests.max_held_bytes // share.workers),
+        ),
         backends=_plain(plain.Backends, settings.backends, username=cluster.username, password=cluster.secret),
         log=_plain(plain.Log, settings.log),
     )

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy import __version__
-from proxy.admin.merge import Past, dropped_lines, merge
+from proxy.admin.merge import Past, dropped_lines, merge, owners_down
 from proxy.admin.probes import liveness, readiness
 from proxy.admin.snapshot import OwnValues, Snapshot
 from proxy.admin.state import state
@@ -60,6 +60,7 @@ class StatusReport:
             "reload_success_s": this.reload.success_s,
             "log_dropped": dropped_lines(logs.dropped(), told, self.past),
             "background_failures": dict(failures),
+            "owners_down": owners_down([status.nodes for status in told]),
             "topology": {
                 "known": refresher.topology is not None,
                 "fresh": refresher.fresh,
@@ -89,7 +90,8 @@ class StatusReport:
 
     async def ready(self) -> tuple[bool, Mapping[str, Any]]:
         """Whether clients should be sent here."""
-        return readiness(self.own(), self._supervisor.settings.ready.partial)
+        settings = self._supervisor.settings
+        return readiness(self.own(), settings.ready.partial, settings.requests.failover_timeout)
 
     def line(self) -> str:
         """One line for the service manager."""

@@ -3,15 +3,15 @@
 Why: the data path only moves bytes; whatever awaits is here. Called by worker.worker: a backend is wanted or was lost
 (the data path says so through its port), the settings are new.
 
-Invariants: at most one task per backend; a name is resolved anew at every attempt, off the loop; a descriptor belongs
-to the task until `attach` took it, and is closed otherwise; a backend that drops its connection right after the
-handshake backs off like one that cannot be reached; so does one whose task died of a fault of ours.
+Invariants: at most one task per backend; one attempt at a time at a node that was not reached (worker.breaker); a name
+is resolved anew at every attempt, off the loop; a descriptor belongs to the task until `attach` took it, and is closed
+otherwise; a backend that drops its connection right after the handshake backs off like one that cannot be reached; so
+does one whose task died of a fault of ours.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -20,6 +20,7 @@ from typing import Final
 
 from proxy.cluster import node_limits
 from proxy.forward.backend import Backend, BackendState
+from proxy.forward.node import Node
 from proxy.ipc.settings import Backends
 from proxy.resp import errors
 from proxy.resp.decode import ReplyError, decode
@@ -28,6 +29,7 @@ from proxy.resp.errors import ProtocolFault
 from proxy.resp.readers import ReplyReader
 from proxy.system.log import get, warn_limited
 from proxy.system.tcp import keepalive
+from proxy.worker.breaker import Breakers, backoff
 
 log = get("worker.connector")
 
@@ -73,7 +75,8 @@ class Connector:
         self._on_fault = on_fault
         self._tasks: dict[Backend, asyncio.Task[None]] = {}
         self._up_since: dict[Backend, float] = {}
-        self._failures: dict[Backend, int] = {}
+        self._breakers = Breakers()
+        self._failures: dict[Backend, int] = {}  # in a row, of it alone
         self._limits: dict[str, tuple[int, int]] = {}  # by the node's label
         self._next_s = 0.0  # when the next first attempt may be made, in loop.time()
 
@@ -97,6 +100,7 @@ class Connector:
         """
         self.settings = settings
         self._failures.clear()
+        self._breakers.clear()
         for backend in list(self._tasks):
             self._tasks.pop(backend).cancel()
             self.connect(backend)
@@ -111,7 +115,16 @@ class Connector:
         label = backend.node.label
         warn_limited(log, f"lost:{label}", "connection to node lost", node=label, reason=reason)
         self._on_trouble("lost")
-        if backend.state != BackendState.CLOSED:
+        if lived >= _SHORT_LIFE_S:
+            self._breakers.proved(label)
+            self._failures.pop(backend, None)
+        if backend.state == BackendState.CLOSED:
+            return
+        if lived < _SHORT_LIFE_S and not backend.node.up:
+            self._breakers.failed(label)
+            backend.connect_failed()
+            self._start(backend)
+        else:
             self._start(backend, again=lived < _SHORT_LIFE_S)
 
     def forget(self, backend: Backend) -> None:
@@ -120,6 +133,7 @@ class Connector:
         self._failures.pop(backend, None)
         if (task := self._tasks.pop(backend, None)) is not None:
             task.cancel()
+        self._look(backend.node)
 
     async def stop(self) -> None:
         """Ends all attempts."""
@@ -129,13 +143,14 @@ class Connector:
         await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     def _start(self, backend: Backend, *, again: bool = False) -> None:
-        """again: after a failure, so not at once."""
+        """again: after trouble of this connection alone, or a fault of ours, so not at once."""
         if again:
             backend.connect_failed()
         if (known := self._tasks.get(backend)) is not None and not known.done():
             return
-        for closed in [known for known in self._up_since if known.state == BackendState.CLOSED]:
-            del self._up_since[closed]  # drained; nobody lost it
+        for kept in (self._up_since, self._failures):
+            for closed in [known for known in kept if known.state == BackendState.CLOSED]:
+                del kept[closed]  # drained; nobody lost it
         loop = asyncio.get_running_loop()
         now_s = loop.time()
         self._next_s = max(self._next_s + _SPACING_S, now_s)
@@ -147,55 +162,87 @@ class Connector:
         ours = self._tasks.get(backend) is task
         if ours:
             del self._tasks[backend]
+            self._look(backend.node)
         if task.cancelled() or (error := task.exception()) is None:
             return
         self._on_fault("connecting to a node", error)
         if ours and backend.state != BackendState.CLOSED:
             self._start(backend, again=True)
 
+    def _look(self, node: Node) -> None:
+        """A task has ended, or a connection is not wanted: the last one takes the node's breaker with it."""
+        if node.gone or (
+            self._breakers.open(node.label) and not any(other.node.label == node.label for other in self._tasks)
+        ):
+            self._breakers.forget(node.label)
+
     def _backoff(self, backend: Backend) -> float:
-        failures = self._failures.get(backend, 0)
-        self._failures[backend] = failures + 1
-        longest = min(self.settings.backoff_min * 2.0 ** min(failures, 30), self.settings.backoff_max)
-        return longest * (0.5 + random.random() / 2)
+        failures = self._failures[backend] = self._failures.get(backend, 0) + 1
+        return backoff(failures, self.settings.backoff_min, self.settings.backoff_max)
 
     async def _run(self, backend: Backend, delay_s: float) -> None:
         """Tries until it is connected or not wanted any more."""
-        label = backend.node.label
-        while True:
+        label, up = backend.node.label, False
+        while not up:
             if delay_s:
                 await asyncio.sleep(delay_s)
-            if backend.state == BackendState.CLOSED or backend.node.gone:
-                self._failures.pop(backend, None)
+                delay_s = 0.0
+            if (breaker := self._breakers.open(label)) is None:
+                if not self._wanted(backend):
+                    return
+                up, delay_s = await self._try(backend)
+                continue
+            if backend.state == BackendState.CONNECTING:  # what waits for it is held until a probe has succeeded
+                backend.connect_failed(False)
+            if not self._wanted(backend):
                 return
-            backend.state = BackendState.CONNECTING
-            try:
-                async with asyncio.timeout(self.settings.connect_timeout):
-                    sock, rest = await self._open(backend)
-                with sock:
-                    backend.attach(sock.fileno(), rest)
-                    sock.detach()
-                break
-            except (OSError, HandshakeError, ProtocolFault, UnicodeError) as error:  # the last: of a resolver
-                if backend.state == BackendState.CLOSED:  # while it was being connected
-                    self._failures.pop(backend, None)
-                    return
-                reason = getattr(error, "strerror", None) or str(error) or "no answer in time"
-                warn_limited(log, f"connect:{label}", "cannot connect to node", node=label, reason=reason)
-                if isinstance(error, Refused):
-                    self._failures.pop(backend, None)
-                    self._tasks.pop(backend, None)
-                    self._on_refused(backend, error.line)
-                    return
-                backend.connect_failed()
-                self._on_trouble("connect")
-                delay_s = self._backoff(backend)
-        self._failures.pop(backend, None)
+            async with breaker.turn:
+                if breaker.open and self._wanted(backend):
+                    failures, settings = breaker.failures, self.settings
+                    await asyncio.sleep(backoff(failures, settings.backoff_min, settings.backoff_max))
+                    if self._wanted(backend):
+                        up, delay_s = await self._try(backend, probe=True)
+
+    def _wanted(self, backend: Backend) -> bool:
+        wanted = not (backend.state == BackendState.CLOSED or backend.node.gone)
+        if not wanted:
+            self._failures.pop(backend, None)
+        return wanted
+
+    async def _try(self, backend: Backend, *, probe: bool = False) -> tuple[bool, float]:
+        """One attempt: whether it is up, and how long to wait before the next one, besides for a turn."""
+        label = backend.node.label
+        backend.state = BackendState.CONNECTING
+        try:
+            async with asyncio.timeout(self.settings.connect_timeout):
+                sock, rest = await self._open(backend)
+            with sock:
+                backend.attach(sock.fileno(), rest)
+                sock.detach()
+        except (OSError, HandshakeError, ProtocolFault, UnicodeError) as error:  # the last: of a resolver
+            refused = isinstance(error, HandshakeError)
+            alone = refused or backend.node.up  # it is this connection's trouble
+            if alone:
+                self._breakers.reached(label)
+            else:
+                self._breakers.failed(label, probe=probe)
+            if backend.state == BackendState.CLOSED:  # while it was being connected
+                return False, 0.0
+            reason = getattr(error, "strerror", None) or str(error) or "no answer in time"
+            warn_limited(log, f"connect:{label}", "cannot connect to node", node=label, reason=reason)
+            if isinstance(error, Refused):
+                self._on_refused(backend, error.line)  # it is CLOSED now
+                return False, 0.0
+            backend.connect_failed()
+            self._on_trouble("connect")
+            return False, self._backoff(backend) if alone else 0.0
+        self._breakers.reached(label)
         self._tasks.pop(backend, None)  # before on_up: what it brings about may lose the connection again
         self._up_since[backend] = time.monotonic()
         if not backend.greeting and not any(self._limits.get(label, (0, 0))):
             warn_limited(log, f"limits:{label}", "node does not tell what it takes (CONFIG GET)", node=label)
         self._on_up(backend)
+        return True, 0.0
 
     async def _open(self, backend: Backend) -> tuple[socket.socket, bytes]:
         """A connection whose handshake is done, and what came behind it."""

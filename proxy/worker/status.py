@@ -8,6 +8,7 @@ of this worker's event loop, which nobody adds up, are its own alone.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 from proxy.forward.clients import output_bytes
@@ -91,6 +92,9 @@ class WorkerStatus:
         nodes = {}
         for node in self._exchange.router.nodes.values():
             seen = node.figures()
-            rest = (seen[name] for name in ("connect_failures", "pending", "buckets", "sum_s"))
-            nodes[node.label] = NodeStatus(seen["role"], seen["up"], seen["connections"], *rest)
+            rest = (seen[name] for name in ("connect_failures", "pending", "buckets", "sum_s", "owner"))
+            told = nodes[node.label] = NodeStatus(seen["role"], seen["up"], seen["connections"], *rest)
+            if since_ns := seen["down_since_ns"]:
+                told.down_s, told.breakers = max((time.monotonic_ns() - since_ns) / 1e9, 1e-9), 1
+            told.held, told.held_bytes = self._exchange.parking.held_of(node.number)
         return nodes

@@ -384,6 +384,8 @@ class Worker:
         self.exchange.parking.backoff_min_ns = ns(requests.retry_backoff_min)
         self.exchange.parking.backoff_max_ns = ns(requests.retry_backoff_max)
         self.exchange.redirect.max_redirections = requests.max_redirections
+        self.exchange.parking.max_held = requests.max_held
+        self.exchange.parking.max_held_bytes = requests.max_held_bytes
         self.path.max_memory = clients.max_memory
         self.subscriptions.tune(self.settings)
         self.status.limits = clients

@@ -26,6 +26,8 @@ def counters(n: int = 1) -> CounterValues:
         "closed": {"client": 4 * n, "idle": 0},
         "redirections": {"moved": 6 * n, "ask": 0},
         "retries": {("moved", "retried"): 6 * n, ("connection_lost", "unsafe"): 0},
+        "holds": {"node_down": 3 * n, "loading": 0},
+        "refusals": {"node_down": 2 * n, "too_many_held": 0},
         "accepted": 10 * n,
         "rejected": 2 * n,
         "client_in": 100 * n,
@@ -53,8 +55,10 @@ def node(
     pending: int = 0,
     buckets: tuple[int, ...] = (0, 0, 0, 0),
     sum_s: float = 0.0,
+    down_s: float = 0.0,
+    held: int = 0,
 ) -> NodeStatus:
-    """up: connections in that state."""
+    """up: connections in that state; down_s: for how long it has not been reached."""
     return NodeStatus(
         role=role,
         up=up > 0,
@@ -63,6 +67,11 @@ def node(
         pending=pending,
         buckets=list(buckets),
         sum_s=sum_s,
+        owner=role == "primary",
+        down_s=down_s,
+        breakers=int(down_s > 0),
+        held=held,
+        held_bytes=held * 100,
     )
 
 
@@ -119,6 +128,7 @@ def own(workers: int = 2, known: TopologyValues | None = None) -> OwnValues:
         "log_dropped": 4,
         "background_failures": {"topology": 1, "health": 0},
         "topology": known or topology(),
+        "owners_down": {"10.0.0.1:7000": 0.0, "10.0.0.3:7000": 0.0},
     }
 
 
@@ -135,8 +145,8 @@ def snapshot() -> Snapshot:
         "client_memory": 10000,
         "event_loop_lag_s": 0.002,
         "nodes": {
-            "10.0.0.1:7000": node(pending=5, buckets=(2, 2, 0, 0), sum_s=0.01),
-            "10.0.0.2:7000": node("replica", up=0, failures=9),
+            "10.0.0.1:7000": node(pending=5, buckets=(2, 2, 0, 0), sum_s=0.01, held=4),
+            "10.0.0.2:7000": node("replica", up=0, failures=9, down_s=2.5),
         },
         "subscriptions": {"channel": 21, "pattern": 22, "shard": 23},
         "messages_waiting": 24,

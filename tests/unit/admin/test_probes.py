@@ -11,6 +11,7 @@ from proxy.admin.probes import SILENT_S, liveness, readiness
 from proxy.admin.snapshot import OwnValues, TopologyValues
 from tests.unit.admin.snapshots import own, topology
 
+PATIENCE_S = 5.0
 UNKNOWN = topology(known=False, fresh=False, slots=0, epoch=0, success_s=None, error="10.0.0.1:7000: refused")
 
 
@@ -40,6 +41,18 @@ def having(known: TopologyValues | None = None, **changes: Any) -> OwnValues:
         (having(topology(slots=1)), True, []),
         (having(topology(slots=0)), True, ["no slot has a primary"]),
         (having(topology(slots=0)), False, ["no slot has a primary"]),
+        # A failover is waited for, with the commands that are held; what lasts longer is told.
+        (having(owners_down={"a:1": 0.0, "b:1": PATIENCE_S}), False, []),
+        (having(owners_down={"a:1": 0.0, "b:1": 5.1}), False, ["1 of 2 primaries cannot be reached: b:1"]),
+        (having(owners_down={"a:1": 0.0, "b:1": 3600.0}), True, []),
+        (having(owners_down={"a:1": 0.5, "b:1": 0.001}), False, ["no primary can be reached"]),
+        (having(owners_down={"a:1": 0.5, "b:1": 0.001}), True, ["no primary can be reached"]),
+        (having(owners_down={}), False, []),
+        (
+            having(owners_down={f"{n}:1": 9.0 for n in range(5)} | {"e:1": 0.0}),
+            False,
+            ["5 of 6 primaries cannot be reached: 0:1, 1:1, 2:1"],
+        ),
         (
             having(topology(known=False, fresh=False, slots=0), listening=[], workers=0),
             False,
@@ -57,13 +70,14 @@ def having(known: TopologyValues | None = None, **changes: Any) -> OwnValues:
     ],
 )
 def test_readiness(known: OwnValues, partial: bool, reasons: list[str]) -> None:
-    ready, details = readiness(known, partial)
+    ready, details = readiness(known, partial, PATIENCE_S)
     assert details["reasons"] == reasons
     assert ready is (not reasons)
 
 
 def test_what_verbose_shows_of_readiness() -> None:
-    _, details = readiness(having(topology(error="late"), workers=1), True)
+    late = having(topology(error="late"), workers=1, owners_down={"a:1": 0.0, "b:1": 7.12345})
+    _, details = readiness(late, True, PATIENCE_S)
     assert json.loads(json.dumps(details)) == {
         "reasons": [],
         "draining": False,
@@ -78,6 +92,7 @@ def test_what_verbose_shows_of_readiness() -> None:
             "last_success": 1700000000.5,
             "last_error": "late",
         },
+        "unreachable": {"b:1": 7.123},
     }
 
 

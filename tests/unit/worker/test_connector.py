@@ -24,7 +24,7 @@ from proxy.forward.router import Router
 from proxy.ipc.settings import Backends
 from proxy.resp import errors
 from proxy.worker.connector import Connector
-from tests.support.fake_node import SILENCE, FakeNode, Session
+from tests.support.fake_node import SILENCE, Cut, FakeNode, Session
 from tests.support.raw import array, bulk
 from tests.unit.worker.scene import WHOLE, configured, publish, topology, until
 
@@ -227,6 +227,114 @@ def test_one_that_is_closed_while_it_is_made(node: FakeNode, caplog: pytest.LogC
 
     run(settings(), scene)
     assert caplog.records == []
+
+
+class TestBreaker:
+    """One attempt at a time at a node that cannot be reached, for all connections to it."""
+
+    def test_one_probe_at_a_time_and_the_first_success_is_for_all(self, node: FakeNode) -> None:
+        node.on("PING", SILENCE).on("HELLO", SILENCE).on("CONFIG", SILENCE)
+
+        async def scene(nodes: Nodes) -> None:
+            address = Address(HOST, node.port)
+            one = nodes.want(address)
+            nodes.router.warm(3)
+            await until(lambda: "connect" in nodes.troubles)
+            known = nodes.router.nodes[address]
+            two = next(backend for backend in known.backends() if backend is not one)
+            await until(lambda: two.state == BackendState.BACKOFF)
+            assert known.down
+            assert known.figures()["down_since_ns"] > 0
+            opened = nodes.connector._breakers.open(known.label)
+            assert opened is not None
+            most = 0
+            while opened.failures < 5:
+                dialled = [backend.state for backend in known.backends()].count(BackendState.CONNECTING)
+                most = max(most, dialled)
+                await asyncio.sleep(0.002)
+            assert most == 1
+            lease = nodes.router.lease(known, 2)  # nobody dials for it
+            lease.state = BackendState.CONNECTING
+            failures = known.connect_failures
+            nodes.connector.connect(lease)
+            await until(lambda: lease.state == BackendState.CLOSED)
+            assert known.connect_failures - failures <= 1
+            node.on("PING", b"+PONG\r\n").on("HELLO", b"%0\r\n").on("CONFIG", b"-ERR no\r\n")
+            await until(lambda: len(nodes.up) == 2)
+            assert not known.down
+            assert nodes.connector._breakers.open(known.label) is None
+
+        run(settings(connect_timeout=0.03), scene)
+
+    def test_a_node_that_lets_go_of_every_connection(self, node: FakeNode) -> None:
+        """The pauses grow although each attempt succeeds, and start over when a connection has lived."""
+
+        async def scene(nodes: Nodes) -> None:
+            backend = nodes.want(Address(HOST, node.port))
+            for lost in range(4):
+                await until(lambda lost=lost: len(nodes.up) == lost + 1)
+                node.drop_connections()
+                await until(lambda lost=lost: nodes.troubles.count("lost") == lost + 1)
+                opened = nodes.connector._breakers.open(backend.node.label)
+                assert opened is not None
+                assert opened.failures == lost + 1
+                assert backend.node.down
+            await until(lambda: len(nodes.up) == 5)
+            nodes.connector._up_since[backend] -= 2.0
+            node.drop_connections()
+            await until(lambda: len(nodes.up) == 6)
+            assert opened.failures == 4
+            assert nodes.connector._breakers._of == {}
+
+        run(settings(), scene)
+
+    def test_a_refused_handshake_holds_up_no_other_protocol(self, node: FakeNode) -> None:
+        node.on("HELLO", b"-NOPROTO sorry, this protocol version is not supported.\r\n")
+
+        async def scene(nodes: Nodes) -> None:
+            address = Address(HOST, node.port)
+            one = nodes.want(address, 3)
+            await until(lambda: len(node.seen("HELLO")) >= 3)
+            assert nodes.connector._breakers.open(one.node.label) is None
+            nodes.router.warm(2)
+            await until(lambda: [backend.proto for backend in nodes.up] == [2])
+            assert one.state != BackendState.UP
+
+        run(settings(), scene)
+
+    def test_a_connection_that_breaks_holds_up_no_other(self, node: FakeNode) -> None:
+        """Whoever can make a node close a connection must not keep others from having theirs."""
+
+        async def scene(nodes: Nodes) -> None:
+            one = nodes.want(Address(HOST, node.port))
+            await until(lambda: nodes.up == [one])
+            node.on("HELLO", Cut())
+            nodes.router.warm(3)
+            await until(lambda: len(node.seen("HELLO")) >= 4)
+            assert nodes.connector._breakers.open(one.node.label) is None
+            assert not one.node.down
+            lease = nodes.router.lease(one.node, 2)
+            lease.state = BackendState.CONNECTING
+            nodes.connector.connect(lease)
+            await until(lambda: lease in nodes.up)
+            node.on("HELLO", b"%0\r\n")
+            await until(lambda: len(nodes.up) == 3)
+
+        run(settings(), scene)
+
+    def test_nothing_is_kept_of_a_node_that_nobody_wants(self, node: FakeNode) -> None:
+        port = free_port()
+
+        async def scene(nodes: Nodes) -> None:
+            nodes.want(Address(HOST, port))
+            await until(lambda: nodes.connector._breakers.open(f"{HOST}:{port}"))
+            nodes.want(Address(HOST, node.port))
+            await until(lambda: len(nodes.up) == 1)
+            await until(lambda: nodes.connector._breakers._of == {})
+            assert nodes.connector._tasks == {}
+            assert nodes.connector._failures == {}
+
+        run(settings(), scene)
 
 
 class TestNewSettings:
