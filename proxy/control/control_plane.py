@@ -120,6 +120,8 @@ class ControlPlane:
         log.info(text, node=str(address), reason=reason)
         self.facts.usable[str(address)] = usable
         self._send(messages.NodeFacts(usable={str(address): usable}, limits={}))
+        if not usable:  # it may be back elsewhere: nobody else misses a replica that is not read from
+            self.refresher.trigger("lost")
 
     # -- what the servers say of themselves --------------------------------------------------------------------------
 
