@@ -8,10 +8,11 @@ deadline, when the client gets the server's own last error. A write that was sen
 may have been executed; nothing is ever sent twice that may have been executed.
 """
 cimport cython
+from libc.string cimport memcmp
 
 from proxy.forward.backend cimport Backend
 from proxy.forward.counters cimport (
-    OUTCOME_GAVE_UP, OUTCOME_UNSAFE, RETRY_DOWN, RETRY_FULL, RETRY_LOST, Counters,
+    OUTCOME_GAVE_UP, OUTCOME_UNSAFE, RETRY_DOWN, RETRY_FULL, RETRY_LOST, RETRY_MOVED, Counters,
 )
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
 from proxy.forward.ports cimport SENT_PARTLY, SENT_WHOLLY, Outlet, Sink
@@ -22,6 +23,14 @@ from proxy.forward.request cimport (
 )
 from proxy.forward.router cimport CHOSEN, LOST, UNCOVERED, UNKNOWN, WAIT
 from proxy.forward.scripts cimport Scripts
+
+from proxy.resp import errors
+
+cdef bytes IN_VAIN = errors.REDIRECTED_IN_VAIN
+
+
+cdef inline bint redirects(const char* p, size_t n) noexcept nogil:
+    return n > 7 and (memcmp(p, b"-MOVED ", 7) == 0 or memcmp(p, b"-ASK ", 5) == 0)
 
 
 @cython.final
@@ -154,7 +163,10 @@ cdef class Exchange(Recovery):
         self.waiting.append(client)
 
     cdef void expired(self, Request* r, int reason) noexcept:
-        self.give_up(r, self.text_full if reason == RETRY_FULL else self.text_down)
+        if reason == RETRY_FULL:
+            self.give_up(r, self.text_full)
+        else:
+            self.give_up(r, IN_VAIN if reason == RETRY_MOVED else self.text_down)
 
     # -- answers of our own --------------------------------------------------------------------------------------
 
@@ -163,8 +175,9 @@ cdef class Exchange(Recovery):
         self.answer(r, text, len(text))
 
     cdef void give_up(self, Request* r, bytes text) noexcept:
-        """Answers with the server's last error, or else with ours."""
-        if r.fault != NULL:
+        """Answers with the server's last error, or else with ours: so also in place of a redirection, which says nothing
+        to a client of one server. (But a script's own line is its client's.)"""
+        if r.fault != NULL and (r.doubted or not redirects(r.fault, r.fault_len)):
             self.answer(r, r.fault, r.fault_len)
         else:
             self.answer(r, text, len(text))
