@@ -140,7 +140,10 @@ cdef class Exchange(Recovery):
     cdef void timed_out(self, Request* r, bint sent) noexcept:
         if r.sink != NULL and (<Sink> r.sink).alive():
             self.counts.timeouts += 1
-        self.fail(r, self.text_timeout_sent if sent and not r.flags & REQ_READ else self.text_timeout)
+        if sent and not r.flags & REQ_READ:
+            self.fail(r, self.text_timeout_sent)
+        else:
+            self.give_up(r, self.text_timeout)
 
     cdef void filled(self) noexcept:
         self.full += 1

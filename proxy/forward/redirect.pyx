@@ -111,8 +111,14 @@ cdef class Redirect:
         (<Sink> r.sink).unsettle()
         if kind == REDIR_READONLY or kind == REDIR_CLUSTERDOWN:
             self.port.stale("readonly" if kind == REDIR_READONLY else "clusterdown")
-        elif backend.node.replica and not script and kind in (REDIR_LOADING, REDIR_MASTERDOWN):
-            self.port.node_unfit(backend.node, "loading" if kind == REDIR_LOADING else "link to the primary down")
+        if script:
+            pass
+        elif kind == REDIR_LOADING:
+            self.port.node_unfit(backend.node, "loading")
+        elif kind == REDIR_MASTERDOWN and backend.node.replica:
+            self.port.node_unfit(backend.node, "link to the primary down")
+        elif kind == REDIR_CLUSTERDOWN and r.flags & REQ_READ:  # also what a node with slots says while it is loading
+            self.port.node_unfit(backend.node, "the cluster is down for it")
         request_fault(r, p, n)
         r.redirections = 0                  # a later round begins anew; the deadline bounds the rounds
         return self.wait(r, bytes, REASON_OF[kind])

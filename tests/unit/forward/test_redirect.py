@@ -316,6 +316,41 @@ def test_a_replica_that_refuses_reads_is_reported(play: Play) -> None:
     assert client.get() == bulk("1") + bulk("2")
 
 
+@pytest.mark.parametrize("word", ["loading", "clusterdown"])
+@pytest.mark.parametrize("reads", ["any", "prefer_primary"])
+def test_a_primary_that_is_loading_is_spared_reads(play: Play, reads: str, word: str) -> None:
+    """One with slots says CLUSTERDOWN until it has loaded. What may go elsewhere does; writes wait for it."""
+    stage = play(shards=[(A, [B], [(0, 16383)])], reads=reads)
+    client = stage.client()
+    client.send(GET_A)
+    stage.turn()
+    if A in stage.nodes:
+        exchange(stage, A, GET_A, REFUSALS[word])
+        assert len(stage.unfit) == 1
+    stage.router.nodes[A].usable = False
+    exchange(stage, B, GET_A, bulk("1"))
+    for _ in range(5):
+        client.send(GET_A)
+        stage.turn()
+        exchange(stage, B, GET_A, bulk("1"))
+    client.send(SET_A)
+    stage.turn()
+    exchange(stage, A, SET_A, REFUSALS["loading"])
+    exchange(stage, A, SET_A, b"+OK\r\n")
+    assert client.get() == bulk("1") * 6 + b"+OK\r\n"
+
+
+def test_a_write_says_nothing_of_reads(play: Play) -> None:
+    """A node that is cut off from the others may go on answering reads (cluster-allow-reads-when-down)."""
+    stage = play(shards=[(A, [B], [(0, 16383)])], reads="prefer_primary")
+    client = stage.client()
+    client.send(SET_A)
+    stage.turn()
+    exchange(stage, A, SET_A, REFUSALS["clusterdown"])
+    exchange(stage, A, SET_A, b"+OK\r\n")
+    assert (client.get(), stage.unfit) == (b"+OK\r\n", [])
+
+
 def test_moved_to_a_node_that_is_down(play: Play) -> None:
     """A failover's usual beginning: it is waited for."""
     stage = play()
