@@ -109,18 +109,23 @@ def die_with_parent() -> Callable[[], None] | None:
 
 @dataclass(eq=False)
 class EmbeddedNode:
-    """One server process. `id` is its cluster node id, `client` a redis-py connection to it that decodes text."""
+    """One server process. `id` is its cluster node id, `client` a redis-py connection to it that decodes text.
+
+    host: a loopback address; options: settings of this node alone. Both count from its next start on.
+    """
 
     directory: Path
     port: int
     process: subprocess.Popen[bytes] | None = None
     id: str = ""
+    host: str = HOST
+    options: dict[str, str] = field(default_factory=dict)
     client: redis.Redis = field(init=False)
 
     @property
     def address(self) -> str:
         """`host:port` as clients and CLUSTER NODES spell it."""
-        return f"{HOST}:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def alive(self) -> bool:
@@ -276,7 +281,7 @@ class EmbeddedCluster:
             source.command("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
             while keys := source.command("CLUSTER", "GETKEYSINSLOT", slot, batch):
                 moved += len(keys)
-                source.command("MIGRATE", HOST, target.port, "", 0, MIGRATE_TIMEOUT_MS, *auth, "KEYS", *keys)
+                source.command("MIGRATE", target.host, target.port, "", 0, MIGRATE_TIMEOUT_MS, *auth, "KEYS", *keys)
             others = [node for node in self.primaries() if node not in (source, target)]
             for node in (target, source, *others):
                 node.command("CLUSTER", "SETSLOT", slot, "NODE", target.id)
@@ -295,7 +300,7 @@ class EmbeddedCluster:
 
     def primaries(self) -> list[EmbeddedNode]:
         """Live nodes that call themselves primary and own slots."""
-        return [node for node in self.nodes if node.alive and self._owned(node)]
+        return [node for node in self.nodes if node.alive and self.slots_of(node)]
 
     def replicas(self) -> list[EmbeddedNode]:
         """Live nodes that call themselves replica."""
@@ -308,12 +313,15 @@ class EmbeddedCluster:
 
     def slots_of(self, node: EmbeddedNode) -> list[int]:
         """Slots the node says it owns, ascending."""
-        return self._owned(node)
+        for fields in self._nodes_table(node):
+            if "myself" in fields[2]:
+                return sorted(slot for word in fields[8:] if not word.startswith("[") for slot in _expand(word))
+        return []
 
     def owner_of(self, slot: int) -> EmbeddedNode:
         """The primary that says it owns the slot; EmbeddedError when none does."""
         for node in self.nodes:
-            if node.alive and slot in set(self._owned(node)):
+            if node.alive and slot in set(self.slots_of(node)):
                 return node
         raise EmbeddedError(f"no live primary owns slot {slot}")
 
@@ -335,7 +343,7 @@ class EmbeddedCluster:
     def _spawn(self, node: EmbeddedNode, port: int) -> None:
         node.port = port
         settings = {
-            "bind": HOST,
+            "bind": node.host,
             "port": str(port),
             "dir": str(node.directory),
             "logfile": str(node.directory / "log"),
@@ -351,10 +359,11 @@ class EmbeddedCluster:
             "repl-diskless-sync-delay": "0",
             **({"requirepass": self._password, "masterauth": self._password} if self._password else {}),
             **self._options,
+            **node.options,
         }
         arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
         node.client = redis.Redis(
-            host=HOST,
+            host=node.host,
             port=port,
             password=self._password or None,
             decode_responses=True,
@@ -410,7 +419,7 @@ class EmbeddedCluster:
             node.command("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
         for n, node in enumerate(self.nodes):
             for other in self.nodes[n + 1 :]:
-                node.command("CLUSTER", "MEET", HOST, other.port)
+                node.command("CLUSTER", "MEET", other.host, other.port)
         for n, node in enumerate(rest):
             primary = primaries[n % len(primaries)]
 
@@ -426,12 +435,6 @@ class EmbeddedCluster:
     def _nodes_table(self, node: EmbeddedNode) -> list[list[str]]:
         text = node.command("CLUSTER", "NODES")
         return [line.split(" ") for line in text.splitlines()]
-
-    def _owned(self, node: EmbeddedNode) -> list[int]:
-        for fields in self._nodes_table(node):
-            if "myself" in fields[2]:
-                return sorted(slot for word in fields[8:] if not word.startswith("[") for slot in _expand(word))
-        return []
 
     def _complaints(self) -> list[str]:
         """What is missing for the cluster to be whole; empty when nothing is."""
@@ -478,21 +481,17 @@ def _remove_orphans() -> None:
 def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
+    with socket.socket() as probe, contextlib.suppress(OSError):
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
+        probe.bind((HOST, port))
+        return True
+    return False
 
 
 def _expand(word: str) -> Iterable[int]:

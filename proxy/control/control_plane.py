@@ -46,6 +46,7 @@ class ControlPlane:
         self._due = asyncio.Event()
         self._commands_task: asyncio.Task[None] | None = None
         self._cluster: Topology | None = None  # as published last
+        self._taking = False  # a topology, which says itself how its replicas are
         self.refresher = TopologyRefresher(refresh_settings(settings), self._publish)
         self.health = NodeHealth(health_settings(settings), self._health_changed)
         self.events = KeyspaceEvents(
@@ -104,7 +105,11 @@ class ControlPlane:
         before, self._cluster = self._cluster, topology
         if before is None or not before.by_id.keys() & topology.by_id.keys():
             self._due.set()  # another cluster has other servers
-        self.health.set_nodes(topology.nodes())
+        self._taking = True
+        try:
+            self.health.set_nodes(topology.nodes())
+        finally:
+            self._taking = False
         self.events.look()
         told = publication(topology, self._settings.cluster.address_map, self.health.usable)
         self._send(told)
@@ -120,6 +125,8 @@ class ControlPlane:
         log.info(text, node=str(address), reason=reason)
         self.facts.usable[str(address)] = usable
         self._send(messages.NodeFacts(usable={str(address): usable}, limits={}))
+        if not usable and not self._taking:  # it may be back elsewhere: nobody misses one that is not read from
+            self.refresher.trigger("lost")
 
     # -- what the servers say of themselves --------------------------------------------------------------------------
 

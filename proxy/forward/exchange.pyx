@@ -8,11 +8,12 @@ deadline, when the client gets the server's own last error. A write that was sen
 may have been executed; nothing is ever sent twice that may have been executed.
 """
 cimport cython
+from libc.string cimport memcmp
 
 from proxy.forward.backend cimport Backend
 from proxy.forward.counters cimport (
     OUTCOME_GAVE_UP, OUTCOME_UNSAFE, REFUSED_DOWN, REFUSED_GONE, REFUSED_LATE, REFUSED_MEMORY, REFUSED_TOO_MANY,
-    REFUSED_UNCOVERED, REFUSED_UNKNOWN, RETRY_DOWN, RETRY_FULL, RETRY_LOST, RETRY_NOSCRIPT, Counters,
+    REFUSED_UNCOVERED, REFUSED_UNKNOWN, RETRY_DOWN, RETRY_FULL, RETRY_LOST, RETRY_MOVED, RETRY_NOSCRIPT, Counters,
 )
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
 from proxy.forward.ports cimport SENT_PARTLY, SENT_WHOLLY, Outlet, Sink
@@ -23,6 +24,14 @@ from proxy.forward.request cimport (
 )
 from proxy.forward.router cimport CHOSEN, LOST, UNCOVERED, UNKNOWN, WAIT
 from proxy.forward.scripts cimport Scripts
+
+from proxy.resp import errors
+
+cdef bytes IN_VAIN = errors.REDIRECTED_IN_VAIN
+
+
+cdef inline bint redirects(const char* p, size_t n) noexcept nogil:
+    return n > 7 and (memcmp(p, b"-MOVED ", 7) == 0 or memcmp(p, b"-ASK ", 5) == 0)
 
 
 @cython.final
@@ -135,7 +144,10 @@ cdef class Exchange(Recovery):
             self.counts.timeouts += 1
             if r.account != NULL:
                 r.account.weary = True
-        self.fail(r, self.text_timeout_sent if sent and not r.flags & REQ_READ else self.text_timeout)
+        if sent and not r.flags & REQ_READ:
+            self.fail(r, self.text_timeout_sent)
+        else:
+            self.give_up(r, self.text_timeout)
 
     cdef void filled(self) noexcept:
         self.full += 1
@@ -163,7 +175,10 @@ cdef class Exchange(Recovery):
             return
         if r.account != NULL:
             r.account.weary = True
-        self.refuse(r, REFUSED_LATE, self.text_full if reason == RETRY_FULL else self.text_down)
+        if reason == RETRY_FULL:
+            self.refuse(r, REFUSED_LATE, self.text_full)
+        else:
+            self.refuse(r, REFUSED_LATE, IN_VAIN if reason == RETRY_MOVED else self.text_down)
 
     cdef void refused(self, Request* r, int why) noexcept:
         self.refuse(r, why, self.text_held if why == REFUSED_TOO_MANY else self.text_down)
@@ -184,8 +199,9 @@ cdef class Exchange(Recovery):
         self.answer(r, text, len(text))
 
     cdef void give_up(self, Request* r, bytes text) noexcept:
-        """Answers with the server's last error, or else with ours."""
-        if r.fault != NULL:
+        """Answers with the server's last error, or else with ours: so also in place of a redirection, which says nothing
+        to a client of one server. (But a script's own line is its client's.)"""
+        if r.fault != NULL and (r.doubted or not redirects(r.fault, r.fault_len)):
             self.answer(r, r.fault, r.fault_len)
         else:
             self.answer(r, text, len(text))

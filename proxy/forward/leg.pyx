@@ -38,6 +38,7 @@ cdef const char* ASKING = b"*1\r\n$6\r\nASKING\r\n"
 cdef bytes UNBLOCKED = errors.UNBLOCKED
 cdef bytes CHANGED = errors.UNBLOCKED_CHANGED
 cdef bytes NO_LEASE = errors.NO_LEASE
+cdef bytes IN_VAIN = errors.REDIRECTED_IN_VAIN
 
 cdef int64_t BLOCKED_NS = 1_000_000_000         # trouble after so long a wait is new trouble
 
@@ -254,7 +255,7 @@ cdef class Leg(Sink):
             if self.node is None or self.redirections > exchange.redirect.max_redirections:
                 self.node = None
                 self.redirections = 0
-                self.again(line)
+                self.again(IN_VAIN)
             else:
                 self.asking = kind == REDIR_ASK
                 if self.asking:

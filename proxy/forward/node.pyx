@@ -137,7 +137,7 @@ cdef class Shard:
         if r.policy == READS_PRIMARY or not r.flags & REQ_READ:
             return node
         if r.policy == READS_PREFER_PRIMARY:
-            if node is not None and node.pool(r.proto, r.db).down_since_ns == 0:
+            if node is not None and node.usable and node.pool(r.proto, r.db).down_since_ns == 0:
                 return node
             node = self.least(r, False)
             return self.primary if node is None else node
@@ -159,7 +159,7 @@ cdef class Shard:
             place = <Py_ssize_t> (r.affinity + i) % n
             node = <Node> self.replicas[place] if place < replicas else self.primary
             pool = node.pool(r.proto, r.db)
-            if pool.down_since_ns or (node.replica and not node.usable):
+            if pool.down_since_ns or not node.usable:
                 continue
             pending = (<Pipeline> pool.backends[0]).pending if pool.backends else 0
             if best is None or pending < fewest:

@@ -30,7 +30,7 @@ from proxy.cluster.redirection cimport (
 )
 from proxy.forward.backend cimport BACKEND_UP
 from proxy.forward.counters cimport (
-    RETRY_CLUSTERDOWN, RETRY_FULL, RETRY_LOADING, RETRY_LOST, RETRY_MASTERDOWN, RETRY_MOVED,
+    OUTCOME_GAVE_UP, RETRY_CLUSTERDOWN, RETRY_DOWN, RETRY_FULL, RETRY_LOADING, RETRY_LOST, RETRY_MASTERDOWN, RETRY_MOVED,
     RETRY_NOSCRIPT, RETRY_READONLY, RETRY_TRYAGAIN,
 )
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
@@ -39,7 +39,7 @@ from proxy.forward.request cimport (
     REQ_READ, REQ_SCRIPT, STATE_ANSWERED, STATE_NEW, STATE_PARKED, TARGET_EXTRA, TARGET_LEASE, TARGET_NODE,
     TARGET_SHARD, request_fault, request_forget, request_free, request_keep, request_move, request_new,
 )
-from proxy.forward.router cimport CHOSEN, READS_PRIMARY
+from proxy.forward.router cimport CHOSEN, HOPELESS, READS_PRIMARY
 from proxy.forward.scripts cimport SHA_LEN, keys_of, sha_of
 
 cdef int* REASON_OF = [0, RETRY_MOVED, RETRY_MOVED, RETRY_TRYAGAIN, RETRY_CLUSTERDOWN, RETRY_LOADING, RETRY_READONLY,
@@ -111,8 +111,14 @@ cdef class Redirect:
         (<Sink> r.sink).unsettle()
         if kind == REDIR_READONLY or kind == REDIR_CLUSTERDOWN:
             self.port.stale("readonly" if kind == REDIR_READONLY else "clusterdown")
-        elif backend.node.replica and not script and kind in (REDIR_LOADING, REDIR_MASTERDOWN):
-            self.port.node_unfit(backend.node, "loading" if kind == REDIR_LOADING else "link to the primary down")
+        if script:
+            pass
+        elif kind == REDIR_LOADING:
+            self.port.node_unfit(backend.node, "loading")
+        elif kind == REDIR_MASTERDOWN and backend.node.replica:
+            self.port.node_unfit(backend.node, "link to the primary down")
+        elif kind == REDIR_CLUSTERDOWN and r.flags & REQ_READ:  # also what a node with slots says while it is loading
+            self.port.node_unfit(backend.node, "the cluster is down for it")
         request_fault(r, p, n)
         r.redirections = 0                  # a later round begins anew; the deadline bounds the rounds
         return self.wait(r, bytes, REASON_OF[kind])
@@ -163,11 +169,17 @@ cdef class Redirect:
     cdef int follow(self, void* window, Request* r, const char* bytes, Node node, bint ask) noexcept:
         """Sends a redirected request to the node named. window: see lead."""
         cdef const char* p = bytes
-        cdef int result
+        cdef int result = self.router.at(node, r)
         r.repaired = 0                      # of this node it is not known yet whether it has its script
+        if result == HOPELESS:              # as if it had been sent there at first
+            self.counts.retries[RETRY_DOWN][OUTCOME_GAVE_UP] += 1
+            self.parking.recovery.expired(r, RETRY_DOWN)
+            return TAKEN
+        if result != CHOSEN:
+            return self.wait(r, p, RETRY_DOWN)
         # Two nodes that name each other while a slot changes hands: give them time from the second round on. What was
         # parked, and has gone on since this one was sent, may be its client's, and not yet where this would go.
-        if self.router.at(node, r) != CHOSEN or r.redirections > 2 or (
+        if r.redirections > 2 or (
             r.slot >= 0 and (self.parking.parked_in[r.slot] or self.parking.went_ns[r.slot] > r.sent_ns)
         ):
             return self.wait(r, p, RETRY_MOVED)

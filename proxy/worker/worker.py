@@ -72,6 +72,7 @@ _SWEEP_S: Final = 0.05  # deadlines and stalls are noticed this late at most
 _LINGER_S: Final = 1.0  # a client that was told the end has this long to close
 _TRIM_S: Final = 2.0
 _LOOK_S: Final = 1.0  # between two looks at blocked commands whose node has lost its role, and beats of the pulse
+_LOADING_S: Final = 0.5  # a primary that is loading is spared reads that may go elsewhere for so long
 _NAMED_MAX: Final = 100  # characters of what a redirection names that are logged
 
 
@@ -453,10 +454,21 @@ class Worker:
         return found
 
     def node_unfit(self, node: Node, reason: str) -> None:
-        """A replica refused a read for a reason that will last; the main process says when it is over."""
+        """A node refused for a reason that will last: reads that may go elsewhere do.
+
+        Of a replica the main process says when that is over; a primary is tried again now and then.
+        """
         if node.usable:
             node.usable = False
-            self._reports.add(unfit=node.label, why=reason)
+            if node.replica:
+                self._reports.add(unfit=node.label, why=reason)
+            else:
+                self.loop.call_later(_LOADING_S, self._fit_again, node)
+
+    @staticmethod
+    def _fit_again(node: Node) -> None:
+        if not node.replica:
+            node.usable = True
 
     @staticmethod
     def _keyspace_events(send: Callable[[msgspec.Struct], None], value: bytes, unconfirmed: list[str]) -> None:

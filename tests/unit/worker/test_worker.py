@@ -253,6 +253,18 @@ class TestReports:
 
         run(configured(), scene, node.address)
 
+    def test_a_primary_that_is_loading(self, node: FakeNode) -> None:
+        """It is spared reads for a moment, and nobody need be told."""
+
+        async def scene(worker: Worker, port: Port) -> None:
+            primary = worker.router.nodes[Address(HOST, node.port)]
+            worker.node_unfit(primary, "loading")
+            assert not primary.usable
+            await until(lambda: primary.usable)
+            assert port.unfit == {}
+
+        run(configured(), scene, node.address)
+
     def test_a_lost_node(self, node: FakeNode) -> None:
         async def scene(worker: Worker, port: Port) -> None:
             await until(lambda: worker.status.status(0).nodes[node.address].up)
