@@ -35,7 +35,7 @@ def fragile(server: str) -> Iterator[EmbeddedCluster]:
 
 def tag_of(cluster: EmbeddedCluster, node: EmbeddedNode) -> str:
     slots = cluster.slots_of(node)
-    return "{%s}" % key_in(slots[0], slots[-1])
+    return f"{{{key_in(slots[0], slots[-1])}}}"
 
 
 class Counting(threading.Thread):
