@@ -91,6 +91,7 @@ class Node:
     zone: str = ""
     endpoint: str = ""
     port: int = 0
+    doubted: bool = False  # the node that was asked has lost touch with it (`fail?`): one node's suspicion only
 
     @property
     def announced_port(self) -> int:

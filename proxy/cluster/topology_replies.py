@@ -273,8 +273,7 @@ def _shards(entry: ShardEntry, lines: Mapping[str, NodeLine], asked: Address, ru
 
 def _reachable(node: NodeEntry, lines: Mapping[str, NodeLine]) -> bool:
     """False for a node without an address, and for one in handshake: its id is a temporary one."""
-    line = lines.get(node.id)
-    return node.port > 0 and not (line is not None and "handshake" in line.flags)
+    return node.port > 0 and (node.id not in lines or "handshake" not in lines[node.id].flags)
 
 
 def _node(node: NodeEntry, lines: Mapping[str, NodeLine], asked: Address, rules: AddressRules) -> Node:
@@ -291,6 +290,7 @@ def _node(node: NodeEntry, lines: Mapping[str, NodeLine], asked: Address, rules:
         zone=node.zone,
         endpoint=_told(node.endpoint),
         port=node.port,
+        doubted=line is not None and "fail?" in line.flags,
     )
 
 

@@ -23,6 +23,7 @@ from proxy.control.keyspace_events import KeyspaceEvents
 from proxy.control.node_health import NodeHealth
 from proxy.control.publish import publication
 from proxy.control.settings import health_settings, node_client_settings, refresh_settings
+from proxy.control.suspects import Suspects
 from proxy.control.tasks import keep
 from proxy.control.topology_refresh import TopologyRefresher
 from proxy.ipc import messages
@@ -49,6 +50,7 @@ class ControlPlane:
         self._taking = False  # a topology, which says itself how its replicas are
         self.refresher = TopologyRefresher(refresh_settings(settings), self._publish)
         self.health = NodeHealth(health_settings(settings), self._health_changed)
+        self.suspects = Suspects(health_settings(settings), self.refresher.suspect)
         self.events = KeyspaceEvents(
             lambda: [node.address for node in self._cluster.nodes() if node.health != "fail"] if self._cluster else [],
             lambda: node_client_settings(self._settings),
@@ -73,6 +75,7 @@ class ControlPlane:
             await asyncio.gather(self._commands_task, return_exceptions=True)
         await self.refresher.stop()
         await self.health.stop()
+        await self.suspects.stop()
         await self.events.stop()
 
     def reconfigure(self, settings: Settings) -> None:
@@ -80,6 +83,7 @@ class ControlPlane:
         old, self._settings = self._settings, settings
         if (health := health_settings(settings)) != self.health.settings:
             self.health.reconfigure(health)
+            self.suspects.reconfigure(health)
         if (refresh := refresh_settings(settings)) != self.refresher.settings:
             self.refresher.reconfigure(refresh)
         if settings.clients != old.clients or settings.cluster != old.cluster:
@@ -94,6 +98,8 @@ class ControlPlane:
             self.refresher.trigger(sign)
         for address, reason in report.unfit.items():
             self.health.doubt(Address.parse(address), reason)
+        for address in report.silent:
+            self.suspects.suspect(Address.parse(address))
 
     def follow(self, tracking: int) -> None:
         """So many clients track keys: what they have in their caches must not outlast a slot's move for long."""
@@ -110,8 +116,11 @@ class ControlPlane:
             self.health.set_nodes(topology.nodes())
         finally:
             self._taking = False
+        owners = [shard.primary for shard in topology.shards if shard.slots and shard.primary is not None]
+        doubted = [node.address for node in owners if node.doubted or node.health == "fail"]
+        self.suspects.set_nodes([node.address for node in owners], doubted)
         self.events.look()
-        told = publication(topology, self._settings.cluster.address_map, self.health.usable)
+        told = publication(topology, self._settings.cluster.address_map, self.health.usable, self.health.stale)
         self._send(told)
         self.topology = told
         here = {str(node.address) for node in topology.nodes()}
@@ -123,8 +132,14 @@ class ControlPlane:
     def _health_changed(self, address: Address, usable: bool, reason: str) -> None:
         text = "replica is used for reads" if usable else "replica not used for reads"
         log.info(text, node=str(address), reason=reason)
+        told = messages.NodeFacts(usable={str(address): usable})
+        if self.health.stale(address):
+            told.stale[str(address)] = True
+        self._send(told)
         self.facts.usable[str(address)] = usable
-        self._send(messages.NodeFacts(usable={str(address): usable}, limits={}))
+        self.facts.stale |= told.stale
+        if not told.stale:
+            self.facts.stale.pop(str(address), None)
         if not usable and not self._taking:  # it may be back elsewhere: nobody misses one that is not read from
             self.refresher.trigger("lost")
 

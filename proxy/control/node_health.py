@@ -54,12 +54,13 @@ class HealthSettings:
 class _Watched:
     """A replica under watch."""
 
-    __slots__ = ("address", "reason", "task", "told", "usable")
+    __slots__ = ("address", "reason", "stale", "task", "told", "usable")
 
     def __init__(self, node: Node) -> None:
         self.address = node.address
         self.told: Health = node.health  # by the topology
         self.usable = True
+        self.stale = False
         self.reason = "not probed yet"
         self.task: asyncio.Task[None] | None = None
 
@@ -115,6 +116,11 @@ class NodeHealth:
         watched = self._watched.get(address)
         return watched is None or watched.usable
 
+    def stale(self, address: Address) -> bool:
+        """Whether it is not usable only because it has lost touch with its primary: better than nobody."""
+        watched = self._watched.get(address)
+        return watched is not None and watched.stale
+
     def reason(self, address: Address) -> str:
         """Why it is usable or not, for people; "" for what is not watched."""
         watched = self._watched.get(address)
@@ -127,9 +133,9 @@ class NodeHealth:
 
     # --- inside
 
-    def _set(self, watched: _Watched, usable: bool, reason: str) -> None:
-        changed = usable != watched.usable
-        watched.usable, watched.reason = usable, reason
+    def _set(self, watched: _Watched, usable: bool, reason: str, stale: bool = False) -> None:
+        changed = (usable, stale) != (watched.usable, watched.stale)
+        watched.usable, watched.reason, watched.stale = usable, reason, stale
         if changed:
             try:
                 self._on_change(watched.address, usable, reason)
@@ -159,10 +165,10 @@ class NodeHealth:
                         if connection is not None:
                             await connection.close()
                             connection = None
-                        verdict = (False, str(error))
+                        verdict = (False, str(error), False)
                         self._report(watched.address, error)
                 if verdict is None:  # the server would not say
-                    verdict = (watched.told == "online", f"{watched.told} in the topology")
+                    verdict = (watched.told == "online", f"{watched.told} in the topology", False)
                 self._set(watched, *verdict)
                 delay = self.settings.health_interval_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
         finally:
@@ -177,17 +183,19 @@ class NodeHealth:
         warn_limited(log, f"replica-down:{address}", text, node=address, error=error)
 
 
-async def _probe(connection: NodeClient) -> tuple[bool, str] | None:
-    """(usable, why), None when the server refuses to say (an ACL without INFO)."""
+async def _probe(connection: NodeClient) -> tuple[bool, str, bool] | None:
+    """(usable, why, stale), None when the server refuses to say (an ACL without INFO)."""
     replies = await connection.ask(("INFO", "replication"), ("INFO", "persistence"))
     if any(isinstance(reply, ErrorReply) for reply in replies):
         return None
-    return judge("".join(reply.decode("utf-8", "replace") for reply in replies if isinstance(reply, bytes)))
+    info = "".join(reply.decode("utf-8", "replace") for reply in replies if isinstance(reply, bytes))
+    usable, why = judge(info)
+    return usable, why, not usable and lost_touch(info)
 
 
 def judge(info: str) -> tuple[bool, str]:
     """(usable, why) from the fields of INFO replication and INFO persistence (https://redis.io/docs/latest/commands/info/)."""
-    fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    fields = _fields(info)
     if fields.get("loading", "0") != "0":
         return False, "is loading its data"
     if fields.get("role") in ("slave", "replica"):
@@ -196,3 +204,20 @@ def judge(info: str) -> tuple[bool, str]:
         if fields.get("master_link_status", "up") != "up":
             return False, "its link to its primary is down"
     return True, "ok"
+
+
+def lost_touch(info: str) -> bool:
+    """Whether a replica has all its data but no link to its primary, which it had: what it has is old, not wrong.
+
+    One that never had a link may be empty: its master_link_down_since_seconds is -1 (replication.c, repl_down_since).
+    """
+    fields = _fields(info)
+    if fields.get("role") not in ("slave", "replica") or fields.get("master_link_status", "up") == "up":
+        return False
+    if fields.get("loading", "0") != "0" or fields.get("master_sync_in_progress", "0") != "0":
+        return False
+    return not fields.get("master_link_down_since_seconds", "-1").startswith("-")
+
+
+def _fields(info: str) -> dict[str, str]:
+    return dict(line.split(":", 1) for line in info.splitlines() if ":" in line)

@@ -18,9 +18,14 @@ _EPOCH_MAX = 2**63 - 1  # a node may say more, but a message cannot
 
 
 def publication(
-    topology: Topology, address_map: Mapping[str, str], usable: Callable[[Address], bool]
+    topology: Topology,
+    address_map: Mapping[str, str],
+    usable: Callable[[Address], bool],
+    stale: Callable[[Address], bool] = lambda address: False,
 ) -> messages.Topology:
-    """The message for the workers. usable: whether the replica at an address may be read from."""
+    """The message for the workers. usable: whether the replica at an address may be read from; stale: whether it may
+    not only because it has lost touch with its primary.
+    """
     nodes = list({node.address: node for node in topology.nodes()}.values())
     places = {node.address: place for place, node in enumerate(nodes)}
     owners = array("H", [NOBODY]) * SLOTS
@@ -38,6 +43,8 @@ def publication(
                 usable=node.role == "primary" or usable(node.address),
                 announced_port=node.announced_port,
                 hosts=(*node.announced_hosts, node.address.host),
+                failing=node.health == "fail",
+                stale=node.role == "replica" and stale(node.address),
             )
             for node in nodes
         ],

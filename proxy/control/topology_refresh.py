@@ -36,7 +36,7 @@ from proxy.control.node_client import ErrorReply, NodeAuthError, NodeClientError
 from proxy.control.tasks import keep
 from proxy.system.log import get, warn_limited
 
-TRIGGERS: Final = ("start", "interval", "retry", "moved", "lost", "uncovered", "other")
+TRIGGERS: Final = ("start", "interval", "retry", "moved", "lost", "uncovered", "silent", "other")
 OUTCOMES: Final = ("changed", "unchanged", "refused", "failed")
 # An answer is fresh for this many intervals: one may be missed, two say that something is wrong.
 _FRESH_INTERVALS: Final = 3.0
@@ -46,6 +46,11 @@ _FIRST_BACKOFF_S: Final = 0.05
 # sign of a failover too: it comes a node timeout and an election before the cluster knows of one itself.
 _FIRST_RECHECK_S: Final = 0.5
 _FAILOVER_SIGNS: Final = ("lost", "uncovered")
+# While a primary is suspected (control.suspects): the cluster needs a node timeout and an election, which nobody here
+# knows the length of. Not for ever so often, for it may stay dead.
+_SUSPECTED_S: Final = 0.3
+_SUSPECTED_LONG_S: Final = 2.0
+_SUSPECTED_FOR_S: Final = 60.0
 # While clients rely on being told what changes: a slot that moves in order gives no sign to one who sends nothing.
 _FOLLOWED_S: Final = 2.0
 # New seeds that do not answer are asked again this much later, then ever less often: each of them may cost a timeout.
@@ -119,6 +124,8 @@ class TopologyRefresher:
         self._seeds_due = 0.0
         self._seeds_error = ""
         self._followed = False
+        self._suspects: frozenset[Address] = frozenset()
+        self._suspected_at = 0.0
 
     # --- for the control plane
 
@@ -152,6 +159,13 @@ class TopologyRefresher:
         if wanted and not self._followed:
             self.trigger("interval")
         self._followed = wanted
+
+    def suspect(self, suspects: frozenset[Address]) -> None:
+        """Primaries that may hang: the others are asked again and again, until they say who takes over."""
+        if suspects - self._suspects:
+            self._suspected_at = self._clock()
+            self.trigger("silent")
+        self._suspects = suspects
 
     def reconfigure(self, settings: RefreshSettings) -> None:
         """New settings, at once: what is under way is given up, and a refresh begins.
@@ -225,6 +239,9 @@ class TopologyRefresher:
             self._recheck_s *= 2
         if self._recheck_s >= interval_s and settled:
             self._recheck_s = 0.0
+        if self._suspects:
+            young = self._clock() - self._suspected_at < _SUSPECTED_FOR_S
+            interval_s = min(interval_s, _SUSPECTED_S if young else _SUSPECTED_LONG_S)
         return min(self._recheck_s or interval_s, interval_s, _FOLLOWED_S if self._followed else interval_s)
 
     def _jittered(self, seconds: float) -> float:
@@ -314,9 +331,12 @@ class TopologyRefresher:
         self._rng.shuffle(known)
         recently = self._clock() - self.settings.refresh_interval_s
         self._failed_at = {address: at for address, at in self._failed_at.items() if at > recently}
-        known.sort(key=lambda node: (node.health == "fail", node.address in self._failed_at))
+        known.sort(
+            key=lambda node: (node.health == "fail" or node.address in self._suspects, node.address in self._failed_at)
+        )
         nodes = [_Candidate(node.address, node.address) for node in known]
         self._rng.shuffle(seeds)
+        seeds.sort(key=lambda seed: seed in self._suspects)
         return [*nodes[:_KNOWN_BEFORE_SEEDS], *seeds, *nodes[_KNOWN_BEFORE_SEEDS:]]
 
     async def _seed(self, seed: Address, errors: list[str]) -> list[_Candidate]:

@@ -118,7 +118,9 @@ cdef class Backend(Pipeline):
         if self.pool is not None:
             self.pool.down_since_ns = 0
         self.reactor.tick()
-        self.progress_ns = self.reactor.now
+        self.progress_ns = self.node.heard_ns = self.reactor.now
+        if self.node.silent:
+            self.node.heard()
         self.reactor.touch(self)
         if self.pushes is not None:
             self.pushes.begun(self)
@@ -172,7 +174,7 @@ cdef class Backend(Pipeline):
     cdef void flush(self) noexcept:
         cdef ssize_t n
         cdef size_t unsent, sent = 0
-        if self.fd < 0:
+        if self.fd < 0 or self.wary:
             return
         unsent = self.sendable()
         while unsent:
@@ -222,7 +224,9 @@ cdef class Backend(Pipeline):
             memcpy(buf, self.rest.data + self.rest.start, left)
             buffer_release(&self.rest)
         self.counts.backend_in += n
-        self.progress_ns = self.reactor.now
+        self.progress_ns = self.node.heard_ns = self.reactor.now
+        if self.node.silent:
+            self.node.heard()
         return self.process(buf, left + n) and <size_t> n == SHARED - left
 
     cdef void salvage(self) noexcept:
@@ -436,7 +440,7 @@ cdef class Backend(Pipeline):
     cdef void start_over(self) noexcept:
         """Forgets what was half read, and hands over what is pending."""
         self.scanned = 0
-        self.passing = self.deaf = False
+        self.passing = self.deaf = self.wary = False
         self.loads = None
         reply_scan_reset(&self.scan)
         buffer_release(&self.rest)

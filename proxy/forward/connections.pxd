@@ -38,4 +38,5 @@ cdef class Connections:
     cdef int enter(self, Owner owner)
     cdef void leave(self, int number) noexcept
     cdef list fill(self, Node node, int proto, int db)
+    cdef list empty(self, Node node, list pools)
     cdef void trim(self, Pool pool) noexcept

@@ -45,6 +45,21 @@ cdef class Connections:
                 ))
         return pool.backends
 
+    cdef list empty(self, Node node, list pools):
+        """Empties these pools of a node: see Router.replace."""
+        cdef Backend b
+        cdef Pool pool
+        cdef list old = []
+        for pool in pools:
+            old += pool.backends
+            pool.down_since_ns = 0
+            pool.backends = []
+        if old:
+            for b in old:
+                b.retire()
+            node.retired = [b for b in node.retired + old if b.state != BACKEND_CLOSED]
+        return old
+
     cdef int at(self, Node node, Request* r) noexcept:
         """Chooses the request's connection to this node."""
         if r.db >= OWN_FIRST:

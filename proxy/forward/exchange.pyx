@@ -139,6 +139,9 @@ cdef class Exchange(Recovery):
         r.redirections = 0                  # it goes to the slot's owner again, which may redirect it again
         self.park(r, bytes, r.len, RETRY_LOST)
 
+    cdef bint elsewhere(self, Peer backend, Request* r) noexcept:
+        return self.router.elsewhere((<Backend> backend).node, r)
+
     cdef void timed_out(self, Request* r, bint sent) noexcept:
         if r.sink != NULL and (<Sink> r.sink).alive():
             self.counts.timeouts += 1

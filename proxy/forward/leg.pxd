@@ -28,7 +28,7 @@ cdef class Leg(Sink):
     cdef object timer
     cdef void go(self) noexcept
     cdef Node target(self)
-    cdef bint send(self, Backend lease) noexcept
+    cdef int send(self, Backend lease) noexcept
     cdef void answered(self, Request* r, const char* p, size_t n, bint error) noexcept
     cdef bint redirected(self, Request* r, const char* p, size_t n) noexcept
     cdef void again(self, bytes fault) noexcept

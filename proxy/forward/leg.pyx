@@ -13,14 +13,14 @@ from proxy.cluster.redirection cimport (
     parse_redirection,
 )
 from proxy.cluster.slot_table cimport NO_SHARD
-from proxy.forward.backend cimport BACKEND_BACKOFF
+from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CLOSED
 from proxy.forward.call cimport SLOT_NONE
 from proxy.forward.counters cimport (
     REFUSED_DOWN, REFUSED_LATE, REFUSED_PIPELINE, RETRY_CLUSTERDOWN, RETRY_DOWN,
 )
 from proxy.forward.exchange cimport Exchange
 from proxy.forward.node cimport Pool
-from proxy.forward.pipeline cimport ENQUEUED
+from proxy.forward.pipeline cimport ENQUEUED, NO_MEMORY, WINDOW_FULL
 from proxy.forward.ports cimport EVICTED
 from proxy.forward.replicated cimport COVER_REPLIES
 from proxy.forward.request cimport (
@@ -84,6 +84,7 @@ cdef class Leg(Sink):
         cdef Pool pool
         cdef int64_t down_ns
         cdef Node node = self.target()
+        cdef int result
         if b.parent == NULL:
             return
         if b.parting and not b.left_early:
@@ -113,8 +114,13 @@ cdef class Leg(Sink):
             self.lease = client.path.leases.take(node, client.proto, client.own_db)
         if self.lease is None:
             b.fail(NO_LEASE)
-        elif not self.send(self.lease):
+            return
+        result = self.send(self.lease)
+        if result == NO_MEMORY:
             b.fail(exchange.text_memory)
+        elif result != ENQUEUED:            # closed as soon as it was wanted, or full
+            self.release()
+            self.again(exchange.text_down)
 
     cdef Node target(self):
         """The node to ask. None: there is none for now, or the command has been answered."""
@@ -141,7 +147,8 @@ cdef class Leg(Sink):
             return None
         return router.primary_of(b.slot)
 
-    cdef bint send(self, Backend lease) noexcept:
+    cdef int send(self, Backend lease) noexcept:
+        """An EnqueueResult; WINDOW_FULL also when the connection is closed."""
         cdef Command b = self.owner
         cdef Client client = b.client
         cdef Request* r
@@ -151,7 +158,7 @@ cdef class Leg(Sink):
         cdef int result
         r = request_new()
         if r == NULL:
-            return False
+            return NO_MEMORY
         if b.for_replicas:
             made = b.cover + (p[:n] if made is None else made)
         if made is not None:
@@ -175,20 +182,22 @@ cdef class Leg(Sink):
             r.own_swallow = COVER_REPLIES if b.cover else 0
         else:
             r.flags |= b.parent.flags & REQ_CACHING
-        b.sent = True
         self.settled = False
         lease.patient = True
         lease.demand()
-        if self.asking:
+        if lease.state == BACKEND_CLOSED:
+            result = WINDOW_FULL
+        elif self.asking:
             result = lease.enqueue_behind(r, ASKING, ASKING_LEN, 1, p, n)
         else:
             result = lease.enqueue(r, p, n)
         if result != ENQUEUED:
             request_free(r)
-            return False
+            return result
+        b.sent = True
         self.r = r
         Py_INCREF(self)
-        return True
+        return ENQUEUED
 
     cdef void deliver(self, Request* r, const char* p, size_t n, bint final, bint error) noexcept:
         cdef Command b = self.owner

@@ -30,6 +30,12 @@ cdef class Node:
     cdef readonly uint32_t number           # never given twice in a process
     cdef public bint replica
     cdef public bint usable                 # a replica fit for reads (proxy.control.node_health)
+    cdef public bint stale                  # a replica that is not, but only because it has lost touch with its primary
+    cdef readonly bint failing              # the cluster has voted it failed
+    cdef readonly bint silent               # it owes replies, and nothing comes: see proxy.forward.silence
+    cdef bint deposed                       # it owned slots and owns none any more
+    cdef int64_t heard_ns                   # when bytes last came from it, on any connection
+    cdef int64_t told_ns                    # when control was last told that it is silent, or down
     cdef readonly bint gone                 # no longer in the topology
     cdef uint32_t published                 # number of the topology it was last in
     cdef bint wanted_replica                # its role there
@@ -49,9 +55,12 @@ cdef class Node:
     cdef list pools(self)
     cdef list shared_pools(self)
     cdef Pool own_pool(self, Owner owner, int number)
+    cdef void heard(self) noexcept
+    cdef bint shunned(self, Request* r)
 
 cdef class Shard:
     cdef readonly Node primary              # may be None
     cdef readonly list replicas
     cdef Node pick(self, Request* r)
-    cdef Node least(self, Request* r, bint with_primary)
+    cdef Node other_than_replicas(self, Request* r)
+    cdef Node least(self, Request* r, bint with_primary, bint stale)

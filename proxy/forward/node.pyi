@@ -17,6 +17,7 @@ class Node:
 
     replica: bool
     usable: bool  # a replica fit for reads
+    stale: bool  # one that is not, but only because it has lost touch with its primary
     connect_failures: int
     def __init__(self, address: Address, replica: bool) -> None: ...
     @property
@@ -32,6 +33,12 @@ class Node:
     @property
     def gone(self) -> bool:
         """No longer in the topology."""
+    @property
+    def failing(self) -> bool:
+        """The cluster has voted it failed."""
+    @property
+    def silent(self) -> bool:
+        """It owes replies, and nothing has come for a while."""
     @property
     def up(self) -> bool:
         """Whether any connection to it is established."""

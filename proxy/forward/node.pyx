@@ -91,6 +91,21 @@ cdef class Node:
             found.owner = owner
         return found
 
+    cdef void heard(self) noexcept:
+        """It was silent and is not any more: what was held back is sent."""
+        cdef Pipeline b
+        self.silent = False
+        for b in self.backends():
+            if b.wary:
+                b.wary = False
+                b.reactor.touch(b)
+
+    cdef bint shunned(self, Request* r):
+        """Whether it is not to be read from as long as there is another one."""
+        if self.silent or self.failing or not (self.replica or self.usable):
+            return True
+        return self.pool(r.proto, r.db).down_since_ns != 0
+
     def backends(self):
         """All its connections, leased ones and those still draining included."""
         cdef Pool pool
@@ -137,19 +152,30 @@ cdef class Shard:
         if r.policy == READS_PRIMARY or not r.flags & REQ_READ:
             return node
         if r.policy == READS_PREFER_PRIMARY:
-            if node is not None and node.usable and node.pool(r.proto, r.db).down_since_ns == 0:
+            if node is not None and not node.shunned(r):
                 return node
-            node = self.least(r, False)
-            return self.primary if node is None else node
-        if r.policy == READS_ANY:
-            return self.least(r, True)
-        node = self.least(r, False)
-        if node is None and r.policy == READS_PREFER_REPLICA:
-            return self.primary
-        return node
+            node = self.least(r, False, False)
+            return self.other_than_replicas(r) if node is None else node
+        node = self.least(r, r.policy == READS_ANY, False)
+        if node is not None:
+            return node
+        if r.policy != READS_REPLICA:
+            return self.other_than_replicas(r)
+        if self.primary is None or self.primary.shunned(r):
+            return self.least(r, False, True)
+        return None
 
-    cdef Node least(self, Request* r, bint with_primary):
-        """The fit node with the fewest pending requests; ties go round by the client's affinity."""
+    cdef Node other_than_replicas(self, Request* r):
+        """No replica is in step: the primary, or while that is no good a replica that was in step with it; when nothing
+        answers, whoever waits, waits for the primary."""
+        cdef Node node = None
+        if self.primary is None or self.primary.shunned(r):
+            node = self.least(r, False, True)
+        return self.primary if node is None else node
+
+    cdef Node least(self, Request* r, bint with_primary, bint stale):
+        """The fit node with the fewest pending requests; ties go round by the client's affinity. stale: of those that
+        have lost touch with their primary."""
         cdef Node node, best = None
         cdef size_t pending, fewest = 0
         cdef Py_ssize_t replicas = len(self.replicas), n, i, place
@@ -159,12 +185,12 @@ cdef class Shard:
             place = <Py_ssize_t> (r.affinity + i) % n
             node = <Node> self.replicas[place] if place < replicas else self.primary
             pool = node.pool(r.proto, r.db)
-            if pool.down_since_ns or not node.usable:
+            if pool.down_since_ns or node.silent or node.failing or not (
+                node.stale if stale and node.replica else node.usable
+            ):
                 continue
             pending = (<Pipeline> pool.backends[0]).pending if pool.backends else 0
             if best is None or pending < fewest:
                 best = node
                 fewest = pending
-        if best is None and with_primary:
-            return self.primary             # nothing is up: whoever waits, waits for the primary
         return best

@@ -13,6 +13,7 @@ cdef enum EnqueueResult:
 
 cdef class BackendSettings:
     cdef public int64_t stall_ns
+    cdef public int64_t silent_ns
     cdef public size_t max_window
 
 cdef class Pipeline(Peer):
@@ -25,6 +26,7 @@ cdef class Pipeline(Peer):
     cdef Request* tail
     cdef Request* cancelled                 # the first cancelled request in the queue
     cdef readonly size_t pending
+    cdef bint wary                          # its node is silent: nothing more is sent before it is heard
     cdef bint full                          # takes nothing new, until half of it is empty
     cdef uint64_t unsettled_to              # clients of what stands before this position: see Router.unsettle_slot
     cdef int64_t progress_ns                # when bytes last came, or bytes of the oldest request went
@@ -38,6 +40,7 @@ cdef class Pipeline(Peer):
     cdef void answered(self) noexcept
     cdef void abandon_all(self) noexcept
     cdef void expire(self, int64_t now, bint passing) noexcept
+    cdef void give_away(self, bint passing) noexcept
     cdef bint make_ghost(self, Request* r, Request* before) noexcept
 
 

@@ -4,12 +4,13 @@ class BackendSettings:
     """Limits of connections.
 
     stall_ns: after which a connection on which nothing moves is given up. max_window: bytes of unanswered commands
-    from which on no further command is taken.
+    from which on no further command is taken. silent_ns: after which a node that owes replies is taken to hang.
     """
 
     stall_ns: int
     max_window: int
-    def __init__(self, *, stall_ns: int, max_window: int = ...) -> None: ...
+    silent_ns: int
+    def __init__(self, *, stall_ns: int, max_window: int = ..., silent_ns: int = ...) -> None: ...
 
 class Pipeline(Peer):
     """What is under way on a connection; never made by itself."""

@@ -18,8 +18,7 @@ from proxy.forward.ports cimport SENT_NOTHING, SENT_PARTLY, SENT_WHOLLY
 from proxy.forward.reactor cimport Peer
 from proxy.forward.request cimport (
     REQ_CACHING, REQ_EMBEDDED, REQ_STREAMING, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, STATE_QUEUED, Request,
-    request_free,
-    request_move, request_new,
+    request_free, request_keep, request_move, request_new,
 )
 
 cdef enum:
@@ -36,11 +35,12 @@ cdef class BackendSettings:
     """Limits of connections.
 
     stall_ns: after which a connection on which nothing moves is given up. max_window: bytes of unanswered commands
-    from which on no further command is taken.
+    from which on no further command is taken. silent_ns: after which a node that owes replies is taken to hang.
     """
 
-    def __cinit__(self, *, stall_ns, max_window=16 << 20):
+    def __cinit__(self, *, stall_ns, max_window=16 << 20, silent_ns=1_000_000_000):
         self.stall_ns = stall_ns
+        self.silent_ns = silent_ns
         self.max_window = max_window
 
 
@@ -216,6 +216,39 @@ cdef class Pipeline(Peer):
             expired = r.bnext
             r.bnext = NULL
             self.recovery.timed_out(r, r.swallow)
+
+    cdef void give_away(self, bint passing) noexcept:
+        """Hands every read that another node can serve to recovery, as if it were lost; what comes for it is dropped.
+
+        passing: see expire.
+        """
+        cdef Request* r = self.head
+        cdef Request* before = NULL
+        cdef Request* following
+        cdef Request* given = NULL
+        cdef Request** to = &given
+        while r != NULL:
+            following = r.bnext
+            if (
+                r.state == STATE_QUEUED and r.sink != NULL and not r.flags & REQ_STREAMING
+                and not (r == self.head and passing) and self.recovery.elsewhere(self, r)
+                and request_keep(r, self.win.data + self.win.start + (r.pos + r.prefix - self.win_pos), r.len)
+                and self.make_ghost(r, before)
+            ):
+                before = self.head if before == NULL else before.bnext      # the ghost
+                request_move(r, STATE_PAIRING)
+                r.bnext = NULL
+                to[0] = r
+                to = &r.bnext
+            else:
+                before = r
+            r = following
+        self.answered()                             # what was cancelled at the head
+        while given != NULL:
+            r = given
+            given = r.bnext
+            r.bnext = NULL
+            self.recovery.lost(self, r, r.own, SENT_WHOLLY)
 
     cdef bint make_ghost(self, Request* r, Request* before) noexcept:
         """Puts a stand-in in the place of a request in the queue; false when there is no memory."""

@@ -37,6 +37,8 @@ cdef class Recovery:
     cdef bint error(self, Peer backend, Request* r, const char* bytes, const char* p, size_t n) noexcept
     # The connection is gone; bytes are the command's, sent tells how much of it the node may have seen.
     cdef void lost(self, Peer backend, Request* r, const char* bytes, int sent) noexcept
+    # Whether a read under way at this node may be had from another one, which is no worse.
+    cdef bint elsewhere(self, Peer backend, Request* r) noexcept
     # The deadline has passed; sent: the node may have seen all of it.
     cdef void timed_out(self, Request* r, bint sent) noexcept
     # A window is full: it takes nothing new; there is room in one that was.

@@ -63,6 +63,9 @@ cdef class Recovery:
     cdef void lost(self, Peer backend, Request* r, const char* bytes, int sent) noexcept:
         pass
 
+    cdef bint elsewhere(self, Peer backend, Request* r) noexcept:
+        return False
+
     cdef void timed_out(self, Request* r, bint sent) noexcept:
         pass
 

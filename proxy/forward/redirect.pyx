@@ -126,12 +126,12 @@ cdef class Redirect:
     cdef int lead(self, Node said, void* window, Request* r, const char* bytes, Redirection* to, int kind) noexcept:
         """Follows a MOVED or ASK that a node has really said. window: of the Backend where the bytes stand, or NULL."""
         cdef Node node = self.known(to.host[:to.host_len], to.port, said)
-        if kind == REDIR_MOVED or node is None:
+        if kind == REDIR_MOVED or node is None or node.failing:
             self.port.stale("moved")
         if r.redirections >= self.max_redirections:
             r.redirections = 0              # the nodes do not agree: they are given time, up to the deadline
             return self.wait(r, bytes, RETRY_MOVED)
-        if node is None:
+        if node is None or node.failing and not node.owner:     # whoever names that one is behind
             return self.wait(r, bytes, RETRY_MOVED)
         r.redirections += 1
         if kind == REDIR_MOVED and to.slot == r.slot:

@@ -35,6 +35,7 @@ cdef class Router(Connections):
     cdef void asked(self, Request* r) noexcept
     cdef void learn(self, int slot, Node node) noexcept
     cdef bint astray(self, Node node, Request* r) noexcept
+    cdef bint elsewhere(self, Node node, Request* r) noexcept
     cdef void find_primaries(self)
     cdef void own(self, Node node)
     cdef void unsettle(self, Node node, bint everything) noexcept

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from proxy.cluster.slot_table import SlotTable
@@ -17,6 +17,8 @@ class RouterPort(BackendPort, Protocol):
 
     def node_gone(self, node: Node) -> None:
         """A node left the topology; its connections drain."""
+    def suspected(self, node: Node) -> None:
+        """It is silent, or a primary that cannot be reached; said again and again while that is so."""
 
 class Shard:
     """A primary (or None) and its replicas."""
@@ -62,12 +64,14 @@ class Router:
         addresses: Sequence[tuple[Address, bool]],
         shards: Sequence[tuple[int, Sequence[int]]],
         owners: bytes,
+        failing: Collection[Address] = (),
     ) -> None:
         """Replaces the whole table; what does not fit together raises ValueError and changes nothing.
 
         addresses: (address, whether it is a replica); one that is there twice is one node, a primary if it is one
         anywhere. shards: (index of the primary in addresses, or -1; those of its replicas). owners: 16,384
-        little-endian uint16, the index into shards of each slot's owner, 0xFFFF = nobody.
+        little-endian uint16, the index into shards of each slot's owner, 0xFFFF = nobody. failing: those that the
+        cluster has voted failed.
         """
     def owners(self) -> list[tuple[int, int, str]]:
         """(first slot, last slot, label of its primary), ascending; slots without a primary are left out."""
@@ -84,6 +88,6 @@ class Router:
     def warm(self, proto: int) -> None:
         """Connects to every primary that is not connected yet."""
     def sweep(self) -> None:
-        """Deadlines, stalls and trimming of every connection; to be called some ten times a second."""
+        """Deadlines, stalls, silence and trimming of every connection; to be called some ten times a second."""
     def close(self) -> None:
         """Closes every connection; what is pending is handed to recovery."""

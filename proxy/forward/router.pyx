@@ -25,6 +25,7 @@ from proxy.forward.reactor cimport Reactor
 from proxy.forward.request cimport (
     OWN_FIRST, REQ_CACHING, REQ_READ, TARGET_ANY, TARGET_EXTRA, TARGET_NODE, TARGET_SHARD, TARGET_SLOT,
 )
+from proxy.forward.silence cimport doubt, judge, watch
 
 cdef enum:
     EXACT_MAX = 256     # requests under way up to which those for one slot are looked for: see unsettle_slot
@@ -38,7 +39,7 @@ READ_POLICIES = ("primary", "prefer_primary", "replica", "prefer_replica", "any"
 cdef class Router(Connections):
     """One per worker. connections: per node and protocol; failover_ns: how long a node known to be down is waited for.
 
-    `port` is control's side: connect(backend), backend_lost(backend, reason), node_gone(node).
+    `port` is control's side: connect(backend), backend_lost(backend, reason), node_gone(node), suspected(node).
     """
 
     def __cinit__(self, Reactor reactor, Counters counters, BackendSettings settings, *, int connections,
@@ -54,16 +55,18 @@ cdef class Router(Connections):
 
     # -- control's side ------------------------------------------------------------------------------------------
 
-    def publish(self, addresses, shards, owners):
+    def publish(self, addresses, shards, owners, failing=()):
         """Replaces the whole table; what does not fit together raises ValueError and changes nothing.
 
         addresses: [(Address, whether it is a replica)]. shards: [(index of the primary in addresses, or -1; tuple of
         those of the replicas)]. owners: see SlotTable.load. An address that is there twice is one node, a primary if
-        it is one anywhere.
+        it is one anywhere. failing: the addresses of those that the cluster has voted failed.
+
+        What is under way at a node that has failed and lost its role is decided at once: see forward.silence.
         """
         cdef Node node
         cdef dict old = self.nodes, nodes = {}      # hashing an address takes longer than all else here: do it seldom
-        cdef list placed = [], made = [], changed = []
+        cdef list placed = [], made = [], changed = [], failed = [], before = self.primaries
         cdef SlotTable table = SlotTable()
         cdef SlotTable slots = self.slots
         cdef list known_shards = self.shards
@@ -93,6 +96,9 @@ cdef class Router(Connections):
             node.owner = False
             nodes[address] = node
         for node in nodes.values():
+            if node.address in failing and not node.failing:
+                failed.append(node)
+            node.failing = node.address in failing
             if node.replica != node.wanted_replica:
                 node.replica = node.wanted_replica
                 changed.append(node)
@@ -107,11 +113,20 @@ cdef class Router(Connections):
         self.forget_direct()
         for node in old.values():
             self.unsettle(node, False)
+        for node in before:
+            if not node.owner and node.published == self.published:
+                node.deposed = True
+                self.unsettle(node, True)
+                self.empty(node, node.shared_pools())      # what waits for a connection goes to the new owner at once
         for node in changed:
             self.replace(node)
         for node in old.values():
             if node.published != self.published:
                 self.drop(node)
+        for node in failed:
+            doubt(node)
+        for node in old.values():
+            judge(node)
         if self.trackers and self.moved(slots, known_shards):
             self.tell_missed()
 
@@ -146,6 +161,7 @@ cdef class Router(Connections):
     cdef void own(self, Node node):
         node.owner = True
         node.owner_ns = node.owner_ns or self.reactor.now
+        node.deposed = False
         self.primaries.append(node)
 
     cdef void change_role(self, Node node, bint replica) noexcept:
@@ -160,19 +176,8 @@ cdef class Router(Connections):
         Whether it is down is to be found out anew: requests for a node that has been down for long are refused, so
         that nobody would have the new connections made.
         """
-        cdef Backend b
-        cdef Pool pool
-        cdef list old = []
         self.unsettle(node, True)
-        for pool in node.pools():
-            old += pool.backends
-            pool.down_since_ns = 0
-            pool.backends = []
-        if old:
-            for b in old:
-                b.retire()
-            node.retired = [b for b in node.retired + old if b.state != BACKEND_CLOSED]
-        return old
+        return self.empty(node, node.pools())
 
     cdef void drop(self, Node node) noexcept:
         """The node left the cluster: nothing new goes there; what is pending may still be answered."""
@@ -258,6 +263,16 @@ cdef class Router(Connections):
             return False
         return r.policy == READS_PRIMARY or not r.flags & REQ_READ or node not in shard.replicas
 
+    cdef bint elsewhere(self, Node node, Request* r) noexcept:
+        """Whether a read under way at this node may be had from another one, of which nothing bad is known."""
+        cdef Node other
+        if r.target != TARGET_SLOT or not r.flags & REQ_READ or r.policy == READS_PRIMARY or r.db >= OWN_FIRST or (
+            self.slots.owner[r.slot] == NO_SHARD
+        ):
+            return False
+        other = (<Shard> self.shards[self.slots.owner[r.slot]]).pick(r)
+        return other is not None and other is not node and not other.shunned(r)
+
     def owners(self):
         """[(first slot, last slot, label of its primary)], ascending; slots without a primary are left out."""
         return [
@@ -287,7 +302,7 @@ cdef class Router(Connections):
                 b.demand()
 
     def sweep(self):
-        """Deadlines, stalls and trimming of every connection; to be called some ten times a second."""
+        """Deadlines, stalls, silence and trimming of every connection; to be called some ten times a second."""
         cdef Node node
         cdef Backend b
         cdef Pool pool
@@ -297,6 +312,8 @@ cdef class Router(Connections):
                 b.sweep(self.reactor.now)
             for pool in node.numbered.values():
                 self.trim(pool)
+            if watch(node, self.settings, self.reactor.now):
+                self.port.suspected(node)
             if node.retired:
                 node.retired = [b for b in node.retired if (<Backend> b).state != BACKEND_CLOSED]
             if node.leases:
@@ -370,7 +387,7 @@ cdef class Router(Connections):
                 return self.heir(r)
             if node is None:
                 return LOST
-            if r.target == TARGET_EXTRA and not node.owner and node.pool(r.proto, r.db).down_since_ns:
+            if r.target == TARGET_EXTRA and not node.owner and node.shunned(r):
                 return HOPELESS
             return self.at(node, r)
         lease = <Backend> r.lease

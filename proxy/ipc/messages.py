@@ -50,6 +50,8 @@ class NodeEntry(msgspec.Struct, array_like=True):
     usable: bool  # a replica that may be read from; True for a primary
     announced_port: int
     hosts: tuple[str, ...]
+    failing: bool = False  # the cluster has voted it failed
+    stale: bool = False  # a replica that may not be read from only because it has lost touch with its primary
 
 
 class Topology(msgspec.Struct, tag=True, array_like=True):
@@ -87,12 +89,14 @@ class NodeFacts(msgspec.Struct, tag=True, array_like=True):
     """What was learnt about single nodes since the topology was published; both by "host:port".
 
     usable: replicas that may, or may no longer, be read from. limits: (proto-max-bulk-len, client-query-buffer-limit),
-    0 = not told. databases: numbered ones that all nodes have; 0 = not told.
+    0 = not told. databases: numbered ones that all nodes have; 0 = not told. stale: of replicas in `usable` that may
+    not: whether only because they have lost touch with their primary.
     """
 
     usable: dict[str, bool] = {}
     limits: dict[str, tuple[int, int]] = {}
     databases: int = 0
+    stale: dict[str, bool] = {}
 
 
 class NodeStatus(msgspec.Struct, array_like=True):
@@ -246,11 +250,13 @@ class Report(msgspec.Struct, tag=True, array_like=True):
     """What only a worker sees, coalesced: signs that the topology has changed, and replicas that refused reads.
 
     signs, each once: moved, readonly, clusterdown, uncovered, unknown (of the data path), lost, connect (of the
-    connector); unfit, by "host:port": a replica not used from that moment until NodeFacts or a Topology says otherwise.
+    connector); unfit, by "host:port": a replica not used from that moment until NodeFacts or a Topology says otherwise;
+    silent: nodes that owe replies and say nothing, and primaries that cannot be reached, told again while that is so.
     """
 
     signs: list[str]
     unfit: dict[str, str] = {}  # "host:port" -> why
+    silent: list[str] = []  # "host:port"
 
 
 class Question(msgspec.Struct, tag=True, array_like=True):

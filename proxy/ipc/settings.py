@@ -72,6 +72,7 @@ class Backends(_Plain, frozen=True, array_like=True):
     backoff_max: float
     client_name: str
     keepalive: float
+    suspect_timeout: float = 1.0
 
 
 class Log(_Plain, frozen=True, array_like=True):

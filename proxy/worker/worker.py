@@ -290,10 +290,11 @@ class Worker:
         """Another topology. No loop over slots or ranges: this holds up every client."""
         told = [(Address(node.host, node.port), node) for node in topology.nodes]
         roles = [(address, node.replica) for address, node in told]
-        self.router.publish(roles, topology.shards, topology.owners)
+        failing = {address for address, node in told if node.failing}
+        self.router.publish(roles, topology.shards, topology.owners, failing)
         self._nodes = {node.label: node for node in self.router.nodes.values()}
         for address, node in told:
-            self.router.nodes[address].usable = node.usable
+            self.router.nodes[address].usable, self.router.nodes[address].stale = node.usable, node.stale
         nodes = [(address, node.announced_port, node.hosts) for address, node in told]
         self._names = NodeNames(topology.names, nodes)
         self.context.shards, self.context.epoch = len(topology.shards), topology.epoch
@@ -308,7 +309,7 @@ class Worker:
         """What was learnt about single nodes."""
         for label, usable in facts.usable.items():
             if (node := self._nodes.get(label)) is not None and node.replica:
-                node.usable = usable
+                node.usable, node.stale = usable, facts.stale.get(label, False)
         self.context.databases = min(facts.databases, DATABASES_MAX) or self.context.databases
         if facts.limits:
             self.connector.learn_limits(facts.limits)
@@ -378,6 +379,7 @@ class Worker:
         backends, requests, clients = self.settings.backends, self.settings.requests, self.settings.clients
         self.reactor.pause_ns = ns(backends.batch_pause)
         self.backend_settings.stall_ns = ns(backends.stall_timeout)
+        self.backend_settings.silent_ns = ns(backends.suspect_timeout)
         self.router.connections = backends.connections
         self.path.leases.most = backends.max_leased
         self.lease_watch.tune()
@@ -440,6 +442,10 @@ class Worker:
             if not backend.pending:
                 self.connector.forget(backend)
 
+    def suspected(self, node: Node) -> None:
+        """A node says nothing, or is a primary that cannot be reached."""
+        self._reports.add(silent=node.label)
+
     def stale(self, reason: str) -> None:
         """The topology may have changed."""
         self._reports.add(reason)
@@ -459,7 +465,7 @@ class Worker:
         Of a replica the main process says when that is over; a primary is tried again now and then.
         """
         if node.usable:
-            node.usable = False
+            node.usable = node.stale = False
             if node.replica:
                 self._reports.add(unfit=node.label, why=reason)
             else:

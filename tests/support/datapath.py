@@ -170,6 +170,7 @@ class Stage:
         *,
         timeout_s: float = 5.0,
         stall_s: float = 10.0,
+        silent_s: float = 1.0,
         failover_s: float = 5.0,
         backoff_s: float = 0.000001,
         backoff_max_s: float = 0.0001,
@@ -188,7 +189,9 @@ class Stage:
         self.router = Router(
             self.reactor,
             self.counters,
-            BackendSettings(stall_ns=int(stall_s * 1e9), max_window=max_window),
+            BackendSettings(
+                stall_ns=int(stall_s * 1e9), max_window=max_window, silent_ns=int(silent_s * 1e9)
+            ),
             connections=connections,
             failover_ns=int(failover_s * 1e9),
         )
@@ -227,6 +230,7 @@ class Stage:
         self.stale_for: list[str] = []
         self.lost_for: list[str] = []
         self.unfit: list[str] = []
+        self.suspects: list[Address] = []
         self.ends: list[End] = []
         self.taken = 0
         self.reactor.start()
@@ -246,6 +250,9 @@ class Stage:
     def node_gone(self, node: Node) -> None:
         pass
 
+    def suspected(self, node: Node) -> None:
+        self.suspects.append(node.address)
+
     def stale(self, reason: str) -> None:
         self.stale_for.append(reason)
 
@@ -259,9 +266,9 @@ class Stage:
 
     # The play
 
-    def publish(self, shards: list[Any]) -> None:
+    def publish(self, shards: list[Any], failing: frozenset[Address] = frozenset()) -> None:
         """Router.publish with shards as `published` takes them."""
-        self.router.publish(*published(shards))
+        self.router.publish(*published(shards), failing)
 
     def client(self, **settings: Any) -> End:
         """A new client's side; `accepted` is the data path's."""

@@ -11,7 +11,7 @@ import pytest
 from proxy.cluster.topology import Address, Node
 from proxy.cluster.topology_replies import AddressRules, build
 from proxy.control.node_client import NodeClientSettings, node_client
-from proxy.control.node_health import HealthSettings, NodeHealth, judge
+from proxy.control.node_health import HealthSettings, NodeHealth, judge, lost_touch
 from proxy.embedded import HOST, EmbeddedCluster, free_port, wait_for
 from tests.support.fake_node import SILENCE, Cut, FakeNode
 from tests.support.raw import bulk
@@ -355,3 +355,45 @@ def test_real_replicas(cluster: EmbeddedCluster) -> None:
 )
 def test_judge(info: str, usable: bool) -> None:
     assert judge(info)[0] is usable
+
+
+@pytest.mark.parametrize(
+    ("info", "lost"),
+    [
+        ("", False),
+        ("role:slave\r\nmaster_link_status:up\r\n", False),
+        ("role:master\r\nmaster_link_status:down\r\nmaster_link_down_since_seconds:3\r\n", False),
+        ("role:slave\r\nmaster_link_status:down\r\nmaster_link_down_since_seconds:0\r\n", True),
+        ("role:replica\r\nmaster_link_status:down\r\nmaster_link_down_since_seconds:3\r\n", True),
+        ("role:slave\r\nmaster_link_status:down\r\nmaster_link_down_since_seconds:-1\r\n", False),  # it never had one
+        ("role:slave\r\nmaster_link_status:down\r\n", False),
+        ("loading:1\r\nrole:slave\r\nmaster_link_status:down\r\nmaster_link_down_since_seconds:3\r\n", False),
+        (
+            "role:slave\r\nmaster_link_status:down\r\nmaster_sync_in_progress:1\r\nmaster_link_down_since_seconds:3\r\n",
+            False,
+        ),
+    ],
+)
+def test_lost_touch(info: str, lost: bool) -> None:
+    assert lost_touch(info) is lost
+
+
+def test_one_that_has_lost_touch_is_stale(node: FakeNode) -> None:
+    async def scene(health: NodeHealth, changes: list[Change]) -> None:
+        health.set_nodes([replica(node)])
+        await until(lambda: health.reason(at(node)) == "ok")
+        tell(node, LINK_DOWN)
+        await until(lambda: len(changes) == 1)
+        assert not health.stale(at(node))
+        tell(node, LINK_DOWN + b"master_link_down_since_seconds:1\r\n")
+        await until(lambda: len(changes) == 2)
+        assert (health.usable(at(node)), health.stale(at(node))) == (False, True)
+        health.doubt(at(node), "LOADING")
+        assert not health.stale(at(node))
+        await until(lambda: health.stale(at(node)))
+        tell(node)
+        await until(lambda: health.usable(at(node)))
+        assert not health.stale(at(node))
+        assert not health.stale(Address("nobody", 1))
+
+    assert [usable for _, usable, _ in run(scene)] == [False, False, False, False, True]

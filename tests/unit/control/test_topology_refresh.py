@@ -23,6 +23,7 @@ from tests.support.refresher import (
     FOREVER_S,
     WHOLE,
     asked,
+    at,
     closed,
     counted,
     refreshed,
@@ -241,6 +242,30 @@ class TestWhen:
             assert refresher.last_error == ""
 
         run(settings(node), scene)
+
+    def test_while_a_primary_is_suspected(self, start_node: Callable[[str], FakeNode]) -> None:
+        """The others are asked again and again; not for ever so often."""
+        suspect, other = start_node("a"), start_node("b")
+        now = [100.0]
+        for node in (suspect, other):
+            tell(node, suspect, other)
+
+        async def scene(refresher: TopologyRefresher, published: list[Topology]) -> None:
+            await until(lambda: published)
+            before = asked(suspect)
+            refresher.suspect(frozenset({at(suspect)}))
+            await until(lambda: refresher.outcomes["silent", "unchanged"] == 1)
+            await until(lambda: refresher.outcomes["interval", "unchanged"] >= 2)
+            assert asked(suspect) == before
+            assert refresher._interval_s("interval", "unchanged") == 0.3
+            refresher.suspect(frozenset({at(suspect)}))  # no news
+            now[0] += 60.0
+            assert refresher._interval_s("interval", "unchanged") == 2.0
+            refresher.suspect(frozenset())
+            assert refresher._interval_s("interval", "unchanged") == FOREVER_S
+            assert refresher.outcomes["silent", "unchanged"] == 1
+
+        run(settings(suspect, other), scene, clock=lambda: now[0])
 
     def test_fresh_for_three_intervals(self, node: FakeNode) -> None:
         now = 1000.0

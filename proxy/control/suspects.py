@@ -1,0 +1,169 @@
+"""Which primaries may hang: asked PING from time to time, and at once when a worker finds one silent.
+
+Why: a node that hangs or is cut off keeps its connections open, and the cluster needs a node timeout and an election
+before it says so; meanwhile somebody has to look again and again, and without asking the suspect. A primary on which
+nothing but idle clients wait (blocked, subscribed) is noticed by nobody else. Called by control_plane: set_nodes()
+after each topology, suspect() when a worker says so, on_change() back.
+
+Invariants: one connection and one task per primary that owns slots, gone with its slots; at most `concurrency` probes
+at a time; a suspicion begins with a probe that fails, a worker's report or another node's doubt, and ends with the
+first answer or with the node's slots. on_change() must not block. A node that is only busy answers no PING either: a
+suspicion makes others be asked, and nothing worse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final
+
+from proxy.cluster.topology import Address
+from proxy.control.node_client import NodeClient, NodeClientError, NodeClientSettings, connect
+from proxy.control.node_health import HealthSettings
+from proxy.control.tasks import keep
+from proxy.system.log import get, warn_limited
+
+# The first probes of a new topology are spread over this long (or the interval, if that is shorter).
+_FIRST_SPREAD_S: Final = 0.2
+_JITTER: Final = 0.1
+_AGAIN_S: Final = 0.5  # between two probes of a suspect
+# A worker that says that a node has been silent for a while is wrong about the node, if it has answered us since.
+_ANSWERED_S: Final = 1.0
+
+log = get("control.suspects")
+
+
+class _Watched:
+    """A primary under watch."""
+
+    __slots__ = ("address", "answered_s", "suspected", "task", "wake")
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.suspected = False
+        self.answered_s: float | None = None
+        self.wake = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+
+class Suspects:
+    """See the module. Needs a running loop from set_nodes() on. Of the settings health_interval_s is used as there."""
+
+    def __init__(
+        self,
+        settings: HealthSettings,
+        on_change: Callable[[frozenset[Address]], None],
+        *,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self._on_change = on_change
+        self._rng = rng or random.Random()
+        self._clock = clock
+        self._watched: dict[Address, _Watched] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(settings.concurrency)
+
+    @property
+    def suspected(self) -> frozenset[Address]:
+        """Who is, now."""
+        return frozenset(address for address, watched in self._watched.items() if watched.suspected)
+
+    def reconfigure(self, settings: HealthSettings) -> None:
+        """New settings (but for concurrency), at once: every primary is probed now, with the new credentials."""
+        self.settings = settings
+        for watched in self._watched.values():
+            watched.wake.set()
+
+    def set_nodes(self, owners: Iterable[Address], doubted: Iterable[Address] = ()) -> None:
+        """The primaries that own slots by the newest topology; doubted: those that a node has lost touch with."""
+        wanted = set(owners)
+        before = self.suspected
+        for address in self._watched.keys() - wanted:
+            watched = self._watched.pop(address)
+            if watched.task is not None:
+                watched.task.cancel()
+                self._ending.add(watched.task)
+                watched.task.add_done_callback(self._ending.discard)
+        for address in wanted - self._watched.keys():
+            watched = self._watched[address] = _Watched(address)
+            watched.task = keep(partial(self._watch, watched), "suspects")
+        if self.suspected != before:
+            self._tell()
+        for address in doubted:
+            self.suspect(address)
+
+    def suspect(self, address: Address) -> None:
+        """A worker finds it silent, or another node does; the next answer clears it. Others than primaries: nothing."""
+        watched = self._watched.get(address)
+        if watched is None or watched.suspected:
+            return
+        if watched.answered_s is not None and self._clock() - watched.answered_s < _ANSWERED_S:
+            return
+        self._set(watched, True, "it is silent")
+        watched.wake.set()
+
+    async def stop(self) -> None:
+        """Returns when every task and connection is gone."""
+        self.set_nodes(())
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    # --- inside
+
+    def _set(self, watched: _Watched, suspected: bool, why: str) -> None:
+        if suspected == watched.suspected:
+            return
+        watched.suspected = suspected
+        if suspected:
+            text = "primary is suspected: the other nodes are asked about it"
+            warn_limited(log, f"suspect:{watched.address}", text, node=watched.address, reason=why)
+        else:
+            log.info("primary is not suspected any more: it answers", node=watched.address)
+        self._tell()
+
+    def _tell(self) -> None:
+        try:
+            self._on_change(self.suspected)
+        except Exception:
+            log.exception("telling who is suspected failed")
+
+    async def _watch(self, watched: _Watched) -> None:
+        connection: NodeClient | None = None
+        upstream = self._upstream()
+        delay = self._rng.uniform(0, min(_FIRST_SPREAD_S, self.settings.health_interval_s))
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay):
+                        await watched.wake.wait()
+                watched.wake.clear()
+                if connection is not None and upstream != self._upstream():
+                    await connection.close()
+                    connection = None
+                async with self._slots:
+                    upstream = self._upstream()
+                    try:
+                        if connection is None:
+                            connection = await connect(watched.address, upstream)
+                        await connection.ask(("PING",))  # an error is an answer, too
+                    except NodeClientError as error:
+                        if connection is not None:
+                            await connection.close()
+                            connection = None
+                        self._set(watched, True, str(error))
+                    else:
+                        watched.answered_s = self._clock()
+                        self._set(watched, False, "")
+                pause_s = _AGAIN_S if watched.suspected else self.settings.health_interval_s
+                delay = min(pause_s, self.settings.health_interval_s) * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
+        finally:
+            if connection is not None:
+                await connection.close()
+
+    def _upstream(self) -> NodeClientSettings:
+        return NodeClientSettings(self.settings.username, self.settings.password, self.settings.timeout_s)

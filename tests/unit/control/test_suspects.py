@@ -1,0 +1,184 @@
+"""Which primaries may hang: who is asked, what begins a suspicion, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from proxy.cluster.topology import Address
+from proxy.control.node_health import HealthSettings
+from proxy.control.suspects import Suspects
+from proxy.embedded import HOST, free_port, wait_for
+from tests.support.fake_node import SILENCE, Cut, FakeNode
+from tests.support.refresher import at, closed, until
+
+Told = list[frozenset[Address]]
+Scene = Callable[[Suspects, Told], Awaitable[None]]
+
+
+@pytest.fixture
+def start_node() -> Iterator[Callable[[], FakeNode]]:
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(FakeNode())
+
+
+@pytest.fixture
+def node(start_node: Callable[[], FakeNode]) -> FakeNode:
+    return start_node()
+
+
+def run(scene: Scene, *, clock: Callable[[], float] | None = None, **more: Any) -> Told:
+    """The scene; what was told by on_change. Checks that stop() leaves nothing."""
+
+    async def play() -> Told:
+        told: Told = []
+        options: dict[str, Any] = {"health_interval_s": 0.01, "timeout_s": 5.0} | more
+        clocks = {} if clock is None else {"clock": clock}
+        suspects = Suspects(HealthSettings(**options), told.append, rng=random.Random(1), **clocks)
+        try:
+            await scene(suspects, told)
+        finally:
+            await suspects.stop()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return told
+
+    return asyncio.run(play())
+
+
+def pings(node: FakeNode) -> int:
+    return len(node.seen("PING"))
+
+
+def test_asked_again_and_again_over_one_connection(node: FakeNode) -> None:
+    async def scene(suspects: Suspects, told: Told) -> None:
+        suspects.set_nodes([at(node)])
+        await until(lambda: pings(node) >= 5)
+        assert len(node.sessions) == 1
+        assert suspects.suspected == frozenset()
+
+    assert run(scene) == []
+    wait_for(lambda: closed(node), 5, "closed")
+
+
+@pytest.mark.parametrize("answer", [SILENCE, Cut(), Cut(b"+PO")])
+def test_no_answer_is_suspicious_until_there_is_one(node: FakeNode, answer: Any) -> None:
+    async def scene(suspects: Suspects, told: Told) -> None:
+        suspects.set_nodes([at(node)])
+        await until(lambda: pings(node))
+        node.on("PING", answer)
+        await until(lambda: suspects.suspected == {at(node)})
+        node.on("PING", b"+PONG\r\n")
+        await until(lambda: not suspects.suspected)
+
+    assert run(scene, timeout_s=0.1) == [{at(node)}, frozenset()]
+
+
+def test_an_error_is_an_answer(node: FakeNode) -> None:
+    """-BUSY: a script runs."""
+    node.on("PING", b"-BUSY Valkey is busy running a script.\r\n")
+
+    async def scene(suspects: Suspects, told: Told) -> None:
+        suspects.set_nodes([at(node)])
+        await until(lambda: pings(node) >= 3)
+
+    assert run(scene) == []
+
+
+def test_one_that_is_not_there() -> None:
+    nobody = Address(HOST, free_port())
+
+    async def scene(suspects: Suspects, told: Told) -> None:
+        suspects.set_nodes([nobody])
+        await until(lambda: told)
+
+    assert run(scene) == [{nobody}, frozenset()]  # the last: it is not watched any more
+
+
+def test_what_a_worker_says_is_looked_into_at_once(node: FakeNode) -> None:
+    node.on("PING", SILENCE)
+
+    async def scene(suspects: Suspects, told: Told) -> None:
+        suspects.set_nodes([at(node)])
+        suspects.suspect(at(node))
+        assert suspects.suspected == {at(node)}
+        suspects.suspect(at(node))
+        await until(lambda: pings(node))
+        node.on("PING", b"+PONG\r\n")
+        await until(lambda: not suspects.suspected)
+
+    assert run(scene, health_interval_s=3600.0, timeout_s=0.1) == [{at(node)}, frozenset()]
+
+
+def test_one_that_has_just_answered_is_not_suspected(node: FakeNode) -> None:
+    now = [100.0]
+
+    async def scene(suspects: Suspects, told: Told) -> None:
+        suspects.set_nodes([at(node)])
+        await until(lambda: pings(node))
+        await asyncio.sleep(0.05)
+        suspects.suspect(at(node))
+        assert told == []
+        now[0] += 1.01
+        suspects.suspect(at(node))
+        assert told == [{at(node)}]
+        await until(lambda: not suspects.suspected)
+        assert pings(node) == 2
+
+    run(scene, clock=lambda: now[0], health_interval_s=3600.0)
+
+
+def test_what_another_node_doubts(node: FakeNode) -> None:
+    async def scene(suspects: Suspects, told: Told) -> None:
+        suspects.set_nodes([at(node)], [at(node)])
+        assert suspects.suspected == {at(node)}
+        await until(lambda: not suspects.suspected)
+
+    assert run(scene, health_interval_s=3600.0) == [{at(node)}, frozenset()]
+
+
+def test_who_owns_nothing_is_not_asked(start_node: Callable[[], FakeNode]) -> None:
+    one, other = start_node(), start_node()
+    one.on("PING", SILENCE)
+
+    async def scene(suspects: Suspects, told: Told) -> None:
+        suspects.set_nodes([at(one), at(other)])
+        suspects.suspect(Address("nobody", 1))
+        await until(lambda: suspects.suspected == {at(one)})
+        suspects.set_nodes([at(other)])
+        assert suspects.suspected == frozenset()
+        before = pings(one)
+        await until(lambda: pings(other) >= 5)
+        assert pings(one) == before
+
+    assert run(scene, timeout_s=0.1) == [{at(one)}, frozenset()]
+    wait_for(lambda: closed(one), 5, "closed")
+
+
+def test_new_credentials_are_used_at_once(node: FakeNode) -> None:
+    async def scene(suspects: Suspects, told: Told) -> None:
+        suspects.set_nodes([at(node)])
+        await until(lambda: pings(node) == 1)
+        suspects.reconfigure(HealthSettings(health_interval_s=3600.0, timeout_s=5.0, username="bob", password="new"))
+        await until(lambda: pings(node) == 2)
+        assert [b"AUTH", b"bob", b"new"] in node.sessions[-1].commands
+
+    assert run(scene, health_interval_s=3600.0) == []
+
+
+def test_a_listener_that_fails_stops_nothing(node: FakeNode, caplog: pytest.LogCaptureFixture) -> None:
+    def boom(suspected: frozenset[Address]) -> None:
+        raise RuntimeError("boom")
+
+    async def scene() -> None:
+        suspects = Suspects(HealthSettings(health_interval_s=0.01), boom)
+        suspects.set_nodes([at(node)], [at(node)])
+        await until(lambda: pings(node) >= 3)
+        await suspects.stop()
+
+    asyncio.run(scene())
+    assert "telling who is suspected failed" in caplog.text
