@@ -52,6 +52,7 @@ def merge(own: OwnValues, workers: Sequence[tuple[CounterValues, Status | None]]
         },
         "messages_waiting": sum(status.messages_waiting for status in told),
         "interrupted": sum(status.interrupted for status in told),
+        "held": sum(status.held for status in told),
     }
 
 
@@ -115,6 +116,7 @@ def merge_nodes(
             pending=sum(status.pending for status in several),
             buckets=_sum_buckets([status.buckets for status in counted]),
             sum_s=fsum(status.sum_s for status in counted),
+            paused=any(status.paused for status in several),
         )
     return merged
 
@@ -160,7 +162,7 @@ class Past:
 
     def _keep_node(self, name: str, node: NodeStatus) -> None:
         kept = merge_nodes([{name: node}], self.nodes)[name]
-        kept.up, kept.connections, kept.pending = False, {}, 0
+        kept.up, kept.connections, kept.pending, kept.paused = False, {}, 0, False
         kept.sum_s = _up(kept.sum_s)
         self.nodes[name] = kept
 

@@ -38,6 +38,7 @@ def publication(
                 usable=node.role == "primary" or usable(node.address),
                 announced_port=node.announced_port,
                 hosts=(*node.announced_hosts, node.address.host),
+                id=node.id,
             )
             for node in nodes
         ],

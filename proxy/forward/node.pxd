@@ -29,6 +29,7 @@ cdef class Node:
     cdef readonly str label                 # str(address)
     cdef readonly uint32_t number           # never given twice in a process
     cdef public bint replica
+    cdef public bint paused                 # PROXY PAUSE holds what is for it: see proxy.forward.gate
     cdef public bint usable                 # a replica fit for reads (proxy.control.node_health)
     cdef readonly bint gone                 # no longer in the topology
     cdef uint32_t published                 # number of the topology it was last in
@@ -54,3 +55,4 @@ cdef class Shard:
     cdef readonly list replicas
     cdef Node pick(self, Request* r)
     cdef Node least(self, Request* r, bint with_primary)
+    cdef Node paused_replica(self)

@@ -17,6 +17,7 @@ class Node:
 
     replica: bool
     usable: bool  # a replica fit for reads
+    paused: bool  # PROXY PAUSE holds what is for it; set by proxy.forward.gate
     connect_failures: int
     def __init__(self, address: Address, replica: bool) -> None: ...
     @property
@@ -41,4 +42,4 @@ class Node:
     def backends(self) -> list[Backend]:
         """All its connections, leased ones and those still draining included."""
     def figures(self) -> Any:
-        """{role, up, usable, pending, connections: {state: n}, connect_failures, buckets, sum_s}."""
+        """{role, up, usable, paused, pending, connections: {state: n}, connect_failures, buckets, sum_s}."""

@@ -91,7 +91,7 @@ cdef class Node:
         return found + self.leases + self.retired
 
     def figures(self):
-        """{role, up, usable, pending, connections: {(purpose, state): n}, connect_failures, buckets, sum_s}."""
+        """{role, up, usable, paused, pending, connections: {(purpose, state): n}, connect_failures, buckets, sum_s}."""
         connections = {(purpose, state): 0 for purpose in PURPOSES for state in STATE_NAMES}
         pending = 0
         for b in self.backends():
@@ -103,6 +103,7 @@ cdef class Node:
             # Answers: connected, or (a replica nobody reads from) found fit by its last probe.
             "up": self.up or (self.replica and self.usable and not self.down),
             "usable": bool(self.usable),
+            "paused": bool(self.paused),
             "pending": pending,
             "connections": connections,
             "connect_failures": self.connect_failures,
@@ -125,7 +126,7 @@ cdef class Shard:
         if r.policy == READS_PRIMARY or not r.flags & REQ_READ:
             return node
         if r.policy == READS_PREFER_PRIMARY:
-            if node is not None and node.pool(r.proto, r.db).down_since_ns == 0:
+            if node is not None and node.pool(r.proto, r.db).down_since_ns == 0 and not node.paused:
                 return node
             node = self.least(r, False)
             return self.primary if node is None else node
@@ -134,7 +135,15 @@ cdef class Shard:
         node = self.least(r, False)
         if node is None and r.policy == READS_PREFER_REPLICA:
             return self.primary
-        return node
+        return self.paused_replica() if node is None else node
+
+    cdef Node paused_replica(self):
+        """One that reads may only wait for; None when there is none."""
+        cdef Node node
+        for node in self.replicas:
+            if node.paused and node.usable:
+                return node
+        return None
 
     cdef Node least(self, Request* r, bint with_primary):
         """The fit node with the fewest pending requests; ties go round by the client's affinity."""
@@ -147,7 +156,7 @@ cdef class Shard:
             place = <Py_ssize_t> (r.affinity + i) % n
             node = <Node> self.replicas[place] if place < replicas else self.primary
             pool = node.pool(r.proto, r.db)
-            if pool.down_since_ns or (node.replica and not node.usable):
+            if pool.down_since_ns or node.paused or (node.replica and not node.usable):
                 continue
             pending = (<Pipeline> pool.backends[0]).pending if pool.backends else 0
             if best is None or pending < fewest:

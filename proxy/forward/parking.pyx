@@ -6,11 +6,14 @@ time, or as soon as something has changed (`wake_all`), until its deadline (Reco
 order in which clients sent them, whenever each was parked, and those of one slot never overtake each other: a client's
 writes to one key must not. They also go on together: what went later could find the slot at another node, before the
 first has found its way there.
+
+Time stands still for what waits for a paused node (PROXY PAUSE), and for what waits behind that: its deadline is put
+off by as long as it waits.
 """
 cimport cython
 from libc.stdint cimport uint64_t
 
-from proxy.forward.counters cimport OUTCOME_GAVE_UP, OUTCOME_RETRIED, RETRY_NOSCRIPT
+from proxy.forward.counters cimport OUTCOME_GAVE_UP, OUTCOME_RETRIED, RETRY_NOSCRIPT, RETRY_PAUSED
 from proxy.forward.ports cimport Sink
 from proxy.forward.request cimport (
     STATE_NEW, STATE_PARKED, request_free, request_keep, request_move,
@@ -84,7 +87,7 @@ cdef class Parking:
         False when there is no memory: the request is still the caller's then.
         """
         cdef int64_t delay = self.backoff_min_ns << (r.attempts if r.attempts < 16 else 16)
-        if self.reactor.now >= r.deadline_ns:
+        if self.reactor.now >= r.deadline_ns and reason != RETRY_PAUSED:
             self.counts.retries[reason][OUTCOME_GAVE_UP] += 1
             self.recovery.expired(r, reason)
             return True
@@ -113,6 +116,7 @@ cdef class Parking:
         r.bnext = NULL
         if self.first == NULL:
             self.first = r
+            self.looked_ns = self.reactor.now
         else:
             self.last.bnext = r
             if r.number < self.last.number:
@@ -183,21 +187,29 @@ cdef class Parking:
     cdef void go(self, bint everything) noexcept:
         cdef Request* r = self.empty()
         cdef Request* following
-        cdef bint due
+        cdef bint due, paused
+        cdef int64_t passed
         self.reactor.tick()
+        passed = self.reactor.now - self.looked_ns
+        self.looked_ns = self.reactor.now
         while r != NULL:
             following = r.bnext
             r.bnext = NULL
+            paused = r.reason == RETRY_PAUSED
             if r.slot < 0:
-                due = everything or r.wake_ns <= self.reactor.now
+                due = everything or (r.wake_ns <= self.reactor.now and not paused)
             else:
                 due = not self.parked_in[r.slot] and (
-                    everything or r.wake_ns <= self.reactor.now or self.went_ns[r.slot] == self.reactor.now
+                    everything or (r.wake_ns <= self.reactor.now and not paused)
+                    or self.went_ns[r.slot] == self.reactor.now
                 ) and (not self.doubts or not self.behind_doubt(r))
+                paused = paused or self.gated and self.parked_in[r.slot] > 0
+            if paused:
+                r.deadline_ns += passed
             if abandoned(r):
                 request_move(r, STATE_NEW)
                 self.discard(r)
-            elif r.deadline_ns <= self.reactor.now:
+            elif r.deadline_ns <= self.reactor.now and not paused:
                 self.counts.timeouts += 1
                 self.counts.retries[r.reason][OUTCOME_GAVE_UP] += 1
                 request_move(r, STATE_NEW)

@@ -31,7 +31,7 @@ from proxy.cluster.redirection cimport (
 from proxy.forward.backend cimport BACKEND_UP
 from proxy.forward.counters cimport (
     RETRY_CLUSTERDOWN, RETRY_FULL, RETRY_LOADING, RETRY_LOST, RETRY_MASTERDOWN, RETRY_MOVED,
-    RETRY_NOSCRIPT, RETRY_READONLY, RETRY_TRYAGAIN,
+    RETRY_NOSCRIPT, RETRY_PAUSED, RETRY_READONLY, RETRY_TRYAGAIN,
 )
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
 from proxy.forward.ports cimport Sink
@@ -167,6 +167,8 @@ cdef class Redirect:
         r.repaired = 0                      # of this node it is not known yet whether it has its script
         # Two nodes that name each other while a slot changes hands: give them time from the second round on. What was
         # parked, and has gone on since this one was sent, may be its client's, and not yet where this would go.
+        if node.paused:
+            return self.wait(r, p, RETRY_PAUSED)
         if self.router.at(node, r) != CHOSEN or r.redirections > 2 or (
             r.slot >= 0 and (self.parking.parked_in[r.slot] or self.parking.went_ns[r.slot] > r.sent_ns)
         ):
@@ -270,7 +272,7 @@ cdef class Redirect:
         self.counts.redirections[<int> REDIR_NOSCRIPT] += 1
         (<Sink> r.sink).unsettle()
         request_fault(r, p, n)
-        if not load or backend.state != BACKEND_UP or backend.draining:
+        if not load or backend.state != BACKEND_UP or backend.draining or backend.node.paused:
             r.redirections = 0              # it goes to the slot's owner again, which may redirect it here again
             return self.wait(r, bytes, RETRY_NOSCRIPT if not load else RETRY_LOST)
         return self.give(backend, r, sha[:SHA_LEN].lower(), load)

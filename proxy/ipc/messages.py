@@ -50,6 +50,7 @@ class NodeEntry(msgspec.Struct, array_like=True):
     usable: bool  # a replica that may be read from; True for a primary
     announced_port: int
     hosts: tuple[str, ...]
+    id: str = ""  # as the nodes call it; "" = not told
 
 
 class Topology(msgspec.Struct, tag=True, array_like=True):
@@ -105,6 +106,7 @@ class NodeStatus(msgspec.Struct, array_like=True):
     pending: int  # commands sent and not answered
     buckets: list[int]
     sum_s: float
+    paused: bool = False  # PROXY PAUSE holds what is for it
 
 
 # -- to a worker -----------------------------------------------------------------------------------------------------
@@ -251,13 +253,15 @@ class Report(msgspec.Struct, tag=True, array_like=True):
 class Question(msgspec.Struct, tag=True, array_like=True):
     """For all other workers; everyone: for this one too and for those that start later, in the same order for all.
 
-    Answered with Found of the same number, the last of which comes within a bounded time.
+    Of those to everyone the last one of each kind and subject holds for workers to come. Answered with Found of the
+    same number, the last of which comes within a bounded time.
     """
 
     number: int
     kind: str
     body: bytes
     everyone: bool
+    subject: str = ""
 
 
 class Answer(msgspec.Struct, tag=True, array_like=True):
@@ -284,6 +288,7 @@ class Status(msgspec.Struct, tag=True, array_like=True):
     interrupted: bool = False  # subscriptions that were in force are not
     tracking_clients: int = 0  # that have said CLIENT TRACKING ON
     monitors: int = 0  # that have said MONITOR
+    held: int = 0  # clients whose next command waits for a paused node
 
 
 class Applied(msgspec.Struct, tag=True, array_like=True):

@@ -109,6 +109,9 @@ class Connector:
         """Its connection is gone. Reconnects at once, unless it had only just been made."""
         lived = time.monotonic() - self._up_since.pop(backend, 0.0)
         label = backend.node.label
+        if backend.node.paused:  # it is being restarted: made again when the pause is over
+            log.debug("connection to a paused node closed", node=label, reason=reason)
+            return
         warn_limited(log, f"lost:{label}", "connection to node lost", node=label, reason=reason)
         self._on_trouble("lost")
         if backend.state != BackendState.CLOSED:
@@ -181,14 +184,16 @@ class Connector:
                     self._failures.pop(backend, None)
                     return
                 reason = getattr(error, "strerror", None) or str(error) or "no answer in time"
-                warn_limited(log, f"connect:{label}", "cannot connect to node", node=label, reason=reason)
+                if not backend.node.paused:
+                    warn_limited(log, f"connect:{label}", "cannot connect to node", node=label, reason=reason)
                 if isinstance(error, Refused):
                     self._failures.pop(backend, None)
                     self._tasks.pop(backend, None)
                     self._on_refused(backend, error.line)
                     return
                 backend.connect_failed()
-                self._on_trouble("connect")
+                if not backend.node.paused:
+                    self._on_trouble("connect")
                 delay_s = self._backoff(backend)
         self._failures.pop(backend, None)
         self._tasks.pop(backend, None)  # before on_up: what it brings about may lose the connection again

@@ -14,6 +14,7 @@ from proxy.forward.clients import output_bytes
 from proxy.forward.counters import Counters
 from proxy.forward.datapath import DataPath
 from proxy.forward.exchange import Exchange
+from proxy.forward.gate import held
 from proxy.forward.hub import Hub
 from proxy.forward.reactor import Reactor
 from proxy.ipc.messages import TOPIC_STATS, NodeStatus, Status
@@ -37,6 +38,7 @@ class WorkerStatus:
         self.hub: Hub | None = None
         self.interrupted: Callable[[], bool] = lambda: False
         self.monitors: Callable[[], int] = lambda: 0
+        self.node_ids: Mapping[str, str] = {}  # "host:port" -> id
         self.others: Mapping[str, int] = {}  # what the other workers count, by the names of stats()
         self._path = path
         self._exchange = exchange
@@ -49,6 +51,7 @@ class WorkerStatus:
         dropped = logs.dropped()
         told = Status(number, waiting, output, memory, self.lag_s, dropped, self._nodes())
         told.tracking_clients, told.monitors = len(self._path.tracking), self.monitors()
+        told.held = held(self._path)
         if (hub := self.hub) is not None:
             channels, patterns, shards = hub.subscriptions
             told.subscriptions, told.topics = (channels, patterns, shards), self._topics(hub)
@@ -83,7 +86,15 @@ class WorkerStatus:
     def nodes(self) -> list[NodeState]:
         """The nodes for INFO, with this worker's connections."""
         return [
-            NodeState(label, node.role, node.up, node.connections["shared", "up"], node.pending)
+            NodeState(
+                label,
+                node.role,
+                node.up,
+                node.connections["shared", "up"],
+                node.pending,
+                self.node_ids.get(label, ""),
+                node.paused,
+            )
             for label, node in self._nodes().items()
         ]
 
@@ -91,6 +102,6 @@ class WorkerStatus:
         nodes = {}
         for node in self._exchange.router.nodes.values():
             seen = node.figures()
-            rest = (seen[name] for name in ("connect_failures", "pending", "buckets", "sum_s"))
+            rest = (seen[name] for name in ("connect_failures", "pending", "buckets", "sum_s", "paused"))
             nodes[node.label] = NodeStatus(seen["role"], seen["up"], seen["connections"], *rest)
         return nodes
