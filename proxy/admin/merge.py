@@ -52,6 +52,7 @@ def merge(own: OwnValues, workers: Sequence[tuple[CounterValues, Status | None]]
         },
         "messages_waiting": sum(status.messages_waiting for status in told),
         "interrupted": sum(status.interrupted for status in told),
+        "held": sum(status.held for status in told),
     }
 
 
@@ -122,6 +123,7 @@ def merge_nodes(
             breakers=sum(status.breakers for status in several),
             held=sum(status.held for status in several),
             held_bytes=sum(status.held_bytes for status in several),
+            paused=any(status.paused for status in several),
         )
     return merged
 
@@ -180,7 +182,7 @@ class Past:
 
     def _keep_node(self, name: str, node: NodeStatus) -> None:
         kept = merge_nodes([{name: node}], self.nodes)[name]
-        kept.up, kept.connections, kept.pending = False, {}, 0
+        kept.up, kept.connections, kept.pending, kept.paused = False, {}, 0, False
         kept.owner, kept.down_s, kept.breakers, kept.held, kept.held_bytes = False, 0.0, 0, 0, 0
         kept.sum_s = _up(kept.sum_s)
         self.nodes[name] = kept

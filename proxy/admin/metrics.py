@@ -155,6 +155,7 @@ def _commands(snapshot: Snapshot, bounds: tuple[str, ...]) -> Iterator[Family]:
     yield _single(
         "requests_waiting", "Requests held until they can be sent, for want of a node or a slot.", snapshot["waiting"]
     )
+    yield _single("held_clients", "Clients whose next command waits for a paused node.", snapshot["held"])
     yield _counter(
         "commands_total",
         "Commands answered.",
@@ -259,6 +260,12 @@ def _nodes(nodes: Mapping[str, NodeStatus], bounds: tuple[str, ...]) -> Iterator
         "1 when the node answers.",
         ("node", "role"),
         [((name, node.role), int(node.up)) for name, node in nodes.items()],
+    )
+    yield _gauge(
+        "node_paused",
+        "1 while PROXY PAUSE holds what is for the node.",
+        ("node",),
+        [((name,), int(node.paused)) for name, node in nodes.items()],
     )
     yield _gauge(
         "backend_connections",

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 from enum import IntEnum, IntFlag
 from typing import Final
 
-from proxy.commands.rows import Row
+from proxy.commands.rows import Row, row
 
 
 class CommandClass(IntEnum):
@@ -125,6 +125,9 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "cluster|countkeysinslot": _LOCAL,
     "cluster|getkeysinslot": _LOCAL,
 
+    # The proxy's own: see OWN_ROWS.
+    "proxy": _LOCAL,
+
     # The same on every server.
     "lolwut": _ANY,
     "module|list": _ANY,                    # admin by flag; RedisInsight sends it
@@ -221,6 +224,9 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
     "restore-asking": _REFUSED,
 }
 # fmt: on
+
+# Commands that no server has: beside theirs in the table of the data path, and nowhere else.
+OWN_ROWS: Final = (row("proxy", -2, "admin noscript loading stale no_multi"),)
 
 # They run code that a client wrote, and their reply is what that code returns, error lines included.
 _SCRIPTS: Final = frozenset({"eval", "evalsha", "eval_ro", "evalsha_ro", "fcall", "fcall_ro"})

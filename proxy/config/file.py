@@ -180,7 +180,7 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, key: Key, source: Source, a
     if node.tag != TEXT_TAG:
         return loader.construct_object(node)
     text = str(node.value)
-    if key[-1:] == ("password",) and text and not VARIABLE.fullmatch(text):
+    if key[-1:] in (("password",), ("admin_password",)) and text and not VARIABLE.fullmatch(text):
         source.with_secrets.add(source.file)
     return _substituted(text, key, source)
 

@@ -182,6 +182,8 @@ class Clients(Login):
     max_clients: kind.Count = _option(10000, "Clients at the same time; more are refused with Redis's error.")
     password: kind.Secret = _option("", "What clients say with AUTH; empty = $REDIS_PROXY_CLIENT_PASSWORD, or none.")
     password_file: kind.FromFile = _option("", "File with that password, relative to the folder of the configuration.")
+    admin_password: kind.Secret = _option("", "What user `admin` says with AUTH, who may use PROXY; empty = nobody may.")
+    admin_password_file: kind.FromFile = _option("", "File with that password, likewise.")
     protected_mode: kind.YesOrNo = _option(
         True, "true: when the cluster has a password, listeners for other machines need one too; false: not."
     )
@@ -189,6 +191,9 @@ class Clients(Login):
         "auto", "Memory of all clients together; auto = half of what machine or container grant, 0 = no limit."
     )
     idle_timeout: kind.SecondsOrOff = _option("0", "A client that is silent so long is closed; 0 = never.")
+    frame_timeout: kind.SecondsOrOff = _option(
+        "0", "A client that takes so long from a command's first byte to its last is closed; 0 = never."
+    )
     max_pending: kind.Count = _option(1024, "Unanswered commands of one client before it is read no further.")
     max_pending_bytes: kind.Bytes = _option("16mb", "Bytes of such commands before it is read no further.")
     output_soft_limit: kind.Bytes = _option("1mb", "Unread replies of one client before it is read no further.")
@@ -201,6 +206,18 @@ class Clients(Login):
     max_bulk: kind.Bytes = _option("512mb", "Bytes of one argument (proto-max-bulk-len).")
     max_arguments: kind.Count = _option(1048576, "Arguments of one command.")
     tcp_keepalive: kind.SecondsOrOff = _option("300s", "TCP keepalive towards clients; 0 = off.")
+
+    @property
+    def admin_secret(self) -> str:
+        """The administrators' password, wherever it came from; empty = none."""
+        return self.admin_password_file.secret or self.admin_password.get_secret_value()
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Two passwords of administrators."""
+        yield from super().conflicts()
+        if self.admin_password.get_secret_value() and self.admin_password_file.path:
+            reason = "either admin_password or admin_password_file, not both"
+            yield Conflict(("admin_password",), reason, (("admin_password_file",),))
 
 
 class Commands(Section):

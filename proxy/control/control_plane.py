@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Callable
 
 from proxy.cluster.topology import Address, Node, Topology
+from proxy.commands.dispositions import OWN_ROWS
 from proxy.commands.lookup import CommandTable
 from proxy.commands.rows import Row, merge_rows
 from proxy.commands.table import ROWS, SOURCE
@@ -199,7 +200,7 @@ class ControlPlane:
 
         It is one and the same dict each time: whoever reads a worker's counters by it knows new commands, too.
         """
-        CommandTable(rows, "", self._metrics)
+        CommandTable((*rows, *OWN_ROWS), "", self._metrics)
         return self._metrics
 
     def _primaries(self) -> list[Node]:

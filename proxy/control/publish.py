@@ -45,6 +45,7 @@ def publication(
                 hosts=(*node.announced_hosts, node.address.host),
                 failing=node.health == "fail",
                 stale=node.role == "replica" and stale(node.address),
+                id=node.id,
             )
             for node in nodes
         ],

@@ -136,9 +136,9 @@ cdef class Backend(Pipeline):
         if self.state == BACKEND_CLOSED:
             return
         self.state = BACKEND_BACKOFF if self.pool is not None else BACKEND_CLOSED
-        self.node.connect_failures += tried
+        self.node.connect_failures += tried and not self.node.paused
         self.reactor.tick()
-        if self.pool is not None and self.pool.down_since_ns == 0 and not any(
+        if self.pool is not None and self.pool.down_since_ns == 0 and not self.node.paused and not any(
             (<Backend> b).state == BACKEND_UP for b in self.pool.backends
         ):
             self.pool.down_since_ns = (0 if tried else self.node.down_since()) or self.reactor.now
@@ -430,6 +430,8 @@ cdef class Backend(Pipeline):
         self.close_fd()
         if self.draining or self.pool is None or self.pool.owner is not None:
             self.state = BACKEND_CLOSED         # (what its client watches on its own must not seem to be watched on)
+        elif self.node.paused:
+            self.state = BACKEND_IDLE           # it is being restarted: until it is wanted again
         else:
             self.state = BACKEND_CONNECTING
         if self.pushes is not None:

@@ -126,6 +126,7 @@ cdef class Blocking(Command):
         if self.parent == NULL or why <= self.parting:
             return
         self.parting = why
+        self.keep_on()
         if why == KILLED:
             self.client.end(CLOSE_KILLED)
         for leg in self.legs:
@@ -158,6 +159,7 @@ cdef class Blocking(Command):
     cdef void unblock(self, bint error, object told) noexcept:
         if told is not None:
             self.askers.append(told)
+            self.keep_on()                  # whoever wants its end is not to get a pause of it
         if self.unblocking:
             return                          # what is answered to that is answered to this
         self.unblocking = True
@@ -191,7 +193,7 @@ cdef class Blocking(Command):
                 "CLIENT", "UNBLOCK", str(leg.lease.client_id), "ERROR" if self.with_error else "TIMEOUT")
             ask_node(
                 self.client.path.exchange, leg.lease.node, frame, proto=2, timeout_ns=QUESTION_NS, most=ANSWER_MOST,
-                done=leg.told, raised=self.client.path.responder.raised,
+                done=leg.told, raised=self.client.path.responder.raised, through=True,
             )
         self.heard(b"")                     # not before all are asked
 
@@ -221,26 +223,65 @@ cdef class Blocking(Command):
 
     cdef void end_here(self) noexcept:
         """Its node does not end it: it is ended by closing the connection."""
-        cdef bytes text = UNBLOCKED
+        cdef bytes text
+        if self.keep_on():
+            self.tell(False)                # it goes on at its node, pause or not
+            return
         if self.parting:
             self.lose()
         elif self.begun():
             self.tell(False)                # it waits no more: the rest of its reply is on its way
             return
         else:
-            if not self.with_error:
-                text = null_array(self.client.proto)
-                if self.for_replicas:
-                    text = b":0\r\n" if b"AOF" not in self.parent.own[:self.parent.len].upper() else (
-                        b"*2\r\n:0\r\n:0\r\n")
+            text = UNBLOCKED if self.with_error else self.nothing()
             self.finish(text, len(text), self.with_error)
         self.tell(True)
+
+    cdef bytes nothing(self):
+        """The reply when its time is over."""
+        if not self.for_replicas:
+            return null_array(self.client.proto)
+        return b":0\r\n" if b"AOF" not in self.parent.own[:self.parent.len].upper() else b"*2\r\n:0\r\n:0\r\n"
+
+    cdef void elapsed(self) noexcept:
+        cdef bytes text = self.nothing()
+        self.finish(text, len(text), False)
+
+    # -- its node is to be paused ----------------------------------------------------------------------------------
+
+    cdef void suspend(self, Node node) noexcept:
+        """Has it ended at this node, where nothing has been popped for it; its legs hold it until the pause is over.
+
+        Whatever cannot be ended goes on as it is.
+        """
+        cdef Leg leg
+        cdef bint there = False
+        if self.parent == NULL or self.parting or self.unblocking:
+            return
+        for leg in self.legs:
+            there = there or leg.r != NULL and leg.lease is not None and leg.lease.node is node
+        if not there:
+            return
+        for leg in self.legs:
+            leg.suspended = leg.r != NULL
+        self.suspending = True
+        self.unblock(True, None)
+
+    cdef bint keep_on(self) noexcept:
+        """It is not to be begun again after all; whether it was to be."""
+        cdef Leg leg
+        cdef bint was = self.suspending
+        self.suspending = False
+        if was:
+            for leg in self.legs:
+                leg.suspended = False
+        return was
 
     cdef void tell(self, bint hit) noexcept:
         """Whoever has asked for its end."""
         cdef list askers = self.askers
         self.askers = []
-        self.unblocking = False
+        self.unblocking = self.suspending = False
         for told in askers:
             try:
                 told(bool(hit))

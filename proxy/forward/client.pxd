@@ -10,7 +10,9 @@ cdef class Client(ClientInfo):
     cdef uint32_t served_by                 # Node.number of the primary its keyless commands went to last
     cdef bint paused                        # not read: too much under way or not taken, or a command must wait
     cdef bint waits_for_room                # ... on the connection its next command would go to, or for a pause's end
-    cdef readonly bint held_back            # its next command waits for the end of a CLIENT PAUSE
+    cdef int64_t partial_ns                 # since when its input ends in the middle of a command; 0 = it does not
+    cdef uint64_t partial_of                # ... after how many whole ones (both: clients.close_slow)
+    cdef readonly bint held_back            # its next command waits for the end of a pause
     cdef bint eof                           # nothing more will come
     cdef readonly bint half_closed          # it said so; what it sent before may not be read yet
     cdef bint closing                       # closed as soon as everything is answered and taken; no more input counts

@@ -472,7 +472,7 @@ cdef class Client(ClientInfo):
         self.release_input()
         self.path.clients.discard(self)
         if self.held_back:
-            self.path.held.discard(self)
+            self.path.let_go(self)
         if self.lingering_ns:
             self.path.lingering.discard(self)
         self.path.closed += 1

@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t
 
 from proxy.forward.buffer cimport buffer_len
 from proxy.forward.client cimport Client
-from proxy.forward.counters cimport CLOSE_IDLE, CLOSE_SHUTDOWN
+from proxy.forward.counters cimport CLOSE_IDLE, CLOSE_SHUTDOWN, CLOSE_SLOW_FRAME
 from proxy.forward.datapath cimport ClientSettings, DataPath
 from proxy.forward.dispatch cimport Dispatch
 from proxy.forward.memory cimport MemoryGuard
@@ -83,6 +83,24 @@ def close_idle(DataPath path, double idle_s):
             c.active_ns = path.reactor.now
         else:
             c.close(CLOSE_IDLE)
+
+
+def close_slow(DataPath path, double frame_s):
+    """Closes clients that have begun a command frame_s seconds ago and have not sent all of it; call it regularly.
+
+    When one began is known to the interval between two calls: nothing is noted per command.
+    """
+    cdef Client c
+    path.reactor.tick()
+    limit = path.reactor.now - <int64_t> (frame_s * 1e9)
+    for c in list(path.clients):
+        if not buffer_len(&c.rest) or c.paused or c.queued or c.closing or c.draining:
+            c.partial_ns = 0                # nothing is left over, or what is left waits for us
+        elif c.partial_ns == 0 or c.partial_of != c.total_commands:
+            c.partial_ns = path.reactor.now
+            c.partial_of = c.total_commands
+        elif c.partial_ns <= limit:
+            c.close(CLOSE_SLOW_FRAME)
 
 
 def close_all(DataPath path):

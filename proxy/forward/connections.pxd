@@ -16,6 +16,7 @@ cdef enum Choice:
     WAIT = 3                # its node is down, or no replica is fit: try again a little later
     HOPELESS = 4            # its node has been down for longer than the failover deadline
     LOST = 5                # the one node or connection it may go to is gone
+    PAUSED = 6              # its node is paused: until that is over
 
 cdef class Connections:
     cdef Reactor reactor

@@ -62,6 +62,8 @@ cdef class Connections:
 
     cdef int at(self, Node node, Request* r) noexcept:
         """Chooses the request's connection to this node."""
+        if node.paused:
+            return PAUSED
         if r.db >= OWN_FIRST:
             return self.at_own(node, r)
         return self.shared(node, r.proto, r.db, r.affinity)

@@ -20,7 +20,8 @@ cdef enum:               # CloseReason
     CLOSE_CROSS_PROTOCOL = 10   # POST or Host:
     CLOSE_MEMORY_LIMIT = 11     # all clients together held too much, and it the most
     CLOSE_PUBSUB_LIMIT = 12     # it does not take the messages it is subscribed to
-    CLOSE_REASONS = 13
+    CLOSE_SLOW_FRAME = 13       # clients.frame_timeout
+    CLOSE_REASONS = 14
 
 cdef enum:               # RedirectionCount
     COUNT_REDIRECTIONS = 9      # indexed by proxy.cluster.redirection.RedirectionKind
@@ -36,7 +37,8 @@ cdef enum:               # RetryReason
     RETRY_MOVED = 7
     RETRY_FULL = 8              # too many unanswered bytes on the connection to its node
     RETRY_NOSCRIPT = 9          # its script is being asked for
-    RETRY_REASONS = 10
+    RETRY_PAUSED = 10           # its node is paused (PROXY PAUSE)
+    RETRY_REASONS = 11
 
 cdef enum:               # RetryOutcome
     OUTCOME_RETRIED = 0

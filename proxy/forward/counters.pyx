@@ -29,13 +29,13 @@ ERROR_KINDS = (
 )
 CLOSE_REASON_NAMES = (
     "client", "quit", "protocol_error", "output_limit", "query_limit", "idle", "killed", "shutdown", "reply_cut",
-    "socket_error", "cross_protocol", "memory_limit", "pubsub_limit",
+    "socket_error", "cross_protocol", "memory_limit", "pubsub_limit", "slow_frame",
 )
 REDIRECTION_NAMES = (None, "moved", "ask", "tryagain", "clusterdown", "loading", "readonly", "masterdown",
                      "noscript")
 RETRY_REASON_NAMES = (
     "connection_lost", "node_down", "tryagain", "clusterdown", "loading", "readonly", "masterdown", "moved",
-    "node_busy", "noscript",
+    "node_busy", "noscript", "paused",
 )
 REFUSAL_NAMES = (
     "node_down", "uncovered", "no_topology", "too_many_held", "held_too_long", "pipeline", "node_gone", "no_memory",

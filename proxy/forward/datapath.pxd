@@ -54,5 +54,7 @@ cdef class DataPath:
     cdef object pause_timer
     cdef dict metric_names                  # by index, as far as they are known: see ClientInfo.last_command
     cdef set held
+    cdef dict gated                         # clients whose next command is for a paused node, in the order they came
     cdef readonly set tracking              # clients that track
     cdef void adopt(self, ClientSettings settings)
+    cdef void let_go(self, client)

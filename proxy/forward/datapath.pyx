@@ -95,6 +95,7 @@ cdef class DataPath:
         self.settings = []
         self.lingering = set()
         self.held = set()
+        self.gated = {}
         self.tracking = set()
         self.metric_names = {}
 
@@ -113,6 +114,11 @@ cdef class DataPath:
         settings.path = self
         self.settings.append(settings)
         settings.clamp()
+
+    cdef void let_go(self, client):
+        """A client that was held back is closed."""
+        self.held.discard(client)
+        self.gated.pop(client, None)
 
     @property
     def client_memory(self):

@@ -25,8 +25,9 @@ from proxy.forward.gather cimport (
     Combine, Gather, combine_array, combine_first, combine_sum, gather_begin, gather_new,
 )
 from proxy.forward.hold cimport hold, is_paused
+from proxy.forward.node cimport Node
 from proxy.forward.ports cimport Outlet
-from proxy.forward.prepare cimport must_wait, new_request
+from proxy.forward.prepare cimport gate, must_wait, new_request
 from proxy.forward.request cimport TARGET_ANY, TARGET_SLOT, Request
 from proxy.forward.scripts cimport slot_of_function, slot_of_sha
 from proxy.forward.split cimport Plan, plan_trim, split_plan
@@ -102,6 +103,12 @@ cdef int publish(Client client, Call* call) noexcept:
     when the subscribers of this proxy have the message, as with one server; and what one client publishes keeps its
     order."""
     cdef uint32_t home = client.path.exchange.router.home(0)
+    cdef Node node
+    if client.path.exchange.full:
+        node = client.path.exchange.router.primary_of(0)
+        if node is not None and node.paused:
+            gate(client)                    # the workers hear of messages there again when it is paused no more
+            return CALL_NOT_NOW
     if home and home != client.served_by:
         if client.served_by and client.replies.inflight:
             return CALL_NOT_NOW             # what it published there must not be overtaken

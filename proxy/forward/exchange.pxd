@@ -9,6 +9,11 @@ from proxy.forward.request cimport Request
 from proxy.forward.router cimport Router
 from proxy.forward.scripts cimport Scripts
 
+cdef enum Waits:            # what a command that has not been begun is to wait for
+    WAITS_NOT = 0
+    WAITS_FOR_ROOM = 1
+    WAITS_FOR_RESUME = 2    # its node is paused
+
 cdef class Exchange(Recovery):
     cdef readonly Router router
     cdef readonly Redirect redirect
@@ -16,7 +21,7 @@ cdef class Exchange(Recovery):
     cdef readonly Scripts scripts
     cdef CounterBlock* counts
     cdef object port
-    cdef uint32_t full              # connections whose windows are full
+    cdef uint32_t full              # connections whose windows are full; and one while any node is paused
     cdef list waiting               # clients that wait for room on one of them, in that order
     # Ready error lines (proxy.resp.errors).
     cdef bytes text_uncovered
@@ -29,7 +34,7 @@ cdef class Exchange(Recovery):
     cdef bytes text_lost
     cdef bytes text_gone
     cdef bytes text_memory
-    cdef bint must_wait(self, Request* r) noexcept
+    cdef int must_wait(self, Request* r) noexcept
     cdef void wait(self, Outlet client)
     cdef void submit(self, Request* r, const char* p, size_t n) noexcept
     cdef void park(self, Request* r, const char* p, size_t n, int reason) noexcept

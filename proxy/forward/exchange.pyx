@@ -13,7 +13,8 @@ from libc.string cimport memcmp
 from proxy.forward.backend cimport Backend
 from proxy.forward.counters cimport (
     OUTCOME_GAVE_UP, OUTCOME_UNSAFE, REFUSED_DOWN, REFUSED_GONE, REFUSED_LATE, REFUSED_MEMORY, REFUSED_TOO_MANY,
-    REFUSED_UNCOVERED, REFUSED_UNKNOWN, RETRY_DOWN, RETRY_FULL, RETRY_LOST, RETRY_MOVED, RETRY_NOSCRIPT, Counters,
+    REFUSED_UNCOVERED, REFUSED_UNKNOWN, RETRY_DOWN, RETRY_FULL, RETRY_LOST, RETRY_MOVED, RETRY_NOSCRIPT, RETRY_PAUSED,
+    Counters,
 )
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
 from proxy.forward.ports cimport SENT_PARTLY, SENT_WHOLLY, Outlet, Sink
@@ -22,7 +23,7 @@ from proxy.forward.redirect cimport ORDINARY, STRANDED
 from proxy.forward.request cimport (
     REQ_BLAMED, REQ_READ, REQ_STREAMING, REQ_SWALLOWED, TARGET_LEASE, request_forget, request_free, request_unhold,
 )
-from proxy.forward.router cimport CHOSEN, LOST, UNCOVERED, UNKNOWN, WAIT
+from proxy.forward.router cimport CHOSEN, LOST, PAUSED, UNCOVERED, UNKNOWN, WAIT
 from proxy.forward.scripts cimport Scripts
 
 from proxy.resp import errors
@@ -86,6 +87,8 @@ cdef class Exchange(Recovery):
                 self.no_memory(r)
         elif choice == WAIT:
             self.park(r, p, n, RETRY_DOWN)
+        elif choice == PAUSED:
+            self.park(r, p, n, RETRY_PAUSED)
         elif choice == UNCOVERED:
             self.port.stale("uncovered")
             self.refuse(r, REFUSED_UNCOVERED, self.text_uncovered)
@@ -164,9 +167,15 @@ cdef class Exchange(Recovery):
         for client in waiting:              # in the order in which they came to wait
             client.room()
 
-    cdef bint must_wait(self, Request* r) noexcept:
-        """Whether a command that has not been begun is to wait for room on the connection it would go to."""
-        return self.full and self.router.choose(r) == CHOSEN and (<Backend> self.router.chosen).full
+    cdef int must_wait(self, Request* r) noexcept:
+        """What a command that has not been begun is to wait for: a Waits."""
+        cdef int choice
+        if not self.full:
+            return WAITS_NOT
+        choice = self.router.choose(r)
+        if choice == PAUSED:
+            return WAITS_FOR_RESUME
+        return WAITS_FOR_ROOM if choice == CHOSEN and (<Backend> self.router.chosen).full else WAITS_NOT
 
     cdef void wait(self, Outlet client):
         """Has the client told (Outlet.room) when there is room somewhere again."""

@@ -114,7 +114,7 @@ cdef class Leases:
                 self.unwatch(lease)
             return
         if lease.spent or lease.state != BACKEND_UP or lease.head != NULL or node.gone or (
-            lease.readonly != node.replica
+            lease.readonly != node.replica or watching and node.paused      # (nothing is sent there, be it UNWATCH)
         ):
             lease.close()
             return

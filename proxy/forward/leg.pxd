@@ -25,6 +25,8 @@ cdef class Leg(Sink):
     cdef int redirections       # ... and redirections
     cdef int64_t trouble_ns     # since when
     cdef int64_t astray_ns      # since when its node is not the one for its slot any more
+    cdef bint suspended         # it is being ended at a node that is to be paused, to be begun again afterwards
+    cdef bint held              # it waits for its node to be paused no more
     cdef object timer
     cdef void go(self) noexcept
     cdef Node target(self)
@@ -32,6 +34,7 @@ cdef class Leg(Sink):
     cdef void answered(self, Request* r, const char* p, size_t n, bint error) noexcept
     cdef bint redirected(self, Request* r, const char* p, size_t n) noexcept
     cdef void again(self, bytes fault) noexcept
+    cdef void hold(self) noexcept
     cdef void release(self) noexcept
     cdef void abandon(self) noexcept
     cdef void look(self, int64_t now, int64_t patience_ns) noexcept
@@ -54,5 +57,7 @@ cdef class Command(Wait):
     # Its node does not answer it any more, or does as it was asked to: says so, to whom that is to be said.
     cdef void lose(self) noexcept
     cdef void end_here(self) noexcept
+    # Its time is over while it is not sent to anybody.
+    cdef void elapsed(self) noexcept
     cdef void leg_answered(self, Leg leg, const char* p, size_t n, bint error) noexcept
     cdef void heard(self, bytes reply) noexcept

@@ -41,6 +41,8 @@ cdef bytes NO_LEASE = errors.NO_LEASE
 cdef bytes IN_VAIN = errors.REDIRECTED_IN_VAIN
 
 cdef int64_t BLOCKED_NS = 1_000_000_000         # trouble after so long a wait is new trouble
+cdef int64_t HELD_NS = 500_000_000              # how often it is looked whether its node is still paused
+cdef int64_t ASKED_NS = 2_000_000               # ... and whether what was asked about it is answered
 
 
 cdef class Command(Wait):
@@ -56,6 +58,9 @@ cdef class Command(Wait):
         pass
 
     cdef void end_here(self) noexcept:
+        pass
+
+    cdef void elapsed(self) noexcept:
         pass
 
     cdef void leg_answered(self, Leg leg, const char* p, size_t n, bint error) noexcept:
@@ -93,6 +98,10 @@ cdef class Leg(Sink):
         if node is None:
             self.again(exchange.text_down)
             return
+        if node.paused or self.held and self.questions:
+            self.hold()
+            return
+        self.held = False
         pool = node.pool(client.proto, client.own_db)
         down_ns = pool.down_since_ns or node.resp2.down_since_ns
         if down_ns and client.reactor.now - down_ns > exchange.router.failover_ns:
@@ -182,7 +191,7 @@ cdef class Leg(Sink):
             r.own_swallow = COVER_REPLIES if b.cover else 0
         else:
             r.flags |= b.parent.flags & REQ_CACHING
-        self.settled = False
+        self.settled = self.suspended = self.ended = False
         lease.patient = True
         lease.demand()
         if lease.state == BACKEND_CLOSED:
@@ -234,6 +243,11 @@ cdef class Leg(Sink):
             if b.parting:
                 self.release()
                 b.lose()
+                return
+            if self.suspended:
+                self.suspended = False
+                self.release()
+                self.go()
                 return
         if r.flags & REQ_SWALLOWED and r.fault != NULL and not error and r.fault[:12] != b"-ERR unknown":
             b.finish(r.fault, r.fault_len, True)        # it could not be covered, so the count says nothing
@@ -308,6 +322,19 @@ cdef class Leg(Sink):
         self.attempts += 1
         self.timer = b.client.reactor.loop.call_later(
             min(delay, exchange.parking.backoff_max_ns) / 1e9, self.retry)
+
+    cdef void hold(self) noexcept:
+        """Its node is paused (proxy.forward.gate): it is sent when that is over, with what is left of its own time."""
+        cdef Command b = self.owner
+        cdef int64_t now = b.client.reactor.now, wait = ASKED_NS if self.questions else HELD_NS
+        self.held = b.sent = True
+        self.trouble_ns = self.attempts = 0
+        if b.timeout.timeout_ns > 0:
+            if now >= b.timeout.until_ns:
+                b.elapsed()
+                return
+            wait = min(wait, b.timeout.until_ns - now)
+        self.timer = b.client.reactor.loop.call_later(wait / 1e9, self.retry)
 
     cdef void release(self) noexcept:
         """Gives its connection back, as soon as nothing is asked about it.

@@ -29,6 +29,7 @@ cdef class Node:
     cdef readonly str label                 # str(address)
     cdef readonly uint32_t number           # never given twice in a process
     cdef public bint replica
+    cdef public bint paused                 # PROXY PAUSE holds what is for it: see proxy.forward.gate
     cdef public bint usable                 # a replica fit for reads (proxy.control.node_health)
     cdef public bint stale                  # a replica that is not, but only because it has lost touch with its primary
     cdef readonly bint failing              # the cluster has voted it failed
@@ -63,4 +64,5 @@ cdef class Shard:
     cdef readonly list replicas
     cdef Node pick(self, Request* r)
     cdef Node other_than_replicas(self, Request* r)
+    cdef Node paused_replica(self)
     cdef Node least(self, Request* r, bint with_primary, bint stale)

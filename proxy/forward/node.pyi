@@ -18,6 +18,7 @@ class Node:
     replica: bool
     usable: bool  # a replica fit for reads
     stale: bool  # one that is not, but only because it has lost touch with its primary
+    paused: bool  # PROXY PAUSE holds what is for it; set by proxy.forward.gate
     connect_failures: int
     def __init__(self, address: Address, replica: bool) -> None: ...
     @property
@@ -48,5 +49,6 @@ class Node:
     def backends(self) -> list[Backend]:
         """All its connections, leased ones and those still draining included."""
     def figures(self) -> Any:
-        """{role, owner, up, usable, down_since_ns, pending, connections: {(purpose, state): n}, connect_failures,
-        buckets, sum_s}. down_since_ns: of CLOCK_MONOTONIC, 0 = it is not known to be down; owner: it owns slots."""
+        """{role, owner, up, usable, paused, down_since_ns, pending, connections: {(purpose, state): n},
+        connect_failures, buckets, sum_s}. down_since_ns: of CLOCK_MONOTONIC, 0 = it is not known to be down; owner: it
+        owns slots."""

@@ -102,7 +102,7 @@ cdef class Node:
 
     cdef bint shunned(self, Request* r):
         """Whether it is not to be read from as long as there is another one."""
-        if self.silent or self.failing or not (self.replica or self.usable):
+        if self.paused or self.silent or self.failing or not (self.replica or self.usable):
             return True
         return self.pool(r.proto, r.db).down_since_ns != 0
 
@@ -115,8 +115,9 @@ cdef class Node:
         return found + self.leases + self.retired
 
     def figures(self):
-        """{role, owner, up, usable, down_since_ns, pending, connections: {(purpose, state): n}, connect_failures,
-        buckets, sum_s}. down_since_ns: of CLOCK_MONOTONIC, 0 = it is not known to be down; owner: it owns slots."""
+        """{role, owner, up, usable, paused, down_since_ns, pending, connections: {(purpose, state): n},
+        connect_failures, buckets, sum_s}. down_since_ns: of CLOCK_MONOTONIC, 0 = it is not known to be down; owner: it
+        owns slots."""
         connections = {(purpose, state): 0 for purpose in PURPOSES for state in STATE_NAMES}
         pending = 0
         for b in self.backends():
@@ -130,6 +131,7 @@ cdef class Node:
             "usable": bool(self.usable),
             "owner": bool(self.owner),
             "down_since_ns": self.down_since() if self.down else 0,
+            "paused": bool(self.paused),
             "pending": pending,
             "connections": connections,
             "connect_failures": self.connect_failures,
@@ -161,8 +163,17 @@ cdef class Shard:
             return node
         if r.policy != READS_REPLICA:
             return self.other_than_replicas(r)
-        if self.primary is None or self.primary.shunned(r):
-            return self.least(r, False, True)
+        node = self.paused_replica()
+        if node is None and (self.primary is None or self.primary.shunned(r)):
+            node = self.least(r, False, True)
+        return node
+
+    cdef Node paused_replica(self):
+        """One that reads may only wait for; None when there is none."""
+        cdef Node node
+        for node in self.replicas:
+            if node.paused and node.usable:
+                return node
         return None
 
     cdef Node other_than_replicas(self, Request* r):
@@ -185,7 +196,7 @@ cdef class Shard:
             place = <Py_ssize_t> (r.affinity + i) % n
             node = <Node> self.replicas[place] if place < replicas else self.primary
             pool = node.pool(r.proto, r.db)
-            if pool.down_since_ns or node.silent or node.failing or not (
+            if pool.down_since_ns or node.paused or node.silent or node.failing or not (
                 node.stale if stale and node.replica else node.usable
             ):
                 continue

@@ -12,13 +12,16 @@ shard comes to half of the whole at most, two to a third each, and there is alwa
 command is refused, when it would be parked for the first time; so is one for which there is no hope, because another
 one of its client's pipeline has waited in vain (Account.weary): a pipeline waits for one deadline, and not for one
 deadline for each of its commands.
+
+Time stands still for what waits for a paused node (PROXY PAUSE), and for what waits behind that: its deadline is put
+off by as long as it waits.
 """
 cimport cython
 from libc.stdint cimport uint64_t
 
 from proxy.forward.counters cimport (
     OUTCOME_GAVE_UP, OUTCOME_RETRIED, REFUSED_PIPELINE, REFUSED_TOO_MANY, RETRY_DOWN, RETRY_FULL, RETRY_LOST,
-    RETRY_MOVED, RETRY_NOSCRIPT,
+    RETRY_MOVED, RETRY_NOSCRIPT, RETRY_PAUSED,
 )
 from proxy.forward.ports cimport Sink
 from proxy.forward.request cimport (
@@ -82,7 +85,7 @@ cdef inline bint hopeless(const Request* r, int reason) noexcept nogil:
 
     What waits for its turn only, or for another node, goes on soon.
     """
-    if r.account == NULL or not r.account.weary or reason in (RETRY_LOST, RETRY_FULL, RETRY_NOSCRIPT):
+    if r.account == NULL or not r.account.weary or reason in (RETRY_LOST, RETRY_FULL, RETRY_NOSCRIPT, RETRY_PAUSED):
         return False
     return reason != RETRY_MOVED or r.attempts > 0
 
@@ -113,7 +116,7 @@ cdef class Parking:
         False when there is no memory: the request is still the caller's then.
         """
         cdef int64_t delay = self.backoff_min_ns << (r.attempts if r.attempts < 16 else 16)
-        if self.reactor.now >= r.deadline_ns:
+        if self.reactor.now >= r.deadline_ns and reason != RETRY_PAUSED:
             self.counts.retries[reason][OUTCOME_GAVE_UP] += 1
             self.recovery.expired(r, reason)
             return True
@@ -122,7 +125,7 @@ cdef class Parking:
             self.recovery.refused(r, REFUSED_PIPELINE)
             return True
         if r.attempts == 0:
-            if self.too_many(r, n):
+            if reason != RETRY_PAUSED and self.too_many(r, n):   # (a pause is to be seen by nobody)
                 self.counts.retries[reason][OUTCOME_GAVE_UP] += 1
                 self.recovery.refused(r, REFUSED_TOO_MANY)
                 return True
@@ -183,6 +186,7 @@ cdef class Parking:
         r.bnext = NULL
         if self.first == NULL:
             self.first = r
+            self.looked_ns = self.reactor.now
         else:
             self.last.bnext = r
             if r.number < self.last.number:
@@ -259,21 +263,29 @@ cdef class Parking:
     cdef void go(self, bint everything) noexcept:
         cdef Request* r = self.empty()
         cdef Request* following
-        cdef bint due
+        cdef bint due, paused
+        cdef int64_t passed
         self.reactor.tick()
+        passed = self.reactor.now - self.looked_ns
+        self.looked_ns = self.reactor.now
         while r != NULL:
             following = r.bnext
             r.bnext = NULL
+            paused = r.reason == RETRY_PAUSED
             if r.slot < 0:
-                due = everything or r.wake_ns <= self.reactor.now
+                due = everything or (r.wake_ns <= self.reactor.now and not paused)
             else:
                 due = not self.parked_in[r.slot] and (
-                    everything or r.wake_ns <= self.reactor.now or self.went_ns[r.slot] == self.reactor.now
+                    everything or (r.wake_ns <= self.reactor.now and not paused)
+                    or self.went_ns[r.slot] == self.reactor.now
                 ) and (not self.doubts or not self.behind_doubt(r))
+                paused = paused or self.gated and self.parked_in[r.slot] > 0
+            if paused:
+                r.deadline_ns += passed
             if abandoned(r):
                 request_move(r, STATE_NEW)
                 self.discard(r)
-            elif r.deadline_ns <= self.reactor.now:
+            elif r.deadline_ns <= self.reactor.now and not paused:
                 self.counts.timeouts += 1
                 self.counts.retries[r.reason][OUTCOME_GAVE_UP] += 1
                 request_move(r, STATE_NEW)

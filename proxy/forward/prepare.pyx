@@ -2,6 +2,7 @@
 """Requests made of calls: numbered, with a place in their client's order, and aimed. Called by dispatch and ask."""
 from proxy.commands.lookup cimport CMD_READONLY, CMD_SCRIPT
 from proxy.forward.counters cimport CLOSE_ERROR
+from proxy.forward.exchange cimport WAITS_FOR_RESUME, WAITS_FOR_ROOM, WAITS_NOT
 from proxy.forward.request cimport (
     REQ_READ, REQ_SCRIPT, TARGET_ANY, TARGET_SLOT, request_init, request_new,
 )
@@ -41,14 +42,23 @@ cdef void aim(Request* r, Client client, const Call* call, int slot) noexcept:
 
 
 cdef bint must_wait(Client client, const Call* call, int slot) noexcept:
-    """Some connection's window is full: whether it is the one that this command, or a part of it, would go to.
+    """Some connection's window is full, or a node paused: whether this command, or a part of it, would go there.
 
-    Then the client is told when there is room again.
+    Then the client is told when there is room again, or goes on when the node does.
     """
     cdef Request probe
+    cdef int what
     request_init(&probe)
     aim(&probe, client, call, slot)
-    if not client.path.exchange.must_wait(&probe):
-        return False
-    client.wait_for_room()
-    return True
+    what = client.path.exchange.must_wait(&probe)
+    if what == WAITS_FOR_ROOM:
+        client.wait_for_room()
+    elif what == WAITS_FOR_RESUME:
+        gate(client)
+    return what != WAITS_NOT
+
+
+cdef void gate(Client client) noexcept:
+    """Its next command is for a node that is paused: it stays in the client's input. See proxy.forward.gate."""
+    client.held_back = client.waits_for_room = True
+    client.path.gated[client] = None

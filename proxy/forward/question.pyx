@@ -13,8 +13,11 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 
+from proxy.forward.backend cimport BACKEND_UP, Backend
+from proxy.forward.connections cimport CHOSEN
 from proxy.forward.exchange cimport Exchange
 from proxy.forward.node cimport Node
+from proxy.forward.pipeline cimport ENQUEUED
 from proxy.forward.ports cimport Sink
 from proxy.forward.reactor cimport monotonic_ns
 from proxy.forward.request cimport (
@@ -62,11 +65,11 @@ cdef class Question(Sink):
 
 
 def ask_node(Exchange exchange not None, Node node not None, bytes frame not None, *, int proto, int64_t timeout_ns,
-             size_t most, done, raised):
+             size_t most, done, raised, bint through=False):
     """Sends a command that only reads to a node.
 
     done(reply or None): called once, at the latest a sweep after timeout_ns; perhaps before this returns. raised(what,
-    error): done has raised. MemoryError.
+    error): done has raised. MemoryError. through: to a paused node, too; else that one does not answer.
     """
     cdef Question q = Question.__new__(Question)
     cdef Request* r = request_new()
@@ -86,4 +89,11 @@ def ask_node(Exchange exchange not None, Node node not None, bytes frame not Non
     r.flags = REQ_READ
     r.len = len(frame)
     Py_INCREF(q)
-    exchange.submit(r, frame, len(frame))
+    if not node.paused:
+        exchange.submit(r, frame, len(frame))
+    elif (
+        not through or exchange.router.shared(node, proto, 0, 0) != CHOSEN
+        or (<Backend> exchange.router.chosen).state != BACKEND_UP
+        or (<Backend> exchange.router.chosen).enqueue(r, frame, len(frame)) != ENQUEUED
+    ):
+        exchange.fail(r, exchange.text_down)

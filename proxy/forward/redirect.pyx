@@ -31,7 +31,7 @@ from proxy.cluster.redirection cimport (
 from proxy.forward.backend cimport BACKEND_UP
 from proxy.forward.counters cimport (
     OUTCOME_GAVE_UP, RETRY_CLUSTERDOWN, RETRY_DOWN, RETRY_FULL, RETRY_LOADING, RETRY_LOST, RETRY_MASTERDOWN, RETRY_MOVED,
-    RETRY_NOSCRIPT, RETRY_READONLY, RETRY_TRYAGAIN,
+    RETRY_NOSCRIPT, RETRY_PAUSED, RETRY_READONLY, RETRY_TRYAGAIN,
 )
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
 from proxy.forward.ports cimport Sink
@@ -171,6 +171,8 @@ cdef class Redirect:
         cdef const char* p = bytes
         cdef int result = self.router.at(node, r)
         r.repaired = 0                      # of this node it is not known yet whether it has its script
+        if node.paused:
+            return self.wait(r, p, RETRY_PAUSED)
         if result == HOPELESS:              # as if it had been sent there at first
             self.counts.retries[RETRY_DOWN][OUTCOME_GAVE_UP] += 1
             self.parking.recovery.expired(r, RETRY_DOWN)
@@ -282,7 +284,7 @@ cdef class Redirect:
         self.counts.redirections[<int> REDIR_NOSCRIPT] += 1
         (<Sink> r.sink).unsettle()
         request_fault(r, p, n)
-        if not load or backend.state != BACKEND_UP or backend.draining:
+        if not load or backend.state != BACKEND_UP or backend.draining or backend.node.paused:
             r.redirections = 0              # it goes to the slot's owner again, which may redirect it here again
             return self.wait(r, bytes, RETRY_NOSCRIPT if not load else RETRY_LOST)
         return self.give(backend, r, sha[:SHA_LEN].lower(), load)

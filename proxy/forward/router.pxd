@@ -3,7 +3,7 @@ from libc.stdint cimport uint32_t
 
 from proxy.cluster.slot_table cimport SlotTable
 from proxy.forward.connections cimport (
-    CHOSEN, HOPELESS, LOST, UNCOVERED, UNKNOWN, WAIT, Choice, Connections,
+    CHOSEN, HOPELESS, LOST, PAUSED, UNCOVERED, UNKNOWN, WAIT, Choice, Connections,
 )
 from proxy.forward.node cimport (
     READS_ANY, READS_PREFER_PRIMARY, READS_PREFER_REPLICA, READS_PRIMARY, READS_REPLICA, Node, ReadPolicy, Shard,

@@ -298,7 +298,7 @@ cdef class Router(Connections):
         cdef Node node
         cdef Backend b
         for node in self.primaries:
-            for b in self.fill(node, proto, 0):
+            for b in self.fill(node, proto, 0) if not node.paused else ():
                 b.demand()
 
     def sweep(self):
@@ -387,7 +387,7 @@ cdef class Router(Connections):
                 return self.heir(r)
             if node is None:
                 return LOST
-            if r.target == TARGET_EXTRA and not node.owner and node.shunned(r):
+            if r.target == TARGET_EXTRA and not node.owner and not node.paused and node.shunned(r):
                 return HOPELESS
             return self.at(node, r)
         lease = <Backend> r.lease
@@ -423,10 +423,10 @@ cdef class Router(Connections):
         cdef Py_ssize_t n = len(self.primaries), i
         if n == 0:
             return UNCOVERED
-        if node is None or node.replica or node.pool(r.proto, r.db).down_since_ns or not node.owner:
+        if node is None or node.replica or node.paused or node.pool(r.proto, r.db).down_since_ns or not node.owner:
             for i in range(n):
                 node = <Node> self.primaries[(r.affinity + i) % n]
-                if node.pool(r.proto, r.db).down_since_ns == 0:
+                if node.pool(r.proto, r.db).down_since_ns == 0 and not node.paused:
                     break
             else:
                 node = <Node> self.primaries[r.affinity % n]

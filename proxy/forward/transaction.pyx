@@ -77,7 +77,7 @@ cdef int watch(Client client, Call* call) noexcept:
         return CALL_DONE
     if slot == SLOT_CROSS or (client.watching >= 0 and client.watching != slot):
         return say(client, call, CROSSSLOT, CROSSSLOT_LEN)
-    if client.replies.inflight:
+    if client.replies.inflight or client.path.exchange.full and must_wait(client, call, slot):
         return CALL_NOT_NOW
     return settled(client, ask_serve(client, call, client.path.responder.watch, (slot,)))
 
@@ -178,7 +178,7 @@ cdef int queue_local(Client client, Call* call) noexcept:
 
 cdef int execute(Client client, Call* call) noexcept:
     cdef Queued queued = client.transaction
-    cdef int result
+    cdef int result, slot = client.watching if client.watching >= 0 else queued.slot
     cdef bytes frame
     if queued.spoiled:
         client.leave()
@@ -190,7 +190,7 @@ cdef int execute(Client client, Call* call) noexcept:
             client.end_multi()
             return say(client, call, EMPTY, EMPTY_LEN)
         return send(client, call, queued)
-    if client.replies.inflight:
+    if client.replies.inflight or client.path.exchange.full and slot >= 0 and must_wait(client, call, slot):
         return CALL_NOT_NOW
     frame = queued.frames.data[queued.frames.start:queued.frames.end] + EXEC[:EXEC_LEN] if queued.sent else b""
     result = ask_serve(

@@ -52,6 +52,7 @@ class NodeEntry(msgspec.Struct, array_like=True):
     hosts: tuple[str, ...]
     failing: bool = False  # the cluster has voted it failed
     stale: bool = False  # a replica that may not be read from only because it has lost touch with its primary
+    id: str = ""  # as the nodes call it; "" = not told
 
 
 class Topology(msgspec.Struct, tag=True, array_like=True):
@@ -114,6 +115,7 @@ class NodeStatus(msgspec.Struct, array_like=True):
     breakers: int = 0  # workers whose breaker is open
     held: int = 0  # commands held for it, or for others of its shard
     held_bytes: int = 0
+    paused: bool = False  # PROXY PAUSE holds what is for it
 
 
 # -- to a worker -----------------------------------------------------------------------------------------------------
@@ -262,13 +264,15 @@ class Report(msgspec.Struct, tag=True, array_like=True):
 class Question(msgspec.Struct, tag=True, array_like=True):
     """For all other workers; everyone: for this one too and for those that start later, in the same order for all.
 
-    Answered with Found of the same number, the last of which comes within a bounded time.
+    Of those to everyone the last one of each kind and subject holds for workers to come. Answered with Found of the
+    same number, the last of which comes within a bounded time.
     """
 
     number: int
     kind: str
     body: bytes
     everyone: bool
+    subject: str = ""
 
 
 class Answer(msgspec.Struct, tag=True, array_like=True):
@@ -295,6 +299,7 @@ class Status(msgspec.Struct, tag=True, array_like=True):
     interrupted: bool = False  # subscriptions that were in force are not
     tracking_clients: int = 0  # that have said CLIENT TRACKING ON
     monitors: int = 0  # that have said MONITOR
+    held: int = 0  # clients whose next command waits for a paused node
 
 
 class Applied(msgspec.Struct, tag=True, array_like=True):

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-_HIDDEN: Final = frozenset({"password"})
+_HIDDEN: Final = frozenset({"password", "admin_password"})
 
 
 class _Plain(msgspec.Struct, frozen=True, array_like=True):
@@ -43,6 +43,8 @@ class Clients(_Plain, frozen=True, array_like=True):
     pubsub_soft_limit: int = 8 << 20
     pubsub_soft_time: float = 60.0
     max_subscriptions: int = 100_000
+    admin_password: str = ""  # "" = nobody is an administrator
+    frame_timeout: float = 0.0
 
 
 class Requests(_Plain, frozen=True, array_like=True):

@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
+import msgspec
+
 from proxy.commands.rows import Row
 from proxy.forward.ask import Ask, Later
 from proxy.forward.backend import Backend
@@ -164,6 +166,8 @@ class NodeState(NamedTuple):
     up: bool
     connections: int
     pending: int  # commands sent and not answered
+    id: str = ""  # as the cluster calls it; "" = not told
+    paused: bool = False  # PROXY PAUSE holds what is for it
 
 
 class ScriptsLike(Protocol):
@@ -172,6 +176,28 @@ class ScriptsLike(Protocol):
     def body(self, sha: bytes, /) -> bytes | None: ...  # if this worker has it; sha: 40 lower-case hex digits
     def loaded(self, body: bytes, /) -> None: ...  # on the servers, by a client
     def flush(self, ask: Callable[[], Ask], /) -> Later: ...  # nobody knows any; then what is asked of the servers
+
+
+class NodePause(msgspec.Struct, array_like=True, frozen=True):
+    """What PROXY PAUSE says, or PROXY RESUME (until_ns 0), of one node or of all.
+
+    subject: what it is known by: the node's id, or its label where it has none; "" = all nodes.
+    """
+
+    subject: str
+    label: str  # "host:port", as it was then
+    until_ns: int  # time.monotonic_ns(), which is the same in all processes of a machine
+    who: str  # address of the client that asked for it
+
+
+class NodePausesLike(Protocol):
+    """PROXY PAUSE in this worker; worker.node_pauses. subject: see NodePause."""
+
+    @property
+    def present(self) -> Collection[NodePause]: ...  # in force
+    def obey(self, pause: NodePause, /) -> None: ...
+    def pending(self, subject: str, /) -> int: ...  # commands sent to the nodes that are not answered
+    def prepare(self, subject: str, /) -> Iterator[None]: ...  # for the end of it; ends when done, or it takes too long
 
 
 class MonitorsLike(Protocol):
@@ -188,7 +214,8 @@ class Inquiry:
 
     merge(pieces of the answers, in the order they came; how many workers' are missing, -1: those of all others) is
     called once, for everybody who waits for this answer. shared: askers of the same kind and body may get the same one.
-    everyone: it is an order rather than a question, in the same order for all workers, and holds for those to come.
+    everyone: it is an order rather than a question, in the same order for all workers, and the last one of its kind and
+    subject holds for those to come.
     """
 
     kind: str
@@ -196,6 +223,7 @@ class Inquiry:
     merge: Callable[[list[bytes], int], Any]
     shared: bool = False
     everyone: bool = False
+    subject: str = ""
 
 
 # Called with the command's words, its name included. It raises for no input of a client.
@@ -239,6 +267,8 @@ class ServeContext:
     """The proxy as its clients may know it.
 
     client_password: the password of the one user `default`; None = no authentication. Not in the repr.
+    admin_password: that of the user `admin`, to whom PROXY answers; None = there is no such user. Not in the repr.
+    node_pauses: what PROXY PAUSE holds in this worker.
     server_version: `redis_version` of the servers; until one has answered, that of the built-in command table.
     server_name, valkey_version: as the servers' INFO has them; "redis" and "" when it has none.
     run_id: 40 hex digits; the same in all workers of one proxy, another after a restart.
@@ -299,3 +329,5 @@ class ServeContext:
     pause: Callable[[int, int, str], None] = lambda level, until_ns, who: None
     paused: Callable[[], tuple[int, int]] = lambda: (0, 0)
     monitors: MonitorsLike | None = None
+    admin_password: str | None = field(default=None, repr=False)
+    node_pauses: NodePausesLike | None = None

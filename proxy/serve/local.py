@@ -19,7 +19,7 @@ import time
 from proxy.resp import encode, errors
 from proxy.serve import monitor
 from proxy.serve.context import Answer, ClientLike, Commands, ServeContext
-from proxy.serve.words import DEFAULT_USER, OK, TEXT_MAX, integer, printable
+from proxy.serve.words import ADMIN_USER, DEFAULT_USER, OK, TEXT_MAX, integer, printable
 
 OUT_OF_INT_RANGE = errors.line("ERR value is out of range, value must between -2147483648 and 2147483647")
 # Until redis/redis#11809 (7.2) the sentence did not name the protocol.
@@ -39,22 +39,26 @@ def _before_7_2(server_version: str) -> bool:
 
 
 def _right_password(ctx: ServeContext, user: bytes, password: bytes) -> bool:
-    """Compares in constant time; without a configured password any one is right (Redis's `nopass`)."""
-    if user != DEFAULT_USER.encode():
+    """Compares in constant time; without a configured password any one is right (Redis's `nopass`), but the admin's."""
+    expected = ctx.admin_password
+    if user == DEFAULT_USER.encode():
+        expected = ctx.client_password
+        if expected is None:
+            return True
+    if user not in (DEFAULT_USER.encode(), ADMIN_USER.encode()) or expected is None:
         return False
-    if ctx.client_password is None:
-        return True
     # Digests, because compare_digest shows a difference in length; Redis compares SHA-256 too (acl.c).
     import hashlib  # here: with hmac 0.8 MB of a process, which most proxies, without a password, need not have
     import hmac
 
-    wanted = hashlib.sha256(ctx.client_password.encode()).digest()
+    wanted = hashlib.sha256(expected.encode()).digest()
     return hmac.compare_digest(hashlib.sha256(password).digest(), wanted)
 
 
-def _log_in(client: ClientLike) -> None:
+def _log_in(client: ClientLike, user: bytes) -> None:
+    """As one of the two users."""
     client.authenticated = True
-    client.user = DEFAULT_USER
+    client.user = user.decode()
 
 
 def _echo(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
@@ -90,7 +94,7 @@ def _auth(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     user = args[1] if len(args) == 3 else DEFAULT_USER.encode()
     if not _right_password(ctx, user, args[-1]):
         return errors.WRONGPASS
-    _log_in(client)
+    _log_in(client, user)
     return OK
 
 
@@ -131,7 +135,7 @@ def _hello(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     if login is None and not client.authenticated:
         return _NOAUTH_HELLO_OLD if _before_7_2(ctx.server_version) else errors.NOAUTH_HELLO
     if login is not None:
-        _log_in(client)
+        _log_in(client, login[0])
     if name is not None:
         client.name = name
     if proto != client.proto:

@@ -19,6 +19,7 @@ from proxy.serve import (
     command_info,
     config_get,
     config_set,
+    console,
     info,
     local,
     monitor,
@@ -49,10 +50,16 @@ COMMANDS: Final[Commands] = {
     **scripts.COMMANDS,
     **monitor.COMMANDS,
     **tracking.COMMANDS,
+    **console.COMMANDS,
 }
 
 # What this worker answers for its share of a question to all workers, by the question's kind.
-ANSWERERS: Final[Answerers] = {**client_all.ANSWERERS, **monitor.ANSWERERS, **pubsub_view.ANSWERERS}
+ANSWERERS: Final[Answerers] = {
+    **client_all.ANSWERERS,
+    **console.ANSWERERS,
+    **monitor.ANSWERERS,
+    **pubsub_view.ANSWERERS,
+}
 
 # container -> its subcommands that are not served -> the refusal
 CONTAINERS: Final[dict[bytes, dict[bytes, Callable[[bytes], bytes]]]] = {
@@ -64,6 +71,7 @@ CONTAINERS: Final[dict[bytes, dict[bytes, Callable[[bytes], bytes]]]] = {
     **{name: {} for name in all_shards.CONTAINERS},
     b"pubsub": {},
     b"acl": {},
+    b"proxy": {},
 }
 
 

@@ -8,9 +8,10 @@ from proxy.resp import encode
 from proxy.resp.readers import ReplyReader
 
 DEFAULT_USER: Final = "default"
+ADMIN_USER: Final = "admin"  # to whom PROXY answers, if clients.admin_password is set
 OK: Final = encode.simple("OK")
 # Commands that the proxy answers and that have subcommands.
-CONTAINERS: Final = frozenset({b"acl", b"client", b"cluster", b"command", b"config", b"function", b"script"})
+CONTAINERS: Final = frozenset({b"acl", b"client", b"cluster", b"command", b"config", b"function", b"proxy", b"script"})
 TEXT_MAX: Final = 4096  # bytes of a client's name and of what it says of its library: CLIENT LIST repeats them all
 _PRINTABLE: Final = bytes(range(0x21, 0x7F))
 

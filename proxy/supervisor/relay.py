@@ -69,12 +69,14 @@ class Relay:
         self._workers = workers
         self._asked = 0
         self._open: dict[int, _Inquiry] = {}
-        self._standing: dict[str, bytes] = {}  # kind -> the last question of it to everyone
+        self._standing: dict[tuple[str, str], bytes] = {}  # (kind, subject) -> the last question to everyone, in order
 
     def question(self, asker: Worker, question: Question) -> None:
         """A worker asks."""
         if question.everyone:
-            self._standing[question.kind] = question.body
+            about = question.kind, question.subject
+            self._standing.pop(about, None)
+            self._standing[about] = question.body
         self._asked += 1
         number = self._asked
         inquiry = _Inquiry(asker, question.number, self._loop.time())
@@ -109,7 +111,7 @@ class Relay:
 
     def started(self, worker: Worker) -> None:
         """A worker has started: what was said to everyone holds for it too. To be called before it gets clients."""
-        for kind, body in self._standing.items():
+        for (kind, _), body in self._standing.items():
             worker.channel.send(Query(0, kind, body))
 
     def gone(self, worker: Worker) -> None:

@@ -57,6 +57,7 @@ def worker_settings(settings: Settings, share: Shares) -> plain.WorkerSettings:
             plain.Clients,
             clients,
             password=clients.secret,
+            admin_password=clients.admin_secret,
             max_clients=share.max_clients,
             max_memory=share.max_memory // share.workers,
         ),

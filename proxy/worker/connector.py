@@ -113,6 +113,9 @@ class Connector:
         """Its connection is gone. Reconnects at once, unless it had only just been made."""
         lived = time.monotonic() - self._up_since.pop(backend, 0.0)
         label = backend.node.label
+        if backend.node.paused:  # it is being restarted: made again when the pause is over
+            log.debug("connection to a paused node closed", node=label, reason=reason)
+            return
         warn_limited(log, f"lost:{label}", "connection to node lost", node=label, reason=reason)
         self._on_trouble("lost")
         if lived >= _SHORT_LIFE_S:
@@ -222,20 +225,23 @@ class Connector:
         except (OSError, HandshakeError, ProtocolFault, UnicodeError) as error:  # the last: of a resolver
             refused = isinstance(error, HandshakeError)
             alone = refused or backend.node.up  # it is this connection's trouble
+            paused = backend.node.paused  # it is being restarted
             if alone:
                 self._breakers.reached(label)
-            else:
+            elif not paused:
                 self._breakers.failed(label, probe=probe)
             if backend.state == BackendState.CLOSED:  # while it was being connected
                 return False, 0.0
             reason = getattr(error, "strerror", None) or str(error) or "no answer in time"
-            warn_limited(log, f"connect:{label}", "cannot connect to node", node=label, reason=reason)
+            if not paused:
+                warn_limited(log, f"connect:{label}", "cannot connect to node", node=label, reason=reason)
             if isinstance(error, Refused):
                 self._on_refused(backend, error.line)  # it is CLOSED now
                 return False, 0.0
             backend.connect_failed()
-            self._on_trouble("connect")
-            return False, self._backoff(backend) if alone else 0.0
+            if not paused:
+                self._on_trouble("connect")
+            return False, self._backoff(backend) if alone or paused else 0.0
         self._breakers.reached(label)
         self._tasks.pop(backend, None)  # before on_up: what it brings about may lose the connection again
         self._up_since[backend] = time.monotonic()

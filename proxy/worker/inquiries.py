@@ -114,7 +114,7 @@ class Inquiries:
             self._asked += 1
             self._open[self._asked] = asked
             asked.heard_s = self._loop.time()
-            self._send(Question(self._asked, inquiry.kind, inquiry.body, inquiry.everyone))
+            self._send(Question(self._asked, inquiry.kind, inquiry.body, inquiry.everyone, inquiry.subject))
             if inquiry.everyone:
                 asked.own = True  # it comes back with everybody else's
             else:

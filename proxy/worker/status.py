@@ -15,6 +15,7 @@ from proxy.forward.clients import output_bytes
 from proxy.forward.counters import Counters
 from proxy.forward.datapath import DataPath
 from proxy.forward.exchange import Exchange
+from proxy.forward.gate import held
 from proxy.forward.hub import Hub
 from proxy.forward.reactor import Reactor
 from proxy.ipc.messages import TOPIC_STATS, NodeStatus, Status
@@ -38,6 +39,7 @@ class WorkerStatus:
         self.hub: Hub | None = None
         self.interrupted: Callable[[], bool] = lambda: False
         self.monitors: Callable[[], int] = lambda: 0
+        self.node_ids: Mapping[str, str] = {}  # "host:port" -> id
         self.others: Mapping[str, int] = {}  # what the other workers count, by the names of stats()
         self._path = path
         self._exchange = exchange
@@ -50,6 +52,7 @@ class WorkerStatus:
         dropped = logs.dropped()
         told = Status(number, waiting, output, memory, self.lag_s, dropped, self._nodes())
         told.tracking_clients, told.monitors = len(self._path.tracking), self.monitors()
+        told.held = held(self._path)
         if (hub := self.hub) is not None:
             channels, patterns, shards = hub.subscriptions
             told.subscriptions, told.topics = (channels, patterns, shards), self._topics(hub)
@@ -84,7 +87,15 @@ class WorkerStatus:
     def nodes(self) -> list[NodeState]:
         """The nodes for INFO, with this worker's connections."""
         return [
-            NodeState(label, node.role, node.up, node.connections["shared", "up"], node.pending)
+            NodeState(
+                label,
+                node.role,
+                node.up,
+                node.connections["shared", "up"],
+                node.pending,
+                self.node_ids.get(label, ""),
+                node.paused,
+            )
             for label, node in self._nodes().items()
         ]
 
@@ -97,4 +108,5 @@ class WorkerStatus:
             if since_ns := seen["down_since_ns"]:
                 told.down_s, told.breakers = max((time.monotonic_ns() - since_ns) / 1e9, 1e-9), 1
             told.held, told.held_bytes = self._exchange.parking.held_of(node.number)
+            told.paused = seen["paused"]
         return nodes

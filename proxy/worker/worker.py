@@ -25,11 +25,12 @@ import msgspec
 from proxy import __version__
 from proxy.cluster.node_names import NodeNames
 from proxy.cluster.topology import Address
+from proxy.commands.dispositions import OWN_ROWS
 from proxy.commands.lookup import CommandTable
 from proxy.forward.backend import Backend
 from proxy.forward.blocking import look
 from proxy.forward.buffer import trim
-from proxy.forward.clients import accept, close_all, close_idle, close_lingering, drain, follow_reads
+from proxy.forward.clients import accept, close_all, close_idle, close_lingering, close_slow, drain, follow_reads
 from proxy.forward.counters import Counters
 from proxy.forward.datapath import ClientSettings, DataPath
 from proxy.forward.exchange import Exchange
@@ -58,6 +59,7 @@ from proxy.worker.drain import NEW_S, Leaving
 from proxy.worker.inquiries import Inquiries
 from proxy.worker.leases import LeaseWatch
 from proxy.worker.monitors import Monitors
+from proxy.worker.node_pauses import NodePauses
 from proxy.worker.pauses import Pauses
 from proxy.worker.report import Reports
 from proxy.worker.scripts import WorkerScripts
@@ -123,7 +125,7 @@ class Worker:
         self.context.pause, self.context.paused = self.pauses.set, self.pauses.now
         self.monitors = self.context.monitors = Monitors(loop, self.path, send, backlog)
         self.lease_watch, self.pulse = LeaseWatch(self.path), Pulse(self.router)
-        self.leaving = Leaving(loop, self.path, self.pauses.lift)
+        self.leaving = Leaving(loop, self.path, self._lift)
         self.connector = Connector(
             settings.backends,
             on_up=self._backend_up,
@@ -135,6 +137,9 @@ class Worker:
             loop, self.router, settings.backends, stale=self.stale, resolve=self.resolve, raised=faults.show
         )
         self.subscriptions.hub.bind(self.path)
+        self.node_pauses = self.context.node_pauses = NodePauses(
+            loop, self.path, self.router, self.connector.forget, self.subscriptions.upstream, logged=start.worker == 0
+        )
         self.context.keyspace_events = partial(self._keyspace_events, send)
         self.status = WorkerStatus(self.path, self.exchange, self.reactor, self.counters, settings.clients)
         self.status.hub, self.status.interrupted = (
@@ -142,6 +147,7 @@ class Worker:
             lambda: self.subscriptions.upstream.interrupted,
         )
         self.status.monitors = lambda: len(self.monitors)
+        self.status.node_ids = self.node_pauses.ids
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
         self.context.spare_connections = SpareConnections(self.router)
         self.context.infos = self.infos = NodeInfos(
@@ -216,15 +222,23 @@ class Worker:
         self._keep_up()
         self.lease_watch.look()
         self.pauses.look()
+        self.node_pauses.look()
         close_lingering(self.path, _LINGER_S)
         if idle_s := self.settings.clients.idle_timeout:
             close_idle(self.path, idle_s)
+        if frame_s := self.settings.clients.frame_timeout:
+            close_slow(self.path, frame_s)
 
     def _keep_up(self) -> None:
         """Clients that are told of changes without having read (BCAST) have a connection to every primary."""
         for client in list(self.path.tracking):
             if client.tracking is not None:
                 client.tracking.keep_up()
+
+    async def _lift(self) -> None:
+        """Nothing holds a client back any more: this worker is to end."""
+        self.node_pauses.lift()
+        await self.pauses.lift()
 
     def _trim(self) -> None:
         self._timers["trim"] = self.loop.call_later(_TRIM_S, self._trim)
@@ -300,6 +314,7 @@ class Worker:
         self.context.shards, self.context.epoch = len(topology.shards), topology.epoch
         self.context.slots_covered = topology.covered
         self._limit()
+        self.node_pauses.follow({str(address): entry.id for address, entry in told})
         self.router.warm(2)
         self.subscriptions.upstream.topology_changed()
         self._keep_up()
@@ -331,7 +346,7 @@ class Worker:
         commands = self._commands
         self.counters.metrics = commands.metrics
         settings = self.settings
-        table = CommandTable(commands.rows, commands.source, commands.metrics, settings.allow, settings.deny)
+        table = CommandTable((*commands.rows, *OWN_ROWS), commands.source, commands.metrics, settings.allow, settings.deny)
         self.context.refused = frozenset(table.refused())
         return table
 
@@ -393,6 +408,7 @@ class Worker:
         self.subscriptions.tune(self.settings)
         self.status.limits = clients
         self.context.client_password = clients.password or None
+        self.context.admin_password = clients.admin_password or None
         self.context.unix_endpoint = self.settings.endpoint
         self._limit()
         # Limits hold for all clients; reads for those of the listener that have not chosen for themselves.

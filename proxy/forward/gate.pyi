@@ -1,0 +1,23 @@
+from collections.abc import Iterable
+
+from proxy.forward.client import Client
+from proxy.forward.datapath import DataPath
+from proxy.forward.node import Node
+
+def set_paused(path: DataPath, nodes: Iterable[Node]) -> None:
+    """These nodes of the topology, and no others, are paused from now on; what waits for others goes on.
+
+    Also to be called when the topology has changed: what waits may have another owner.
+    """
+
+def reconnect(path: DataPath, node: Node) -> None:
+    """Has the connections made that clients share, where there were some."""
+
+def pending(node: Node) -> int:
+    """Commands that were sent to the node, or are about to be, and are not answered."""
+
+def held(path: DataPath) -> int:
+    """Clients whose next command is for a paused node."""
+
+def go_on(path: DataPath, due: list[Client]) -> None:
+    """Each of these clients looks where it would go now, some in each turn of the loop, the last one first."""

@@ -1,0 +1,115 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""PROXY PAUSE in the data path: which nodes are paused, and what waits for that to be over.
+
+Nothing new is sent to a paused node (Router says PAUSED), and nothing that may go elsewhere waits for it. While any
+node is paused every command asks where it would go before it is begun (Exchange.full counts the pause as it counts
+windows that are full, so nothing costs more while none is): one for a paused node stays in its client's input, and
+nothing further of that client is read (`gated`; prepare.gate). What was begun before, and comes back or was never sent,
+is parked, and its time stands still. What blocks at the node is ended there by CLIENT UNBLOCK, when nothing was popped
+for it, and is begun again with what is left of its time (Blocking.suspend).
+
+What was sent before is answered: `pending` says of how much that is not true yet. Connections that the node closes
+meanwhile are not made again until they are wanted (`reconnect`, or the end of the pause).
+
+Called by proxy.worker.node_pauses; the same nodes are paused in all workers.
+"""
+from functools import partial
+
+from libc.stdint cimport uint32_t
+
+from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CLOSED, BACKEND_CONNECTING, BACKEND_IDLE, Backend
+from proxy.forward.blocked cimport Blocking
+from proxy.forward.client cimport Client
+from proxy.forward.datapath cimport DataPath
+from proxy.forward.leg cimport Leg
+from proxy.forward.node cimport Node, Pool
+from proxy.forward.router cimport Router
+
+cdef enum:
+    AT_ONCE = 128               # clients that go on in one turn of the loop
+
+
+def set_paused(DataPath path not None, nodes):
+    """These nodes of the topology, and no others, are paused from now on; what waits for others goes on.
+
+    Also to be called when the topology has changed: what waits may have another owner.
+    """
+    cdef Router router = path.exchange.router
+    cdef Node node
+    cdef set wanted = set(nodes)
+    cdef list begun = [], ended = []
+    router.reactor.tick()
+    for node in router.nodes.values():
+        if node.paused != (node in wanted):
+            node.paused = not node.paused
+            (begun if node.paused else ended).append(node)
+    if path.exchange.parking.gated != (len(wanted) > 0):
+        path.exchange.parking.gated = not path.exchange.parking.gated
+        path.exchange.full += 1 if wanted else -1
+    router.forget_direct()
+    for node in begun:
+        begin(path, node)
+    for node in ended:
+        reconnect(path, node)
+        for pool in node.pools():
+            (<Pool> pool).down_since_ns = 0
+    path.exchange.parking.wake_soon()
+    go_on(path, [client for client in path.clients if (<Client> client).wait is not None] + list(path.gated)[::-1])
+
+
+cdef void begin(DataPath path, Node node):
+    cdef Backend b
+    cdef Client client
+    path.exchange.router.unsettle(node, True)       # whose commands are under way there: none of them is overtaken
+    for b in node.backends():
+        if b.state == BACKEND_CONNECTING or b.state == BACKEND_BACKOFF:
+            b.state = BACKEND_IDLE if b.pool is not None and b.pool.owner is None else BACKEND_CLOSED
+            b.start_over()
+    for client in list(path.clients):
+        if client.wait is not None:
+            (<Blocking> client.wait).suspend(node)
+
+
+def reconnect(DataPath path not None, Node node not None):
+    """Has the connections made that clients share, where there were some."""
+    cdef Pool pool
+    cdef Backend b
+    for pool in node.shared_pools():
+        for b in pool.backends:
+            b.demand()
+
+
+def pending(Node node not None):
+    """Commands that were sent to the node, or are about to be, and are not answered."""
+    cdef Backend b
+    cdef size_t n = 0
+    for b in node.backends():
+        n += b.pending
+    return n
+
+
+def held(DataPath path not None):
+    """Clients whose next command is for a paused node."""
+    return len(path.gated)
+
+
+def go_on(DataPath path not None, list due not None):
+    """Each of these clients looks where it would go now, some in each turn of the loop, the last one first."""
+    cdef Client client
+    cdef Leg leg
+    cdef int _
+    for _ in range(AT_ONCE):
+        if not due:
+            return
+        client = due.pop()
+        if client in path.gated:
+            del path.gated[client]
+            client.held_back = False
+            client.room()
+        elif client.wait is not None:
+            for leg in list((<Blocking> client.wait).legs):
+                if leg.held and leg.timer is not None:
+                    leg.timer.cancel()
+                    leg.retry()
+    if due:
+        path.reactor.loop.call_soon(partial(go_on, path, due))

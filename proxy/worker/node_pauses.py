@@ -1,0 +1,165 @@
+"""PROXY PAUSE in one worker: which nodes are paused, until when, and what has to be done before and after.
+
+Why: planned work on a node (a restart) is not to be seen by any client. What is held is the data path's business
+(forward.gate); this knows the time, follows the topology, tells the log, and sees to it that subscriptions are where
+messages come from before anything is let go. Called by worker.worker; serve.console has it obey and wait.
+
+Invariants: all workers have the same pauses, a new one included (an order to everyone, see supervisor.relay); each ends
+by itself; a node is known by its id, so that it stays paused where it comes back with another address. Worker 0 logs.
+From lift() on nothing is held any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Final, Protocol
+
+from proxy.forward.backend import Backend
+from proxy.forward.datapath import DataPath
+from proxy.forward.gate import held, pending, reconnect, set_paused
+from proxy.forward.node import Node
+from proxy.forward.router import Router
+from proxy.serve.context import NodePause
+from proxy.system.log import get, warn_limited
+
+UP_S: Final = 2.0  # a node that is about to be resumed has this long to take connections ...
+IN_FORCE_S: Final = 2.0  # ... and subscriptions
+
+log = get("worker.pause")
+
+
+class Upstream(Protocol):
+    """As much of worker.upstream as is needed here."""
+
+    @property
+    def interrupted(self) -> bool: ...
+    def recall(self, node: Node) -> None: ...
+
+
+class NodePauses:
+    """See the module. forget: ends the attempts to connect a backend. ids: "host:port" -> id, of the topology."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        path: DataPath,
+        router: Router,
+        forget: Callable[[Backend], None],
+        upstream: Upstream,
+        *,
+        logged: bool,
+    ) -> None:
+        self.ids: dict[str, str] = {}
+        self._loop = loop
+        self._path = path
+        self._router = router
+        self._forget = forget
+        self._upstream = upstream
+        self._logged = logged
+        self._pauses: dict[str, NodePause] = {}  # by subject
+        self._lifted = False
+
+    @property
+    def present(self) -> Collection[NodePause]:
+        """Those in force."""
+        return self._pauses.values()
+
+    def obey(self, pause: NodePause) -> None:
+        """Begins one, changes its time, or ends it (all of them, when it is of no certain node)."""
+        if self._lifted:
+            return
+        if pause.until_ns > time.monotonic_ns():
+            self._pauses[pause.subject] = pause
+            seconds = round((pause.until_ns - time.monotonic_ns()) / 1e9, 1)
+            self._say("node paused", pause, seconds=seconds, client=pause.who)
+        elif pause.subject:
+            ended = [self._pauses.pop(pause.subject)] if pause.subject in self._pauses else []
+            self._ended(ended, pause.who)
+        else:
+            ended, self._pauses = list(self._pauses.values()), {}
+            self._ended(ended, pause.who)
+        self._apply()
+
+    def follow(self, ids: Mapping[str, str]) -> None:
+        """Another topology is in force. ids: "host:port" -> id of all of its nodes."""
+        self.ids.clear()
+        self.ids.update(ids)
+        if self._pauses:
+            self._apply()
+
+    def look(self) -> None:
+        """To be called regularly: a pause ends by itself, too."""
+        if not self._pauses:
+            return
+        now_ns = time.monotonic_ns()
+        over = [pause for pause in self._pauses.values() if pause.until_ns <= now_ns]
+        for pause in over:
+            del self._pauses[pause.subject]
+        if over:
+            self._ended(over, "")
+            self._apply()
+
+    def lift(self) -> None:
+        """Lets everything go on, for good: this worker is to end."""
+        self._lifted = True
+        if self._pauses:
+            if self._logged:
+                log.warning("nodes resumed: this process ends", nodes=" ".join(map(_named, self._pauses.values())))
+            self._pauses = {}
+            self._apply()
+
+    def pending(self, subject: str) -> int:
+        """Commands that were sent to the nodes of this pause and are not answered."""
+        return sum(pending(node) for node in self._nodes(subject))
+
+    def prepare(self, subject: str) -> Iterator[None]:
+        """Before what is held is let go: the nodes are connected to, and what is subscribed there is in force.
+
+        Ends when that is done, or takes too long.
+        """
+        nodes = [node for node in self._nodes(subject) if node.paused]
+        for node in nodes:
+            for backend in node.backends():
+                if backend.fd < 0:
+                    self._forget(backend)  # however long it waits before the next attempt
+            reconnect(self._path, node)
+        until_s = self._loop.time() + UP_S
+        while not all(node.up for node in nodes) and self._loop.time() < until_s:
+            yield
+        for node in nodes:
+            self._upstream.recall(node)
+        until_s = self._loop.time() + IN_FORCE_S
+        yield  # what is lost is noticed meanwhile
+        while self._upstream.interrupted and self._loop.time() < until_s:
+            yield
+
+    def _nodes(self, subject: str) -> list[Node]:
+        label = pause.label if (pause := self._pauses.get(subject)) is not None else ""
+        return [
+            node
+            for node in self._router.nodes.values()
+            if not subject or subject in (node.label, self.ids.get(node.label)) or label == node.label
+        ]
+
+    def _apply(self) -> None:
+        paused = {node for subject in self._pauses for node in self._nodes(subject)}
+        for node in paused:
+            if not node.paused:
+                for backend in node.backends():
+                    if backend.fd < 0:
+                        self._forget(backend)
+        set_paused(self._path, paused)
+
+    def _ended(self, pauses: Collection[NodePause], who: str) -> None:
+        for pause in pauses:
+            self._say("node resumed", pause, held=held(self._path), **({"client": who} if who else {}))
+
+    def _say(self, event: str, pause: NodePause, **more: object) -> None:
+        if self._logged:
+            warn_limited(log, f"{event}{pause.subject}", event, node=_named(pause), **more)
+
+
+def _named(pause: NodePause) -> str:
+    return pause.label if pause.subject else "all"
