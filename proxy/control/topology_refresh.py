@@ -48,7 +48,7 @@ _FIRST_RECHECK_S: Final = 0.5
 _FAILOVER_SIGNS: Final = ("lost", "uncovered")
 # While a primary is suspected (control.suspects): the cluster needs a node timeout and an election, which nobody here
 # knows the length of. Not for ever so often, for it may stay dead.
-_SUSPECTED_S: Final = 0.3
+_SUSPECTED_S: Final = 0.25
 _SUSPECTED_LONG_S: Final = 2.0
 _SUSPECTED_FOR_S: Final = 60.0
 # ... and where one node hangs, another may: the first few are not waited for as long as they may take.

@@ -257,7 +257,7 @@ class TestWhen:
             await until(lambda: refresher.outcomes["silent", "unchanged"] == 1)
             await until(lambda: refresher.outcomes["interval", "unchanged"] >= 2)
             assert asked(suspect) == before
-            assert refresher._interval_s("interval", "unchanged") == 0.3
+            assert refresher._interval_s("interval", "unchanged") == 0.25
             refresher.suspect(frozenset({at(suspect)}))  # no news
             now[0] += 60.0
             assert refresher._interval_s("interval", "unchanged") == 2.0
