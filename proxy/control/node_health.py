@@ -5,9 +5,11 @@ Why: a replica that is down, loading, or cut off from its primary must not get r
 "loading" because its replication offset is 0. Called by control_plane: set_nodes() after each topology, doubt() when a
 worker was refused a read, on_change() back.
 
-Invariants: one connection and one task per replica, kept between probes, gone with the replica; at most `concurrency`
-probes at a time; on_change() comes only when the answer changes, and must not block. Before its first probe a replica
-is what the topology says; a probe overrules that until the topology changes its mind.
+Invariants: a primary that has become a replica is not read from before a probe says so: one that has come back after
+it hung may have writes that the cluster has lost. One connection and one task per replica, kept between probes, gone
+with the replica; at most `concurrency` probes at a time; on_change() comes only when the answer changes, and must not
+block. Before its first probe a replica is what the topology says; a probe overrules that until the topology changes
+its mind.
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ class NodeHealth:
         self._on_change = on_change
         self._rng = rng or random.Random()
         self._watched: dict[Address, _Watched] = {}
+        self._primaries: set[Address] = set()  # of the topology before
         self._ending: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._changed = asyncio.Event()
@@ -99,11 +102,15 @@ class NodeHealth:
             watching = self._watched.get(address)
             if watching is None:
                 watching = self._watched[address] = _Watched(node)
-                self._set(watching, node.health == "online", f"{node.health} in the topology")
+                if address in self._primaries:
+                    self._set(watching, False, "was a primary, is not probed yet")
+                else:
+                    self._set(watching, node.health == "online", f"{node.health} in the topology")
                 watching.task = keep(partial(self._watch, watching), "node-health")
             elif watching.told != node.health:
                 watching.told = node.health
                 self._set(watching, node.health == "online", f"{node.health} in the topology")
+        self._primaries = known.keys() - replicas.keys()
 
     def doubt(self, address: Address, reason: str) -> None:
         """A replica refused a read for a reason that will last a while; the next probe says when it is over."""

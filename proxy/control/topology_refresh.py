@@ -48,9 +48,12 @@ _FIRST_RECHECK_S: Final = 0.5
 _FAILOVER_SIGNS: Final = ("lost", "uncovered")
 # While a primary is suspected (control.suspects): the cluster needs a node timeout and an election, which nobody here
 # knows the length of. Not for ever so often, for it may stay dead.
-_SUSPECTED_S: Final = 0.3
+_SUSPECTED_S: Final = 0.25
 _SUSPECTED_LONG_S: Final = 2.0
 _SUSPECTED_FOR_S: Final = 60.0
+# ... and where one node hangs, another may: the first few are not waited for as long as they may take.
+_HASTY_S: Final = 0.5
+_HASTY: Final = 2
 # While clients rely on being told what changes: a slot that moves in order gives no sign to one who sends nothing.
 _FOLLOWED_S: Final = 2.0
 # New seeds that do not answer are asked again this much later, then ever less often: each of them may cost a timeout.
@@ -272,7 +275,8 @@ class TopologyRefresher:
                 if {candidate.dial, candidate.asked} & tried:
                     continue
                 tried |= {candidate.dial, candidate.asked}
-                if (new := await self._answer(candidate, errors)) is None:
+                hasty = self._suspects and len(errors) < _HASTY
+                if (new := await self._answer(candidate, errors, _HASTY_S if hasty else None)) is None:
                     continue
                 verdict = accept(self.topology, new)
                 if self.topology is None and not new.covered:
@@ -354,9 +358,11 @@ class TopologyRefresher:
         # again when the address changes.
         return [_Candidate(address, seed if len(found) == 1 else address) for address in found]
 
-    async def _answer(self, candidate: _Candidate, errors: list[str]) -> Topology | None:
+    async def _answer(
+        self, candidate: _Candidate, errors: list[str], timeout_s: float | None = None
+    ) -> Topology | None:
         try:
-            new = await self._ask(candidate)
+            new = await self._ask(candidate, min(timeout_s or self.settings.timeout_s, self.settings.timeout_s))
         except (NodeClientError, TopologyError) as error:
             errors.append(f"{candidate.asked}: {error}")
             self._report(candidate, error)
@@ -368,11 +374,11 @@ class TopologyRefresher:
             return new
         return None
 
-    async def _ask(self, candidate: _Candidate) -> Topology:
+    async def _ask(self, candidate: _Candidate, timeout_s: float) -> Topology:
         settings = self.settings
-        upstream = NodeClientSettings(settings.username, settings.password, settings.timeout_s)
+        upstream = NodeClientSettings(settings.username, settings.password, timeout_s)
         try:
-            async with asyncio.timeout(settings.timeout_s), node_client(candidate.dial, upstream) as node:
+            async with asyncio.timeout(timeout_s), node_client(candidate.dial, upstream) as node:
                 # One pipeline, so that the three speak of the same moment.
                 info, shards, nodes = await node.ask(("CLUSTER", "INFO"), ("CLUSTER", "SHARDS"), ("CLUSTER", "NODES"))
                 slots = None

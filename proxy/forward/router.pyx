@@ -71,6 +71,7 @@ cdef class Router(Connections):
         cdef SlotTable slots = self.slots
         cdef list known_shards = self.shards
         cdef list known = [(address, bool(replica)) for address, replica in addresses]
+        cdef bint failing_now
         cdef Py_ssize_t n = len(known)
         for primary, replicas in shards:
             if not -1 <= primary < n:
@@ -96,9 +97,10 @@ cdef class Router(Connections):
             node.owner = False
             nodes[address] = node
         for node in nodes.values():
-            if node.address in failing and not node.failing:
+            failing_now = bool(failing) and node.address in failing
+            if failing_now and not node.failing:
                 failed.append(node)
-            node.failing = node.address in failing
+            node.failing = failing_now
             if node.replica != node.wanted_replica:
                 node.replica = node.wanted_replica
                 changed.append(node)
@@ -126,7 +128,8 @@ cdef class Router(Connections):
         for node in failed:
             doubt(node)
         for node in old.values():
-            judge(node)
+            if node.failing or node.silent:
+                judge(node)
         if self.trackers and self.moved(slots, known_shards):
             self.tell_missed()
 

@@ -307,8 +307,9 @@ class Worker:
         failing = {address for address, node in told if node.failing}
         self.router.publish(roles, topology.shards, topology.owners, failing)
         self._nodes = {node.label: node for node in self.router.nodes.values()}
-        for address, node in told:
-            self.router.nodes[address].usable, self.router.nodes[address].stale = node.usable, node.stale
+        for address, entry in told:
+            node = self.router.nodes[address]
+            node.usable, node.stale = entry.usable, entry.stale
         nodes = [(address, node.announced_port, node.hosts) for address, node in told]
         self._names = NodeNames(topology.names, nodes)
         self.context.shards, self.context.epoch = len(topology.shards), topology.epoch

@@ -211,3 +211,43 @@ def test_reads_that_prefer_replicas(role: str, fault: str, fragile: EmbeddedClus
         thread.join(30)
     print("slowest", max(thread.slowest_s for thread in threads))
     assert [wrong for thread in threads for wrong in thread.wrong] == []
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+def test_a_replica_goes_on_alone(fault: str, server: str, start_proxy: StartProxy) -> None:
+    """Nobody takes over for longer than a command may wait: what the replica has is old, and better than nothing."""
+    alone = {"cluster-replica-no-failover": "yes", "cluster-allow-reads-when-down": "yes"}
+    with EmbeddedCluster(server, node_timeout_ms=1000, options=alone) as cluster, ExitStack() as stack:
+        daemon = start_proxy(
+            cluster.seeds,
+            {
+                "listeners": [{"reads": "prefer_replica"}],
+                "requests": {"timeout": "1500ms", "failover_timeout": "1s"},
+                "backends": {"health_interval": "500ms"},
+            },
+        )
+        primary = cluster.primaries()[0]
+        key = f"{tag_of(cluster, primary)}:r"
+        with daemon.raw() as raw:
+            assert raw.command("SET", key, "v") == b"+OK\r\n"
+            assert primary.command("WAIT", 1, 5000) == 1
+        stop = threading.Event()
+        threads = [Reading(daemon, [key], stop) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        stack.callback(stop.set)
+        time.sleep(0.2)
+        if fault == "kill":
+            cluster.kill(primary)
+        else:
+            cluster.pause(primary)
+            stack.callback(cluster.resume, primary)
+        # Of one that hangs the replica does not know for repl-timeout, which is a minute.
+        sign = "its link to its primary is down" if fault == "kill" else "primary is suspected"
+        wait_for(lambda: sign in daemon.log, 15, "the replica is on its own")
+        time.sleep(2.0)
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+        assert [wrong for thread in threads for wrong in thread.wrong] == []
+        assert max(thread.slowest_s for thread in threads) < 1.0

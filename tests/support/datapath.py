@@ -189,9 +189,7 @@ class Stage:
         self.router = Router(
             self.reactor,
             self.counters,
-            BackendSettings(
-                stall_ns=int(stall_s * 1e9), max_window=max_window, silent_ns=int(silent_s * 1e9)
-            ),
+            BackendSettings(stall_ns=int(stall_s * 1e9), max_window=max_window, silent_ns=int(silent_s * 1e9)),
             connections=connections,
             failover_ns=int(failover_s * 1e9),
         )

@@ -261,6 +261,30 @@ def test_a_replica_that_refused_a_read_is_unfit_until_the_next_probe(nodes: tupl
     run(config, scene)
 
 
+def test_a_primary_that_a_worker_finds_silent_is_suspected(nodes: tuple[FakeNode, FakeNode]) -> None:
+    """The others are asked about it, until it answers."""
+    primary, replica = nodes
+
+    async def scene(plane: Plane) -> None:
+        assert await plane.control.ready(10.0)
+        primary.on("PING", SILENCE)
+        for session in primary.sessions:
+            session.sock.close()
+        plane.control.report(Report([], silent=[replica.address, "gone:1"]))
+        assert plane.control.suspects.suspected == frozenset()
+        plane.control.suspects._clock = lambda: 1e9  # its last answer was long ago
+        plane.control.report(Report([], silent=[primary.address]))
+        assert plane.control.suspects.suspected == {Address.parse(primary.address)}
+        await until(lambda: plane.control.refresher.outcomes["silent", "unchanged"])
+        before = asked(replica)
+        await until(lambda: asked(replica) >= before + 2)
+        primary.on("PING", b"+PONG\r\n")
+        await until(lambda: not plane.control.suspects.suspected)
+
+    backends = settings([primary.address]).backends.model_copy(update={"health_interval": 0.1, "connect_timeout": 0.2})
+    run(settings([primary.address]).model_copy(update={"backends": backends}), scene)
+
+
 @pytest.mark.usefixtures("_often")
 def test_commands_are_told_when_they_have_changed(nodes: tuple[FakeNode, FakeNode]) -> None:
     primary, _ = nodes

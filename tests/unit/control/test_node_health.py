@@ -378,6 +378,18 @@ def test_lost_touch(info: str, lost: bool) -> None:
     assert lost_touch(info) is lost
 
 
+def test_a_primary_that_has_become_a_replica_is_probed_first(node: FakeNode) -> None:
+    async def scene(health: NodeHealth, changes: list[Change]) -> None:
+        health.set_nodes([primary(node)])
+        assert health.usable(at(node))
+        health.set_nodes([replica(node)])
+        assert not health.usable(at(node))
+        await until(lambda: health.usable(at(node)))
+        assert probes(node)
+
+    assert [usable for _, usable, _ in run(scene)] == [False, True]
+
+
 def test_one_that_has_lost_touch_is_stale(node: FakeNode) -> None:
     async def scene(health: NodeHealth, changes: list[Change]) -> None:
         health.set_nodes([replica(node)])

@@ -200,3 +200,12 @@ def test_300_nodes_that_are_all_mapped() -> None:
     found = names(*nodes, address_map=address_map)
     assert time.perf_counter() - began_s < 0.5
     assert found["10.0.0.299:7000"] == found["gate:17299"] == found["h19:17299"] == 299
+
+
+def test_who_failed_and_who_is_stale() -> None:
+    shard = Shard("a", node(1, health="fail"), (node(2, "replica"), node(3, "replica", health="fail")), ((0, 16383),))
+    lost_touch = {node(1).address, node(2).address}
+    made = publication(Topology((shard,), 5, ASKED), {}, lambda _: False, lambda address: address in lost_touch)
+    told = TO_WORKER.decode(encode(made))
+    assert isinstance(told, Published)
+    assert [(entry.failing, entry.stale) for entry in told.nodes] == [(True, False), (False, True), (True, False)]

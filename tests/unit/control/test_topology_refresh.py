@@ -257,7 +257,7 @@ class TestWhen:
             await until(lambda: refresher.outcomes["silent", "unchanged"] == 1)
             await until(lambda: refresher.outcomes["interval", "unchanged"] >= 2)
             assert asked(suspect) == before
-            assert refresher._interval_s("interval", "unchanged") == 0.3
+            assert refresher._interval_s("interval", "unchanged") == 0.25
             refresher.suspect(frozenset({at(suspect)}))  # no news
             now[0] += 60.0
             assert refresher._interval_s("interval", "unchanged") == 2.0
@@ -266,6 +266,24 @@ class TestWhen:
             assert refresher.outcomes["silent", "unchanged"] == 1
 
         run(settings(suspect, other), scene, clock=lambda: now[0])
+
+    def test_others_that_hang_with_it_are_not_waited_for(self, start_node: Callable[[str], FakeNode]) -> None:
+        """Each would take its whole time, twenty times as long."""
+        suspect, *others = nodes = [start_node(name) for name in "abcd"]
+        for node in nodes:
+            tell(node, *nodes)
+
+        async def scene(refresher: TopologyRefresher, published: list[Topology]) -> None:
+            await until(lambda: published)
+            for node in others[:2]:
+                for what in ("INFO", "SHARDS", "NODES"):
+                    node.on(f"CLUSTER {what}", SILENCE)
+            suspected = time.monotonic()
+            refresher.suspect(frozenset({at(suspect)}))
+            await until(lambda: len(published) >= 6)
+            assert time.monotonic() - suspected < 5
+
+        run(settings(*nodes, timeout_s=10.0), scene)
 
     def test_fresh_for_three_intervals(self, node: FakeNode) -> None:
         now = 1000.0

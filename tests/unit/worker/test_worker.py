@@ -25,7 +25,7 @@ from proxy.system.faults import Faults
 from proxy.system.log import FIELDS
 from proxy.worker.report import GAP_S
 from proxy.worker.worker import Worker
-from tests.support.fake_node import FakeNode
+from tests.support.fake_node import SILENCE, FakeNode
 from tests.support.raw import bulk
 from tests.unit.worker.scene import (
     TCP,
@@ -170,6 +170,35 @@ class TestPublish:
 
         facts = NodeFacts({unfit.address: False})
         run(configured(listeners={TCP: "replica"}), scene, topology=topology((WHOLE, places)), facts=facts)
+
+    def test_who_failed_and_who_is_stale(self, start_node: Callable[[str], FakeNode]) -> None:
+        places = [Address(HOST, start_node(name).port) for name in "abc"]
+
+        async def scene(worker: Worker, port: Port) -> None:
+            nodes = [worker.router.nodes[place] for place in places]
+            told = topology((WHOLE, places), unusable=places[1:])
+            told.nodes[0].failing = told.nodes[1].stale = True
+            worker.publish(told)
+            assert [node.failing for node in nodes] == [True, False, False]
+            assert [node.stale for node in nodes] == [False, True, False]
+            worker.learn(NodeFacts({str(places[1]): True, str(places[2]): False}, stale={str(places[2]): True}))
+            assert [(node.usable, node.stale) for node in nodes[1:]] == [(True, False), (False, True)]
+            worker.publish(topology((WHOLE, places)))
+            assert not any(node.failing or node.stale for node in nodes)
+
+        run(configured(), scene, topology=topology((WHOLE, places)))
+
+    def test_a_node_that_says_nothing_is_told(self, node: FakeNode) -> None:
+        node.on("SET", SILENCE)
+
+        async def scene(worker: Worker, port: Port) -> None:
+            client = Client(worker)
+            await client.send("SET", "k", "v")
+            await until(lambda: any(report.silent == [node.address] for _, report in port.reports))
+            assert worker.router.nodes[Address(HOST, node.port)].silent
+            client.close()
+
+        run(configured(backends={"suspect_timeout": 0.05}), scene, node.address)
 
     def test_moved_slots_and_nodes_that_are_gone(self, start_node: Callable[[str], FakeNode]) -> None:
         """Connections to what left are ended, what came is connected to at once."""
