@@ -26,10 +26,10 @@ DOWN = b"-CLUSTERDOWN The node for this command cannot be reached"
 
 
 @pytest.fixture
-def shards() -> Iterator[EmbeddedCluster]:
+def shards(server: str) -> Iterator[EmbeddedCluster]:
     """Primaries without replicas: who is dead stays dead. What is covered is served."""
     options = {"cluster-require-full-coverage": "no"}
-    with EmbeddedCluster(replicas=0, node_timeout_ms=1000, options=options) as started:
+    with EmbeddedCluster(server, replicas=0, node_timeout_ms=1000, options=options) as started:
         yield started
 
 
@@ -172,9 +172,9 @@ class TestPipelines:
             shards.restart(victim)
             wait_for(lambda: raw.command("SET", lost, "v") == b"+OK\r\n", 10, "it is served again")
 
-    def test_of_a_cluster_that_is_down(self, start_proxy: StartProxy) -> None:
+    def test_of_a_cluster_that_is_down(self, server: str, start_proxy: StartProxy) -> None:
         """Nodes that are well refuse everything while a slot is not covered (the servers' default)."""
-        with EmbeddedCluster(replicas=0, node_timeout_ms=500) as shards:
+        with EmbeddedCluster(server, replicas=0, node_timeout_ms=500) as shards:
             daemon = start_proxy(shards.seeds, self.CONFIG)
             victim, other, _ = shards.primaries()
             key = key_of(shards, other)
