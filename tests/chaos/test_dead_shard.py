@@ -181,7 +181,7 @@ class TestPipelines:
             shards.kill(victim)
             wait_for(lambda: other.cluster_info()["cluster_state"] == "fail", 10, "the cluster is down")
             with daemon.raw(timeout_s=30) as raw:
-                self.play(raw, encode("GET", key) * 100, [b"-CLUSTERDOWN The cluster is down"] * 100)
+                self.play(raw, encode("GET", key) * 3000, [b"-CLUSTERDOWN The cluster is down"] * 3000)
 
     def test_of_blocking_commands(self, shards: EmbeddedCluster, start_proxy: StartProxy) -> None:
         daemon = start_proxy(shards.seeds, self.CONFIG)
