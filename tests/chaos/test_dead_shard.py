@@ -153,7 +153,10 @@ def test_healthy_shards_keep_their_pace(shards: EmbeddedCluster, start_proxy: St
 
 
 class TestPipelines:
-    """Replies are in order, so those of healthy shards wait behind a dead one's: for one deadline, not for each."""
+    """Replies are in order, so those of healthy shards wait behind a dead one's: for one deadline, not for each.
+
+    For two of them when a part of the pipeline came after the first had begun.
+    """
 
     CONFIG = {"requests": {"timeout": "1s", "failover_timeout": "30s"}}  # noqa: RUF012
 
@@ -167,7 +170,7 @@ class TestPipelines:
             shards.kill(victim)
             wait_for(lambda: daemon.metric("redis_proxy_backend_breaker_open") > 0, 5, "it is known to be down")
             self.play(raw, (encode("SET", lost, "v") + encode("GET", kept)) * times, [DOWN, b"$1"] * times)
-            assert daemon.metric("redis_proxy_refusals_total", reason="pipeline") >= times - 1
+            assert daemon.metric("redis_proxy_refusals_total", reason="pipeline") >= times - 2
             self.play(raw, encode("SET", lost, "v") * 5, [DOWN] * 5)  # it has seen that: and is held once more
             shards.restart(victim)
             wait_for(lambda: raw.command("SET", lost, "v") == b"+OK\r\n", 10, "it is served again")
@@ -195,7 +198,7 @@ class TestPipelines:
 
     @staticmethod
     def play(raw: RawClient, frames: bytes, wanted: list[bytes]) -> None:
-        """All of it is answered after one deadline (1 s) and what this machine adds."""
+        """All of it is answered after one deadline (1 s), two at most, and what this machine adds."""
         began_s = time.monotonic()
         sender = threading.Thread(target=raw.send, args=(frames,))
         sender.start()
