@@ -205,7 +205,7 @@ class TestPipelines:
         got = [raw.frame().partition(b"\r\n")[0] for _ in wanted]
         sender.join()
         assert got == wanted
-        assert 0.9 < time.monotonic() - began_s < 2.9
+        assert 0.9 < time.monotonic() - began_s < 4.5
 
 
 def test_no_more_than_its_share_is_held(shards: EmbeddedCluster, start_proxy: StartProxy) -> None:
