@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint64_t
 cdef struct Account:
     int64_t held        # by one client, its requests and the buffers of its connection apart
     int64_t* all        # by all clients, everything: Reactor.memory
-    bint weary          # a command of its pipeline was held in vain: none of the others is, see ReplyQueue.begin_burst
+    bint weary          # a command of its pipeline was held in vain: none of the others is, see ReplyQueue.begin_read
     uint64_t wrote      # nodes that have answered a write of the client: bit Node.number % 64, for WAIT
 
 

@@ -169,8 +169,7 @@ cdef class Client(ClientInfo):
         cdef bint own
         count_active(self.reactor, self)
         self.begin_turn()
-        if self.replies.head == NULL and self.rest.end == self.rest.start:
-            self.replies.begin_burst()
+        self.replies.begin_read(self.rest.end == self.rest.start)
         for _ in range(READ_ROUNDS):
             if self.fd < 0 or self.paused or self.closing or self.queued:
                 return

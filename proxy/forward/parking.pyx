@@ -81,13 +81,13 @@ cdef Request* sorted_by_number(Request* r) noexcept nogil:
 
 
 cdef inline bint hopeless(const Request* r, int reason) noexcept nogil:
-    """Whether its client's pipeline has waited long enough for the like of it.
+    """Whether its client's pipeline has waited long enough, before this one began to.
 
-    What waits for its turn only, or for another node, goes on soon.
+    What waits for its turn only, or for another node, goes on soon; not so what is sent to and fro.
     """
     if r.account == NULL or not r.account.weary or reason in (RETRY_LOST, RETRY_FULL, RETRY_NOSCRIPT, RETRY_PAUSED):
         return False
-    return reason != RETRY_MOVED or r.attempts > 0
+    return (r.attempts > 0) == (reason == RETRY_MOVED)
 
 
 @cython.final

@@ -44,7 +44,7 @@ cdef class ReplyQueue(Sink):
     cdef bint overloaded(self) noexcept
     cdef bint relieved(self) noexcept
     cdef size_t unproven(self) noexcept
-    cdef void begin_burst(self) noexcept
+    cdef void begin_read(self, bint empty) noexcept
     cdef void append(self, Request* r) noexcept
     cdef void next_command(self) noexcept
     cdef void say(self, int metric, const char* p, size_t n) noexcept

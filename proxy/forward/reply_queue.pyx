@@ -81,13 +81,14 @@ cdef class ReplyQueue(Sink):
         """What requests beyond those that were answered in this burst are taken to bring, in bytes."""
         return <size_t> (self.inflight - self.proven) * UNPROVEN if self.inflight > self.proven else 0
 
-    cdef void begin_burst(self) noexcept:
-        """The client sends again after everything it had asked for was answered: what it will ask for is unknown.
+    cdef void begin_read(self, bint empty) noexcept:
+        """The client is about to be read; empty: nothing that it has sent before waits to be carried out.
 
-        Unless more had come than was read (`drained`), it has seen that a command was held in vain before it sent
-        this: what comes now is held anew.
+        A burst begins when everything it had asked for was answered: what it will ask for now is unknown. What comes
+        after all that it had sent was read is no part of a pipeline that has waited in vain, and is held anew.
         """
-        self.proven = 0
+        if empty and self.head == NULL:
+            self.proven = 0
         if self.drained:
             self.account.weary = False
         self.drained = False

@@ -26,10 +26,10 @@ DOWN = b"-CLUSTERDOWN The node for this command cannot be reached"
 
 
 @pytest.fixture
-def shards() -> Iterator[EmbeddedCluster]:
+def shards(server: str) -> Iterator[EmbeddedCluster]:
     """Primaries without replicas: who is dead stays dead. What is covered is served."""
     options = {"cluster-require-full-coverage": "no"}
-    with EmbeddedCluster(replicas=0, node_timeout_ms=1000, options=options) as started:
+    with EmbeddedCluster(server, replicas=0, node_timeout_ms=1000, options=options) as started:
         yield started
 
 
@@ -153,7 +153,10 @@ def test_healthy_shards_keep_their_pace(shards: EmbeddedCluster, start_proxy: St
 
 
 class TestPipelines:
-    """Replies are in order, so those of healthy shards wait behind a dead one's: for one deadline, not for each."""
+    """Replies are in order, so those of healthy shards wait behind a dead one's: for one deadline, not for each.
+
+    For two of them when a part of the pipeline came after the first had begun.
+    """
 
     CONFIG = {"requests": {"timeout": "1s", "failover_timeout": "30s"}}  # noqa: RUF012
 
@@ -167,21 +170,21 @@ class TestPipelines:
             shards.kill(victim)
             wait_for(lambda: daemon.metric("redis_proxy_backend_breaker_open") > 0, 5, "it is known to be down")
             self.play(raw, (encode("SET", lost, "v") + encode("GET", kept)) * times, [DOWN, b"$1"] * times)
-            assert daemon.metric("redis_proxy_refusals_total", reason="pipeline") >= times - 1
+            assert daemon.metric("redis_proxy_refusals_total", reason="pipeline") >= times - 2
             self.play(raw, encode("SET", lost, "v") * 5, [DOWN] * 5)  # it has seen that: and is held once more
             shards.restart(victim)
             wait_for(lambda: raw.command("SET", lost, "v") == b"+OK\r\n", 10, "it is served again")
 
-    def test_of_a_cluster_that_is_down(self, start_proxy: StartProxy) -> None:
+    def test_of_a_cluster_that_is_down(self, server: str, start_proxy: StartProxy) -> None:
         """Nodes that are well refuse everything while a slot is not covered (the servers' default)."""
-        with EmbeddedCluster(replicas=0, node_timeout_ms=500) as shards:
+        with EmbeddedCluster(server, replicas=0, node_timeout_ms=500) as shards:
             daemon = start_proxy(shards.seeds, self.CONFIG)
             victim, other, _ = shards.primaries()
             key = key_of(shards, other)
             shards.kill(victim)
             wait_for(lambda: other.cluster_info()["cluster_state"] == "fail", 10, "the cluster is down")
             with daemon.raw(timeout_s=30) as raw:
-                self.play(raw, encode("GET", key) * 100, [b"-CLUSTERDOWN The cluster is down"] * 100)
+                self.play(raw, encode("GET", key) * 3000, [b"-CLUSTERDOWN The cluster is down"] * 3000)
 
     def test_of_blocking_commands(self, shards: EmbeddedCluster, start_proxy: StartProxy) -> None:
         daemon = start_proxy(shards.seeds, self.CONFIG)
@@ -195,14 +198,14 @@ class TestPipelines:
 
     @staticmethod
     def play(raw: RawClient, frames: bytes, wanted: list[bytes]) -> None:
-        """All of it is answered after one deadline (1 s) and what this machine adds."""
+        """All of it is answered after one deadline (1 s), two at most, and what this machine adds."""
         began_s = time.monotonic()
         sender = threading.Thread(target=raw.send, args=(frames,))
         sender.start()
         got = [raw.frame().partition(b"\r\n")[0] for _ in wanted]
         sender.join()
         assert got == wanted
-        assert 0.9 < time.monotonic() - began_s < 2.9
+        assert 0.9 < time.monotonic() - began_s < 4.5
 
 
 def test_no_more_than_its_share_is_held(shards: EmbeddedCluster, start_proxy: StartProxy) -> None:

@@ -180,6 +180,25 @@ class TestPipelines:
         exchange(stage, A, SET_A, b"+OK\r\n")
         assert client.get() == b"+OK\r\n"
 
+    def test_a_client_that_never_rests(self, play: Play) -> None:
+        """One connection for a whole application has always something under way: what it sends later is held anew."""
+        stage = play(timeout_s=0.1, failover_s=1000.0)
+        stage.unreachable.add(A)
+        hold(stage, GET_A, 1)
+        client = stage.client()
+        client.send(SET_A + GET_B)
+        stage.until(lambda: stage.count("refusals")["held_too_long"] == 2)
+        stage.settings.update(timeout_ns=10**12)
+        stage.turn()
+        assert (client.get(), stage.node(B).get()) == (errors.NODE_DOWN, GET_B)
+        client.send(SET_A)
+        stage.turn(6)
+        assert stage.parking.waiting == 1
+        stage.node(B).send(b"$-1\r\n")
+        stage.unreachable.clear()
+        exchange(stage, A, SET_A, b"+OK\r\n")
+        assert client.get() == b"$-1\r\n+OK\r\n"
+
     def test_what_a_node_refuses(self, play: Play) -> None:
         """CLUSTERDOWN of a node that is well: each is asked once, and waits no more."""
         stage = play(timeout_s=0.1)

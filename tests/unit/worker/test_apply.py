@@ -211,6 +211,31 @@ class TestRequests:
 
         run(configured(requests=patient), scene, node.address)
 
+    def test_how_much_is_held(self, node: FakeNode) -> None:
+        patient = {"timeout": 3600.0, "failover_timeout": 3600.0}
+
+        async def scene(worker: Worker, port: Port) -> None:
+            first, second = Client(worker), Client(worker)
+            assert await first.ask("SET", "k", "v") == b"OK"
+            node.close()
+            (known,) = worker.router.nodes.values()
+            await until(lambda: known.down)
+            await first.send("GET", "k")
+            await until(lambda: worker.exchange.parking.waiting == 1)
+            for limits in ({"max_held": 2}, {"max_held_bytes": 50}):
+                worker.apply(configured(requests=patient | limits))
+                answer = await second.ask("GET", "k")
+                assert isinstance(answer, ReplyError)
+                assert "too many commands wait" in str(answer)
+            worker.apply(configured(requests=patient))
+            await second.send("GET", "k")
+            await until(lambda: worker.exchange.parking.waiting == 2)
+            (told,) = worker.status.status(0).nodes.values()
+            assert (told.held, told.breakers, told.owner) == (2, 1, True)
+            assert told.down_s > 0
+
+        run(configured(requests=patient), scene, node.address)
+
     def test_retry_backoff(self, node: FakeNode) -> None:
         node.on("GET", b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n")
         slow = {"timeout": 3600.0, "retry_backoff_min": 1800.0, "retry_backoff_max": 1800.0}
