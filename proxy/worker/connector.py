@@ -35,6 +35,7 @@ log = get("worker.connector")
 _SHORT_LIFE_S: Final = 1.0
 # Between two first attempts: those of a topology of hundreds of nodes must not all be made in one turn of the loop.
 _SPACING_S: Final = 0.0002
+_FULL: Final = "ERR max number of clients"  # said to whoever connects; Valkey goes on differently than Redis
 _MOST_BYTES: Final = 1 << 16  # of the answers to a handshake, which have some hundreds: they are read on the loop
 
 
@@ -53,7 +54,7 @@ class Refused(HandshakeError):
 class Connector:
     """See the module.
 
-    on_up(backend): a connection is ready; on_refused(backend, error line): a client's own will not be had; on_trouble(
+    on_up(backend): a connection is ready; on_refused(backend, error line): one for one client alone will not be had; on_trouble(
     reason): the topology may have changed; on_fault(what, error): a fault of ours.
     """
 
@@ -242,6 +243,8 @@ class Connector:
             replies += [decode(frame) for frame, _, push in reader.feed(data) if not push]
             for command, reply in zip(commands, replies, strict=False):
                 if isinstance(reply, ReplyError) and command not in asked:
+                    if str(reply).startswith(_FULL):  # no answer to our command
+                        raise Refused(str(reply), errors.NODE_FULL) if backend.leased else HandshakeError(str(reply))
                     text = f"{command[0]!s}: {reply}"
                     if backend.greeting and (command == backend.greeting or str(reply).startswith("NOPERM ")):
                         raise Refused(text, errors.line(str(reply).encode("utf-8", "replace")[:500]))
