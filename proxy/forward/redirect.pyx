@@ -30,8 +30,8 @@ from proxy.cluster.redirection cimport (
 )
 from proxy.forward.backend cimport BACKEND_UP
 from proxy.forward.counters cimport (
-    OUTCOME_GAVE_UP, RETRY_CLUSTERDOWN, RETRY_DOWN, RETRY_FULL, RETRY_LOADING, RETRY_LOST, RETRY_MASTERDOWN, RETRY_MOVED,
-    RETRY_NOSCRIPT, RETRY_READONLY, RETRY_TRYAGAIN,
+    OUTCOME_GAVE_UP, RETRY_CLUSTERDOWN, RETRY_DOWN, RETRY_FULL, RETRY_LOADING, RETRY_LOST, RETRY_MASTERDOWN,
+    RETRY_MOVED, RETRY_NOSCRIPT, RETRY_READONLY, RETRY_TRYAGAIN,
 )
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
 from proxy.forward.ports cimport Sink

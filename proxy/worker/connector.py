@@ -11,6 +11,7 @@ handshake backs off like one that cannot be reached; so does one whose task died
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import time
@@ -54,8 +55,8 @@ class Refused(HandshakeError):
 class Connector:
     """See the module.
 
-    on_up(backend): a connection is ready; on_refused(backend, error line): one for one client alone will not be had; on_trouble(
-    reason): the topology may have changed; on_fault(what, error): a fault of ours.
+    on_up(backend): a connection is ready; on_refused(backend, error line): one for one client alone will not be had;
+    on_trouble(reason): the topology may have changed; on_fault(what, error): a fault of ours.
     """
 
     def __init__(
@@ -232,7 +233,8 @@ class Connector:
         asked = identity if backend.greeting else [*node_limits.COMMANDS, *identity]
         last = len(needed) - bool(backend.greeting)
         commands = [*needed[:last], *asked, *needed[last:]]
-        await loop.sock_sendall(sock, b"".join(encode_command(*command) for command in commands))
+        with contextlib.suppress(ConnectionError):  # then it may have said why, before it closed
+            await loop.sock_sendall(sock, b"".join(encode_command(*command) for command in commands))
         reader, size = ReplyReader(), 0
         replies: list[object] = []
         while len(replies) < len(commands):

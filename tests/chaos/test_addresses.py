@@ -21,8 +21,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace for
 
 
 def test_a_rolling_restart_with_new_addresses(server: str, start_proxy: StartProxy, tmp_path: Path) -> None:
-    """Each node is drained by a failover, ended, and back elsewhere: no client sees an error. Then only the seed's name,
-    which has moved with its node, is left of what the proxy was started with."""
+    """Each node is drained by a failover, ended, and back elsewhere: no client sees an error, and the
+    addresses of before are forgotten."""
     hosts = Hosts(tmp_path, {SEED: ["127.0.0.1"]})
     with ChangingCluster(server, node_timeout_ms=1000) as cluster:
         daemon = start_proxy([f"{SEED}:{cluster.nodes[0].port}"], prefix=hosts.prefix)

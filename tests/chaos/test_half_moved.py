@@ -136,7 +136,8 @@ def test_nodes_that_name_each_other(shards: ChangingCluster, start_proxy: StartP
         assert raw.command("SET", key, "v") == b"+OK\r\n"
         one.command("FLUSHALL")
         one.command("CLUSTER", "SETSLOT", slot, "NODE", two.id)
-        for words in (("GET", key), ("SET", key, "w"), ("MGET", key, key_in(12000, 12000)), ("EVAL", "return 1", 1, key)):
+        split = ("MGET", key, key_in(12000, 12000))
+        for words in (("GET", key), ("SET", key, "w"), split, ("EVAL", "return 1", 1, key)):
             before = redirections(daemon)
             answer, took_s = timed(raw, *words)
             assert answer in (errors.REDIRECTED_IN_VAIN, errors.CLUSTERDOWN_UNSERVED), answer

@@ -212,7 +212,8 @@ def test_a_primary_that_is_loading(heavy: ChangingCluster, start_proxy: StartPro
         print("reads", slowest_s)
         assert loading(victim)
         answer, took_s = timed(raw, "SET", key, "w")
-        assert answer.startswith((b"-LOADING ", errors.CLUSTERDOWN)), answer  # the latter: the node looks at slots first
+        # The latter: the node looks at its slots first, and knows of none before it has loaded.
+        assert answer.startswith((b"-LOADING ", errors.CLUSTERDOWN)), answer
         assert 0.9 < took_s < 1.5
         answer, took_s = timed(raw, "GET", key)
         assert answer.startswith((b"-LOADING ", errors.CLUSTERDOWN)), answer
@@ -232,7 +233,8 @@ def test_a_replica_that_is_loading(heavy: ChangingCluster, start_proxy: StartPro
     primary = heavy.primaries()[0]
     (victim,) = heavy.replicas_of(primary)
     key = fill(heavy, primary)
-    daemon = start_proxy(heavy.seeds, {"listeners": [{"reads": "prefer_replica"}], "backends": {"health_interval": "200ms"}})
+    config = {"listeners": [{"reads": "prefer_replica"}], "backends": {"health_interval": "200ms"}}
+    daemon = start_proxy(heavy.seeds, config)
     with daemon.raw() as raw:
         assert raw.command("GET", key) == bulk(b"v")
         heavy.save(victim)

@@ -156,7 +156,7 @@ def test_writes_that_nodes_refuse(refusing: ChangingCluster, start_proxy: StartP
                 assert raw.command(*script) == direct.command(*script)
                 for client in (raw, direct):
                     client.send(b"MULTI\r\n" + encode("SET", key, "w") + b"EXEC\r\n")
-                assert direct.frames(3)[1:] == [line, b"-EXECABORT Transaction discarded because of previous errors.\r\n"]
+                assert direct.frames(3)[1] == line
                 assert raw.frames(3)[2] == b"-EXECABORT Transaction discarded because of: " + line[1:]
                 assert time.monotonic() - started_s < 1.0
                 assert raw.command("GET", key) == bulk(b"w")

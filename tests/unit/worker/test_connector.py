@@ -192,7 +192,7 @@ def test_a_node_that_takes_no_more_clients(node: FakeNode, more: bytes, caplog: 
 
     async def scene(nodes: Nodes) -> None:
         backend = nodes.want(Address(HOST, node.port))
-        await until(lambda: len(node.seen("CLIENT SETNAME")) >= 3)
+        await until(lambda: len(node.seen("CLIENT")) >= 3)
         failures = backend.node.connect_failures
         lease = nodes.router.lease(backend.node, 2)
         lease.state = BackendState.CONNECTING
