@@ -135,8 +135,8 @@ cdef class Connections:
         return CHOSEN
 
     def refuse(self, Backend b not None, bytes line not None):
-        """A node takes no such connection of one client (its own, or leased), which was never up: it is closed, and what
-        waits for it is answered with this error line."""
+        """A node takes no such connection of one client (its own, or leased), which was never up: it is closed, and
+        what waits for it is answered with this error line."""
         cdef Request* r = b.head
         cdef Request* following
         if b.pool is not None:

@@ -94,6 +94,7 @@ def test_nobody_goes_on_moving_it(shards: ChangingCluster, start_proxy: StartPro
         assert raw.command("MGET", *names) == array(*[bulk(b"vw")] * 4)
 
 
+@pytest.mark.long
 def test_the_other_side_is_dead(shards: ChangingCluster, start_proxy: StartProxy) -> None:
     """What the slot's owner has is served; what it has not is where nobody answers: an error, at once in the end."""
     one, two = shards.primaries()[:2]

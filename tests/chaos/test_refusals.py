@@ -111,6 +111,7 @@ def test_the_password_is_changed_at_the_servers_first(refusing: ChangingCluster,
         passwords(nodes, "one")
 
 
+@pytest.mark.long
 def test_the_proxy_is_told_of_the_new_password_first(refusing: ChangingCluster, start_proxy: StartProxy) -> None:
     """With two passwords for a while nobody notices anything."""
     daemon = start_proxy(refusing.seeds, login("one"))
