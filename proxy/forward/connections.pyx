@@ -152,11 +152,13 @@ cdef class Connections:
         return CHOSEN
 
     def refuse(self, Backend b not None, bytes line not None):
-        """A node takes no such connection of a client's own, which was never up: it is closed, and what waits for it is
-        answered with this error line."""
+        """A node takes no such connection of one client (its own, or leased), which was never up: it is closed, and
+        what waits for it is answered with this error line."""
         cdef Request* r = b.head
         cdef Request* following
-        b.pool.not_before_ns = self.reactor.now + REFUSED_NS
+        if b.pool is not None:
+            b.pool.not_before_ns = self.reactor.now + REFUSED_NS
+        b.node.connect_failures += 1
         b.state = BACKEND_CLOSED
         b.head = b.tail = b.cancelled = NULL
         b.pending = 0

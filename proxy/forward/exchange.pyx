@@ -211,7 +211,7 @@ cdef class Exchange(Recovery):
         self.answer(r, text, len(text))
 
     cdef void give_up(self, Request* r, bytes text) noexcept:
-        """Answers with the server's last error, or else with ours: so also in place of a redirection, which says nothing
+        """Answers with the server's last error, or else with ours, as in place of a redirection, which means nothing
         to a client of one server. (But a script's own line is its client's.)"""
         if r.fault != NULL and (r.doubted or not redirects(r.fault, r.fault_len)):
             self.answer(r, r.fault, r.fault_len)

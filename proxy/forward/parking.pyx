@@ -139,7 +139,8 @@ cdef class Parking:
             r.attempts += 1
         r.reason = <unsigned char> reason
         r.wake_ns = self.reactor.now + delay
-        if r.wake_ns > r.deadline_ns or reason == RETRY_NOSCRIPT:
+        # Sent right before its deadline, a write would end in an error that leaves open whether it was executed.
+        if r.wake_ns + delay > r.deadline_ns or reason == RETRY_NOSCRIPT:
             r.wake_ns = r.deadline_ns       # the latter: until script_answered, which is sure to come
         if r.sink != NULL:
             (<Sink> r.sink).unsettle()

@@ -205,6 +205,7 @@ MAYBE_EXECUTED = line("ERR connection to the node was lost after the command was
 NODE_DOWN = line("CLUSTERDOWN The node for this command cannot be reached")
 NODE_DOWN_HELD = line("CLUSTERDOWN The node for this command cannot be reached and too many commands wait for it")
 REDIRECTED_IN_VAIN = line("CLUSTERDOWN The redirections of this command lead to no node that serves it")
+NODE_FULL = line("ERR max number of clients reached at the node for this command")
 NODE_BUSY = line("ERR the node does not take its commands fast enough; this one was not sent")
 NODE_GONE = line("ERR the connection or the node this command was for is gone; it was not executed")
 OUT_OF_MEMORY = line("OOM the proxy is out of memory")

@@ -12,6 +12,7 @@ does one whose task died of a fault of ours.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -37,6 +38,7 @@ log = get("worker.connector")
 _SHORT_LIFE_S: Final = 1.0
 # Between two first attempts: those of a topology of hundreds of nodes must not all be made in one turn of the loop.
 _SPACING_S: Final = 0.0002
+_FULL: Final = "ERR max number of clients"  # said to whoever connects; Valkey goes on differently than Redis
 _MOST_BYTES: Final = 1 << 16  # of the answers to a handshake, which have some hundreds: they are read on the loop
 
 
@@ -55,8 +57,8 @@ class Refused(HandshakeError):
 class Connector:
     """See the module.
 
-    on_up(backend): a connection is ready; on_refused(backend, error line): a client's own will not be had; on_trouble(
-    reason): the topology may have changed; on_fault(what, error): a fault of ours.
+    on_up(backend): a connection is ready; on_refused(backend, error line): one for one client alone will not be had;
+    on_trouble(reason): the topology may have changed; on_fault(what, error): a fault of ours.
     """
 
     def __init__(
@@ -284,7 +286,8 @@ class Connector:
         asked = identity if backend.greeting else [*node_limits.COMMANDS, *identity]
         last = len(needed) - bool(backend.greeting)
         commands = [*needed[:last], *asked, *needed[last:]]
-        await loop.sock_sendall(sock, b"".join(encode_command(*command) for command in commands))
+        with contextlib.suppress(ConnectionError):  # then it may have said why, before it closed
+            await loop.sock_sendall(sock, b"".join(encode_command(*command) for command in commands))
         reader, size = ReplyReader(), 0
         replies: list[object] = []
         while len(replies) < len(commands):
@@ -295,6 +298,8 @@ class Connector:
             replies += [decode(frame) for frame, _, push in reader.feed(data) if not push]
             for command, reply in zip(commands, replies, strict=False):
                 if isinstance(reply, ReplyError) and command not in asked:
+                    if str(reply).startswith(_FULL):  # no answer to our command
+                        raise Refused(str(reply), errors.NODE_FULL) if backend.leased else HandshakeError(str(reply))
                     text = f"{command[0]!s}: {reply}"
                     if backend.greeting and (command == backend.greeting or str(reply).startswith("NOPERM ")):
                         raise Refused(text, errors.line(str(reply).encode("utf-8", "replace")[:500]))

@@ -71,7 +71,6 @@ def test_what_waits_and_what_pushes(valkey: EmbeddedCluster, start_proxy: StartP
             for words in (("MULTI",), ("INCR", f"{base}:w")):
                 watcher.command(*words)
             answer = watcher.command("EXEC")
-            print(answer)
             assert answer == b"*-1\r\n" or answer.startswith(b"-EXECABORT"), answer
             assert watcher.command("GET", f"{base}:w") == b"$1\r\n1\r\n"
             assert watcher.command("WATCH", f"{base}:w") == b"+OK\r\n"
@@ -105,6 +104,7 @@ def deliver(raw: RawClient, subscriber: RawClient, channel: str) -> None:
     subscriber.sock.settimeout(10)
 
 
+@pytest.mark.long
 def test_it_is_given_up(valkey: EmbeddedCluster, start_proxy: StartProxy) -> None:
     """Cancelled again and again, and begun anew: nothing is lost, and nobody is told."""
     one, two = valkey.primaries()[:2]

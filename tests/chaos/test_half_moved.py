@@ -94,6 +94,7 @@ def test_nobody_goes_on_moving_it(shards: ChangingCluster, start_proxy: StartPro
         assert raw.command("MGET", *names) == array(*[bulk(b"vw")] * 4)
 
 
+@pytest.mark.long
 def test_the_other_side_is_dead(shards: ChangingCluster, start_proxy: StartProxy) -> None:
     """What the slot's owner has is served; what it has not is where nobody answers: an error, at once in the end."""
     one, two = shards.primaries()[:2]
@@ -136,7 +137,8 @@ def test_nodes_that_name_each_other(shards: ChangingCluster, start_proxy: StartP
         assert raw.command("SET", key, "v") == b"+OK\r\n"
         one.command("FLUSHALL")
         one.command("CLUSTER", "SETSLOT", slot, "NODE", two.id)
-        for words in (("GET", key), ("SET", key, "w"), ("MGET", key, key_in(12000, 12000)), ("EVAL", "return 1", 1, key)):
+        split = ("MGET", key, key_in(12000, 12000))
+        for words in (("GET", key), ("SET", key, "w"), split, ("EVAL", "return 1", 1, key)):
             before = redirections(daemon)
             answer, took_s = timed(raw, *words)
             assert answer in (errors.REDIRECTED_IN_VAIN, errors.CLUSTERDOWN_UNSERVED), answer

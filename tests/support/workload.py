@@ -5,8 +5,8 @@ client. Unlike tests.support.load, whose clients have no errors to expect, these
 not executed from one that leaves it open, and check what is known either way. Called by tests/chaos.
 
 Each client has keys of its own all over the slots (INCR, GET, MGET), texts (MSET, MGET) and two counters in one slot
-(MULTI .. EXEC), so it knows the right reply to each command, or, after an error that leaves it open, the two that may be.
-All run in one thread with an event loop of its own.
+(MULTI .. EXEC), so it knows the right reply to each command, or, after an error that leaves it open, the two that may
+be. All run in one thread with an event loop of its own.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Workload:
         )
 
     def check(self, cluster: EmbeddedCluster, allowed: tuple[str, ...] = ()) -> None:
-        """Nothing wrong, nobody disconnected, no other errors than those that begin so; the servers hold what was told."""
+        """Nothing wrong, nobody disconnected, no errors but those that begin so; the servers hold what was told."""
         assert not self.told.wrong, self.told.wrong[:5]
         assert not self.told.ended, self.told.ended[:5]
         others = [error for error in self.told.errors if not error.partition(": ")[2].startswith(allowed or ("\0",))]

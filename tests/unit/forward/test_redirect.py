@@ -393,3 +393,14 @@ def test_redirected_to_a_node_that_has_been_down_for_long(play: Play, line: Call
     stage.turn()
     exchange(stage, A, GET_A, line(B))
     assert stage.hear(client) == errors.NODE_DOWN
+
+
+def test_a_refused_write_is_not_sent_right_before_its_deadline(play: Play) -> None:
+    """It might not be answered in time, and its client would not know whether it was executed."""
+    stage = play(timeout_s=0.1, backoff_s=0.06, backoff_max_s=0.06)
+    client = stage.client()
+    client.send(SET_A)
+    stage.turn()
+    exchange(stage, A, SET_A, REFUSALS["loading"])
+    assert stage.hear(client) == REFUSALS["loading"]
+    assert stage.node(A).get() == b""

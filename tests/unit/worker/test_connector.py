@@ -185,6 +185,28 @@ def test_a_refused_handshake_is_tried_again(node: FakeNode, caplog: pytest.LogCa
     assert "s3cret" not in caplog.text
 
 
+@pytest.mark.parametrize("more", [b"", b" + cluster connections"])
+def test_a_node_that_takes_no_more_clients(node: FakeNode, more: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """The shared connection is tried again; who leases one is told at once."""
+    node.on("CLIENT SETNAME", b"-ERR max number of clients%b reached\r\n" % more)
+
+    async def scene(nodes: Nodes) -> None:
+        backend = nodes.want(Address(HOST, node.port))
+        await until(lambda: len(node.seen("CLIENT")) >= 3)
+        failures = backend.node.connect_failures
+        lease = nodes.router.lease(backend.node, 2)
+        lease.state = BackendState.CONNECTING
+        nodes.connector.connect(lease)
+        await until(lambda: lease.state == BackendState.CLOSED)
+        assert backend.node.connect_failures > failures
+        node.on("CLIENT SETNAME", b"+OK\r\n")
+        await until(lambda: nodes.up == [backend])
+
+    run(configured(backends={"client_name": "me", "backoff_min": 0.01, "backoff_max": 0.02}).backends, scene)
+    reasons = {vars(record)["fields"]["reason"] for record in caplog.records if "cannot connect" in record.message}
+    assert reasons == {f"ERR max number of clients{more.decode()} reached"}
+
+
 @pytest.mark.parametrize("answer", [b"$1000000\r\n" + b"x" * 100_000, b"*1000000000\r\n:1\r\n" + b"$-1\r\n" * 20_000])
 def test_a_handshake_has_a_bound(answer: bytes, node: FakeNode, caplog: pytest.LogCaptureFixture) -> None:
     """It is read on the data path's loop: a broken node must not hold up the clients of all the others."""
