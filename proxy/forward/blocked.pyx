@@ -179,6 +179,9 @@ cdef class Blocking(Command):
         self.client.reactor.tick()
         asked = [leg for leg in self.legs if (<Leg> leg).reply is None and not (<Leg> leg).ended]
         for leg in asked:
+            if leg.held and leg.r == NULL:
+                self.end_here()             # its node is paused, and knows nothing of it
+                return
             if leg.r == NULL or leg.lease.state != BACKEND_UP:
                 self.ask_again()            # it is not there yet
                 return

@@ -329,6 +329,8 @@ cdef class Leg(Sink):
         cdef int64_t now = b.client.reactor.now, wait = ASKED_NS if self.questions else HELD_NS
         self.held = b.sent = True
         self.trouble_ns = self.attempts = 0
+        if not self.questions:
+            self.ended = False              # what has ended it for the pause is told, and over
         if b.timeout.timeout_ns > 0:
             if now >= b.timeout.until_ns:
                 b.elapsed()

@@ -26,6 +26,7 @@ from proxy.system.log import get, warn_limited
 
 UP_S: Final = 2.0  # a node that is about to be resumed has this long to take connections ...
 IN_FORCE_S: Final = 2.0  # ... and subscriptions
+REFRESH_S: Final = 1.0  # nothing that goes to a paused node would tell that it has lost its role
 
 log = get("worker.pause")
 
@@ -39,7 +40,8 @@ class Upstream(Protocol):
 
 
 class NodePauses:
-    """See the module. forget: ends the attempts to connect a backend. ids: "host:port" -> id, of the topology."""
+    """See the module. forget: ends the attempts to connect a backend; stale(reason): the
+    topology may have changed. ids: "host:port" -> id, of the topology."""
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class NodePauses:
         router: Router,
         forget: Callable[[Backend], None],
         upstream: Upstream,
+        stale: Callable[[str], None],
         *,
         logged: bool,
     ) -> None:
@@ -58,6 +61,8 @@ class NodePauses:
         self._forget = forget
         self._upstream = upstream
         self._logged = logged
+        self._stale = stale
+        self._refresh_s = 0.0
         self._pauses: dict[str, NodePause] = {}  # by subject
         self._lifted = False
 
@@ -93,6 +98,9 @@ class NodePauses:
         """To be called regularly: a pause ends by itself, too."""
         if not self._pauses:
             return
+        if self._logged and self._loop.time() >= self._refresh_s:
+            self._refresh_s = self._loop.time() + REFRESH_S
+            self._stale("paused")
         now_ns = time.monotonic_ns()
         over = [pause for pause in self._pauses.values() if pause.until_ns <= now_ns]
         for pause in over:

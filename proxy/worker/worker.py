@@ -138,7 +138,13 @@ class Worker:
         )
         self.subscriptions.hub.bind(self.path)
         self.node_pauses = self.context.node_pauses = NodePauses(
-            loop, self.path, self.router, self.connector.forget, self.subscriptions.upstream, logged=start.worker == 0
+            loop,
+            self.path,
+            self.router,
+            self.connector.forget,
+            self.subscriptions.upstream,
+            self.stale,
+            logged=start.worker == 0,
         )
         self.context.keyspace_events = partial(self._keyspace_events, send)
         self.status = WorkerStatus(self.path, self.exchange, self.reactor, self.counters, settings.clients)

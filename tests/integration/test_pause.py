@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import redis
@@ -16,6 +18,7 @@ from tests.support.proxyd import ProxyDaemon
 from tests.support.raw import RawClient
 
 StartProxy = Callable[..., ProxyDaemon]
+POOL = ThreadPoolExecutor(32)
 ADMIN = {"clients": {"admin_password": "s3cret"}}
 
 
@@ -23,6 +26,13 @@ ADMIN = {"clients": {"admin_password": "s3cret"}}
 def solid(server: str) -> Iterator[EmbeddedCluster]:
     """A cluster whose nodes may be away for a while without a failover."""
     with EmbeddedCluster(server, node_timeout_ms=15000) as started:
+        yield started
+
+
+@pytest.fixture
+def fragile(server: str) -> Iterator[EmbeddedCluster]:
+    """A cluster of its own."""
+    with EmbeddedCluster(server, node_timeout_ms=2000) as started:
         yield started
 
 
@@ -68,3 +78,159 @@ def test_a_primary_is_restarted_under_busy_clients(solid: EmbeddedCluster, start
         assert held == {key: n for key, n in busy.counts.items() if key in held}
         assert daemon.metric("redis_proxy_backend_connect_failures_total", node=victim.address) == 0
         assert re.search(r"node paused.*node=" + re.escape(victim.address), daemon.log)
+
+
+def ask_in_thread(daemon: ProxyDaemon, *words: str | int) -> Future[bytes]:
+    """The reply to a command that may be held."""
+
+    def ask() -> bytes:
+        with daemon.raw(timeout_s=30) as raw:
+            return raw.command(*words)
+
+    return POOL.submit(ask)
+
+
+def test_who_may_and_how_it_is_said(cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    daemon = start_proxy(cluster.seeds, {})
+    with daemon.raw() as raw:
+        assert raw.command("PROXY", "INFO").startswith(b"-NOPERM PROXY is for administrators, and there are none")
+        assert raw.command("AUTH", "admin", "") == b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
+        daemon.reload(ADMIN)
+        assert raw.command("PROXY", "INFO").startswith(b"-NOPERM PROXY is for administrators: AUTH admin")
+        assert raw.command("AUTH", "admin", "wrong").startswith(b"-WRONGPASS")
+        assert raw.command("HELLO", 3, "AUTH", "admin", "s3cret").startswith(b"%7\r\n")
+        assert raw.command("ACL", "WHOAMI") == b"$5\r\nadmin\r\n"
+        assert b"PAUSE" in raw.command("PROXY", "HELP")
+        assert raw.command("PROXY") == b"-ERR wrong number of arguments for 'proxy' command\r\n"
+        assert raw.command("PROXY", "NONSENSE").startswith(b"-ERR unknown subcommand 'NONSENSE'. Try PROXY HELP.")
+        assert raw.command("PROXY", "PAUSE", "NODE") == b"-ERR syntax error\r\n"
+        assert raw.command("PROXY", "PAUSE", "NODE", "10.9.9.9:1") == b"-ERR Unknown node 10.9.9.9:1\r\n"
+        for wrong in ("0", "-1", "x", "3600001", "1e3"):
+            assert raw.command("PROXY", "PAUSE", wrong).startswith(b"-ERR timeout must be an integer from 1 to 3600000")
+        assert raw.command("PROXY", "RESUME") == b"+OK\r\n"  # nothing is paused
+        # No server's command, nor one for a transaction.
+        assert raw.command("COMMAND", "INFO", "proxy") in (b"*1\r\n_\r\n", b"*1\r\n*-1\r\n")
+        assert raw.command("MULTI") == b"+OK\r\n"
+        assert raw.command("PROXY", "RESUME").startswith(b"-ERR Command")
+        assert raw.command("EXEC").startswith(b"-EXECABORT")
+        assert daemon.metric("redis_proxy_commands_total", command="proxy") >= 10
+        assert raw.command("RESET") == b"+RESET\r\n"
+        assert raw.command("PROXY", "INFO").startswith(b"-NOPERM")
+    assert "s3cret" not in daemon.log
+
+
+def test_reads_go_elsewhere_and_the_rest_is_held(cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    daemon = start_proxy(cluster.seeds, {**ADMIN, "requests": {"timeout": "1s"}, "listeners": [{"reads": "prefer_primary"}]})
+    node, other, _ = cluster.primaries()
+    key, free = key_of(cluster, node), key_of(cluster, other)
+    with admin(daemon) as operator, daemon.raw() as raw:
+        assert raw.command("SET", key, 1) == b"+OK\r\n"
+        assert node.command("WAIT", 1, 5000) == 1
+        assert operator.command("PROXY", "PAUSE", "NODE", node.id) == b"+OK\r\n"  # by its id
+        assert node.address.encode() in operator.command("PROXY", "INFO")
+        held = [ask_in_thread(daemon, *words) for words in (
+            ("INCR", key), ("MSET", key, 2, free, 2), ("EVAL", "return redis.call('INCR', KEYS[1])", 1, key),
+            ("DBSIZE",), ("WAIT", 0, 100), ("BLPOP", f"{{{key}}}list", 0.3), ("WATCH", key),
+        )]  # fmt: skip
+        wait_for(lambda: daemon.metric("redis_proxy_held_clients") == 4, 10, "held: INCR, MSET, EVAL, WATCH")
+        assert daemon.metric("redis_proxy_node_paused", node=node.address) == 1
+        assert daemon.metric("redis_proxy_node_paused") == 1
+        assert raw.command("GET", key) == b"$1\r\n1\r\n"  # from the replica
+        assert raw.command("INCR", free).startswith(b":")
+        assert raw.command("MULTI") + raw.command("PING") + raw.command("EXEC") == b"+OK\r\n+QUEUED\r\n*1\r\n+PONG\r\n"
+        assert held[5].result(5) == b"*-1\r\n"  # its own time was over
+        time.sleep(1.2)  # longer than requests.timeout
+        assert [one.done() for one in held] == [False, False, False, False, True, True, False]
+        assert operator.command("PROXY", "RESUME", "NODE", node.address) == b"+OK\r\n"
+        told = [one.result(10) for one in held]
+        assert told[1] == b"+OK\r\n" and told[3].startswith(b":") and told[6] == b"+OK\r\n"
+        assert told[0].startswith(b":") and told[2].startswith(b":")
+
+
+def test_a_blocked_command_begins_again(cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """What blocks at the node would hold up its end; nothing is popped for nobody, and its time goes on."""
+    daemon = start_proxy(cluster.seeds, ADMIN)
+    node = cluster.primaries()[1]
+    key = key_of(cluster, node, "list")
+    with admin(daemon) as operator, daemon.raw() as raw:
+        popped, short = ask_in_thread(daemon, "BLPOP", key, 0), ask_in_thread(daemon, "BLPOP", f"{{{key}}}2", 1)
+        wait_for(lambda: int(node.info("clients")["blocked_clients"]) == 2, 10, "blocked")
+        begun_s = time.monotonic()
+        assert operator.command("PROXY", "PAUSE", "NODE", node.address) == b"+OK\r\n"
+        assert int(node.info("clients")["blocked_clients"]) == 0
+        pushed = ask_in_thread(daemon, "RPUSH", key, "x")
+        assert short.result(10) == b"*-1\r\n"
+        assert time.monotonic() - begun_s < 1.9
+        assert not popped.done()
+        assert operator.command("PROXY", "RESUME") == b"+OK\r\n"
+        assert pushed.result(10) == b":1\r\n"
+        assert popped.result(10).endswith(b"$1\r\nx\r\n")
+        # A client that wants it unblocked meanwhile gets that.
+        blocked = ask_in_thread(daemon, "BLPOP", key, 0)
+        wait_for(lambda: int(node.info("clients")["blocked_clients"]) == 1, 10, "blocked")
+        assert operator.command("PROXY", "PAUSE", "NODE", node.address) == b"+OK\r\n"
+        (number,) = re.findall(rb"id=(\d+) [^\n]*cmd=blpop", raw.command("CLIENT", "LIST"))
+        assert raw.command("CLIENT", "UNBLOCK", number, "ERROR") == b":1\r\n"
+        assert blocked.result(10).startswith(b"-UNBLOCKED")
+        assert operator.command("PROXY", "RESUME") == b"+OK\r\n"
+
+
+def test_all_of_it_and_the_end_of_its_time(cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    daemon = start_proxy(cluster.seeds, ADMIN)
+    keys = [key_of(cluster, node) for node in cluster.primaries()]
+    with admin(daemon) as operator, daemon.raw() as raw:
+        assert operator.command("PROXY", "PAUSE", 60000) == b"+OK\r\n"
+        assert operator.command("PROXY", "RESUME", "NODE", cluster.primaries()[0].address).startswith(b"-ERR all nodes")
+        held = [ask_in_thread(daemon, "INCR", key) for key in keys]
+        leaving = daemon.raw()
+        leaving.send(b"*2\r\n$4\r\nINCR\r\n$7\r\nforever\r\n")
+        wait_for(lambda: daemon.metric("redis_proxy_held_clients") == 4, 10, "held")
+        leaving.close()
+        wait_for(lambda: daemon.metric("redis_proxy_held_clients") == 3, 10, "one has left, with what was held")
+        assert raw.command("PING") == b"+PONG\r\n"
+        # A worker that is killed and replaced: its successor is paused, too.
+        for pid in daemon.worker_pids():
+            if pid != daemon.worker_of(operator):
+                os.kill(pid, 9)
+        wait_for(lambda: daemon.metric("redis_proxy_workers") == 2, 10, "replaced")
+        wait_for(lambda: len(set(daemon.served_by().values())) >= 1, 10, "served")
+        fresh = [ask_in_thread(daemon, "GET", "forever") for _ in range(6)]
+        time.sleep(0.3)
+        assert not any(one.done() for one in fresh)
+        begun_s = time.monotonic()
+        assert operator.command("PROXY", "PAUSE", 700) == b"+OK\r\n"  # its time anew
+        assert [one.result(10) for one in fresh] == [b"$-1\r\n"] * 6
+        assert 0.5 < time.monotonic() - begun_s < 5
+        for one in held:  # of the worker that was killed, or answered
+            assert one.exception(10) is not None or one.result().startswith(b":")
+        assert daemon.log_contains("node resumed")
+
+
+def test_a_paused_node_that_loses_its_role(fragile: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """What is held goes to the new owner."""
+    daemon = start_proxy(fragile.seeds, {**ADMIN, "requests": {"timeout": "1s"}})
+    victim = fragile.primaries()[0]
+    key = key_of(fragile, victim)
+    with admin(daemon) as operator:
+        assert operator.command("PROXY", "PAUSE", "NODE", victim.address) == b"+OK\r\n"
+        held = ask_in_thread(daemon, "SET", key, "kept")
+        fragile.failover(fragile.replicas_of(victim)[0])
+        assert held.result(20) == b"+OK\r\n"
+        assert operator.command("PROXY", "RESUME") == b"+OK\r\n"
+
+
+def test_drain_and_reload_and_client_pause(cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    daemon = start_proxy(cluster.seeds, ADMIN)
+    key = key_of(cluster, cluster.primaries()[0])
+    with admin(daemon) as operator, daemon.raw() as raw:
+        assert raw.command("SET", key, 0) == b"+OK\r\n"
+        assert operator.command("PROXY", "PAUSE", "NODE", cluster.primaries()[0].address) == b"+OK\r\n"
+        held = [ask_in_thread(daemon, "INCR", key) for _ in range(4)]
+        wait_for(lambda: daemon.metric("redis_proxy_held_clients") == 4, 10, "held")
+        assert raw.command("CLIENT", "PAUSE", 300) == b"+OK\r\n"
+        time.sleep(0.5)  # and that is over, but not ours
+        daemon.reload({**ADMIN, "requests": {"timeout": "4s"}})
+        assert not any(one.done() for one in held)
+        daemon.terminate()
+        assert sorted(one.result(10) for one in held) == [b":1\r\n", b":2\r\n", b":3\r\n", b":4\r\n"]
+        assert "nodes resumed: this process ends" in daemon.log

@@ -109,6 +109,7 @@ def status(nodes: dict[str, NodeStatus] | None = None, lag_s: float = 0.002, dro
         topics=(1, 2, 3),
         messages_waiting=9,
         interrupted=True,
+        held=25,
     )
 
 
@@ -151,4 +152,5 @@ def snapshot() -> Snapshot:
         "subscriptions": {"channel": 21, "pattern": 22, "shard": 23},
         "messages_waiting": 24,
         "interrupted": 1,
+        "held": 25,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.commands.dispositions import (
+    OWN_ROWS,
     DISPOSITIONS,
     CommandClass,
     CommandFlag,
@@ -18,7 +19,7 @@ from proxy.commands.table import ROWS
 
 ALL = {r.name: r for top in ROWS for r in (top, *top.subcommands)}
 # Named for servers newer than those the built-in table was made from.
-NEWER = {"cluster|migration", "sflush"}
+NEWER = {"cluster|migration", "sflush", *(r.name for r in OWN_ROWS)}
 PASSED_ON = {
     CommandClass.FORWARD,
     CommandClass.ANY,

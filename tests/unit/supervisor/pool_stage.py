@@ -113,7 +113,7 @@ def worker_settings() -> WorkerSettings:
         endpoint=None,
         allow=(),
         deny=(),
-        clients=filled(plain.Clients, password=""),
+        clients=filled(plain.Clients, password="", admin_password=""),
         requests=filled(plain.Requests),
         backends=filled(plain.Backends, **text),
         log=plain.Log("info", "logfmt", ""),
