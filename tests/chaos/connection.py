@@ -35,11 +35,17 @@ class Connection(asyncio.Protocol):
 
     @classmethod
     async def open(
-        cls, address: tuple[str, int], push: Callable[[Any, float], None] | None = None, timeout_s: float = 5.0
+        cls,
+        address: tuple[str, int],
+        push: Callable[[Any, float], None] | None = None,
+        *,
+        timeout_s: float = 5.0,
+        source: str | None = None,
     ) -> Connection:
-        """OSError or TimeoutError when nobody takes it."""
+        """OSError or TimeoutError when nobody takes it. source: the address it connects from."""
+        local = (source, 0) if source else None
         async with asyncio.timeout(timeout_s):
-            _, made = await asyncio.get_running_loop().create_connection(lambda: cls(push), *address)
+            _, made = await asyncio.get_running_loop().create_connection(lambda: cls(push), *address, local_addr=local)
         return made
 
     def send(self, *words: Word) -> asyncio.Future[tuple[Any, float]]:

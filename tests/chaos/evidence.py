@@ -1,7 +1,7 @@
-"""Which node carried out what, by the nodes' own append-only files: tells what the cluster lost from what the proxy did.
+"""Which node carried out what, by the nodes' own append-only files: what the cluster lost, and what the proxy did.
 
-A Redis Cluster replicates asynchronously: what a primary has answered and not yet replicated is lost when it falls and a
-replica takes over. No proxy can help that, and no proxy may hide behind it. So each node writes down what it carries
+A Redis Cluster replicates asynchronously: what a primary has answered and not yet replicated is lost when it falls and
+a replica takes over. No proxy can help that, and no proxy may hide behind it. So each node writes down what it carries
 out before it answers (tests.chaos.nodes), the files are kept even when the node throws them away, and each operation
 has a token of its own. A token that was acknowledged and is missing at the end
 

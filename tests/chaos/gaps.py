@@ -1,8 +1,8 @@
 """The probers beside the workload, and what they say: the longest gap and the time to full service, both ways.
 
-A gap is the time between two writes of one key that were taken, one after the other. Full service is back when the last
-gap above DISTURBED_S has ended, or the last probe has failed; counted from the beginning of the fault. Both are computed
-from the same kind of list for the cluster and for the proxy.
+A gap is the time between two writes of one key that were taken, one after the other. Full service is back when the
+last gap above DISTURBED_S has ended, or the last probe has failed; counted from the beginning of the fault. Both are
+computed from the same kind of list for the cluster and for the proxy.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def judge(samples: Sequence[Sample], fault_at: float, healed_at: float, end: flo
             if at - last > DISTURBED_S:
                 service.back_s = max(service.back_s, at - fault_at)
             last = at
-    for _, began, ended, error in samples:
+    for _, _, ended, error in samples:
         if error and fault_at <= ended <= end:
             service.errors[kind_of(error)] += 1
             service.back_s = max(service.back_s, min(ended, end) - fault_at)

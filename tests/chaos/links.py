@@ -39,15 +39,18 @@ class Links:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         with contextlib.suppress(OSError):
-            self._process.stdin.close()
+            process.stdin.close()
         try:
-            self._process.wait(5)
+            process.wait(5)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+            process.kill()
+            process.wait()
+        process.stdout.close()
 
     def open(self, node: str, channel: str, target: int) -> int:
         """The port of the link in front of the node's port `target`; a link that is there leads to it from now on."""
@@ -100,7 +103,9 @@ class Links:
 
     def _order(self, **order: Any) -> dict[str, Any]:
         with self._lock:
-            assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
+            assert self._process is not None
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()

@@ -4,8 +4,9 @@
 
 Why: "service was back after 2.4 s" says nothing about a proxy before one knows when the cluster itself was back. Both
 probers live in one process and loop, so that a machine that is busy delays both alike. Every 20 ms each of them tries a
-write of one key of each shard. The direct one goes to the node that took the last, by the node's own port, past the
-faulty links; if it does not answer, or refuses, to all of them. The one through the proxy takes a connection that waits
+write of one key of each shard. The direct one goes to the node that took the last, and if that does not answer, or
+refuses, to all of them. It takes the links, too, from an address of its own: what concerns the proxy alone does not
+concern it, and a node that nobody reaches is out of its reach. The one through the proxy takes a connection that waits
 for nothing, or makes one: a command that is held does not keep others from being tried.
 
 Called by: tests.chaos.gaps.
@@ -23,11 +24,13 @@ import hiredis
 import uvloop
 
 from tests.chaos.connection import Connection, Lost
+from tests.chaos.link import SOURCE_PREFIX
 
 EVERY_S = 0.02
 PATIENCE_S = 0.06  # the direct prober's, before it tries the other nodes as well
 CONNECTIONS = 100  # of the proxy prober, per key, that may wait
 ANSWER_S = 15.0
+SOURCE = f"{SOURCE_PREFIX}99"
 
 Where = tuple[str, int]
 
@@ -35,8 +38,9 @@ Where = tuple[str, int]
 class Probe:
     """Connections to one address, and what was written over them: (key, began, ended, error or "")."""
 
-    def __init__(self, address: Where, most: int) -> None:
+    def __init__(self, address: Where, most: int, source: str | None = None) -> None:
         self.address = address
+        self.source = source
         self.most = most
         self.idle: list[Connection] = []
         self.busy = 0
@@ -52,7 +56,7 @@ class Probe:
         try:
             async with asyncio.timeout(ANSWER_S):
                 if wire is None or wire.gone:
-                    wire = await Connection.open(self.address)
+                    wire = await Connection.open(self.address, source=self.source)
                 reply, _ = await wire.send("SET", key, value)
         except TimeoutError:
             if wire is not None:
@@ -75,7 +79,7 @@ class Prober:
 
     def __init__(self, task: dict[str, Any]) -> None:
         self.keys: list[str] = task["keys"]
-        self.nodes = [Probe((host, port), 4) for host, port in task["nodes"]]
+        self.nodes = [Probe((host, port), 4, SOURCE) for host, port in task["nodes"]]
         self.proxy = Probe(tuple(task["proxy"]), CONNECTIONS)
         self.direct_found: list[tuple[int, float, float, str]] = []
         self.proxy_found: list[tuple[int, float, float, str]] = []

@@ -22,27 +22,29 @@ Written by `make chaos` (tests/chaos), which plays each scenario against a real 
 (`cluster-node-timeout` 2 s), with a proxy of 2 workers and its default settings. Scenarios are played one after
 another, each with a cluster, a proxy and clients of its own.
 
-* **Faults.** Nodes are processes that are killed, stopped and restarted. Each node announces the ports of two faulty TCP
-  links, one before its port and one before its bus, and connects from a loopback address of its own; so partitions,
-  delay, lost packets, half-open connections and cut bytes can concern one sender and one receiver, also between nodes.
-* **Clients.** Some 30 connections through the proxy: pipelined RPUSH of unique tokens with ECHO in between, SET and GET of
-  registers, MGET and MSET, INCR, MULTI/EXEC, WATCH, EVALSHA, RPUSH and BLPOP of unique elements, streams with a consumer
-  group, numbered messages of pub/sub, and readers of a listener with `reads: prefer_replica`. Of each operation it is
-  written down when it was sent, when it was answered and with what. None of them tries again what got an error.
-* **Violations** are what the history and the cluster's contents at the end do not allow: an acknowledged write that is
-  lost, anything carried out twice, replies or one client's writes to one key out of order, a read of a primary older than
-  what had been acknowledged or read before it began, half of a transaction or script, an operation that was answered
-  with an error that means "not carried out" and was, no answer for 8 s, a write acknowledged by a former primary a second
-  after another took over.
-* **What the cluster itself loses** by asynchronous replication is told apart by the nodes' own testimony: each writes an
-  append-only file before it answers, and the files are kept, also those that a node throws away when it begins anew as a
-  replica. An acknowledged write that is missing counts as the cluster's loss only when it stands in the file of a primary
-  that fell and in no other node's. If it stands nowhere, or where nobody fell, the proxy lost it.
-* **The cluster's own gap** is measured at the same time: one prober writes to the nodes directly, past the links,
-  whichever of them takes it, another through the proxy, every 20 ms to each shard, both in one process. A gap is the time
-  between two writes that were taken. *Back* is the time from the fault to the end of the last gap above 0.25 s or of the
-  last error, on whatever shard; 0 means that there was none. A fault that only lies between proxy and nodes does not
-  concern the direct prober.
+* **Faults.** Nodes are processes that are killed, stopped and restarted. Each node announces the ports of two faulty
+  TCP links, one before its port and one before its bus, and connects from a loopback address of its own; so
+  partitions, delay, lost packets, half-open connections and cut bytes can concern one sender and one receiver, also
+  between nodes.
+* **Clients.** Some 30 connections through the proxy: pipelined RPUSH of unique tokens with ECHO in between, SET and
+  GET of registers, MGET and MSET, INCR, MULTI/EXEC, WATCH, EVALSHA, RPUSH and BLPOP of unique elements, streams with
+  a consumer group, numbered messages of pub/sub, and readers of a listener with `reads: prefer_replica`. Of each
+  operation it is written down when it was sent, when it was answered and with what. None of them tries again what got
+  an error.
+* **Violations** are what the history and the cluster's contents at the end do not allow: an acknowledged write that
+  is lost, anything carried out twice, replies or one client's writes to one key out of order, a read of a primary
+  older than what had been acknowledged or read before it began, half of a transaction or script, an operation that
+  was answered with an error that means "not carried out" and was, no answer for 8 s, a write acknowledged by a former
+  primary a second after another took over.
+* **What the cluster itself loses** by asynchronous replication is told apart by the nodes' own testimony: each writes
+  an append-only file before it answers, and the files are kept, also those that a node throws away when it begins
+  anew as a replica. An acknowledged write that is missing counts as the cluster's loss only when it stands in the
+  file of a primary that fell and in no other node's. If it stands nowhere, or where nobody fell, the proxy lost it.
+* **The cluster's own gap** is measured at the same time: one prober writes to the nodes directly, whichever of
+  them takes it, another through the proxy, every 20 ms to each shard, both in one process. A gap is the
+  time between two writes that were taken. *Back* is the time from the fault to the end of the last gap above 0.25 s
+  or of the last error, on whatever shard; 0 means that there was none. A fault that only lies between proxy and nodes
+  does not concern the direct prober; a node that is cut off from everybody is out of its reach, too.
 * *p99* is that of writes to the shards without fault, before and during it.
 * *Errors* are what clients were told, by kind; *lost, may be executed* is the error for a write whose connection died
   after it was sent.
@@ -104,7 +106,8 @@ def document(results: Sequence[Result], about: Mapping[str, str], server: str, s
 
 _HEAD = [
     "scenario", "operations", "errors to clients", "connections closed", "longest gap (cluster's own)",
-    "back after (cluster)", "p99 of healthy shards (direct)", "violations", "lost by the cluster", "memory", "descriptors",
+    "back after (cluster)", "p99 of healthy shards (direct)", "violations", "lost by the cluster", "memory",
+    "descriptors",
 ]  # fmt: skip
 
 

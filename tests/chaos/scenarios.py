@@ -1,8 +1,8 @@
 """What can go wrong, one function each, in the order of the table; the registry is at the end.
 
-A scenario breaks something under load and puts it right again: the stage then waits until all is well, and judges. Where
-primaries lose their role without having replicated, it says so (stage.fall); in every other scenario the cluster loses
-nothing, and a single acknowledged write that is missing is a violation.
+A scenario breaks something under load and puts it right again: the stage then waits until all is well, and judges.
+Where primaries lose their role without having replicated, it says so (stage.fall); in every other scenario the cluster
+loses nothing, and a single acknowledged write that is missing is a violation.
 """
 
 from __future__ import annotations

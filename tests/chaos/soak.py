@@ -20,8 +20,8 @@ from tests.chaos.stage import Stage
 
 Fault = Callable[[Stage, EmbeddedNode], None]
 
-# What may be more at the end of a soak than at its beginning, both with the same clients. Memory: allocators keep what a
-# burst of held commands needed once, in each of three processes, and the histograms of commands and nodes that came up
+# What may be more at the end of a soak than at its beginning, both with the same clients. Memory: allocators keep what
+# a burst of held commands needed once, in each of three processes, and histograms of commands and nodes that came up
 # later; what leaked with each fault would be many times that after a hundred faults. Descriptors: connections to nodes
 # that have been replaced are drained for some seconds, and idle leases of blocking commands are kept for a minute.
 MEMORY_MORE = 24 << 20

@@ -100,9 +100,8 @@ class Stage:
             wait_for(lambda: self.workload.done() > 200, 20, "the workload is served")
             time.sleep(WARM_UP_S)
             self.before = self.footprint()
-            # A hash tag of its own: nobody else's commands wait for the probes' slots.
             keys = [f"{{{tag}}}:probe" for tag in self.workload.tags]
-            nodes = [(HOST, node.port) for node in self.cluster.nodes]
+            nodes = [(HOST, self.links.port(self.cluster.name(node))) for node in self.cluster.nodes]
             self.probers = stack.enter_context(Probers(keys, nodes, self.daemon.address))
             time.sleep(1.0)
             self._stack = stack.pop_all()

@@ -146,7 +146,7 @@ class Workload:
         self.relaxed = relaxed
         self.run = run
         self.scale = scale
-        self.tags = [tag.replace(":", ".") for tag in _tags(run)]
+        self.tags = spread_keys(3, run)  # hash tags, one in each third of the slots: one for each primary
         self.history = History()
         self.running = True
         self.clients: list[Client] = []
@@ -213,8 +213,3 @@ class Workload:
         for tag in self.tags:
             if slot_of(f"{{{tag}}}") in owned:
                 yield from node.client.scan_iter(f"{{{tag}}}:*", count=1000)
-
-
-def _tags(run: str) -> list[str]:
-    """Hash tags, one in each third of the slots: where the three primaries begin."""
-    return spread_keys(3, run)

@@ -2,10 +2,11 @@
 
     python tests/fuzz/run.py --seconds 60 [--seed N] [--only replies] [--plain]
 
-Builds every .pyx of proxy/ with sanitizers (tests.support.sanitizers), then runs each tests/fuzz/target_*.py in a Python of its own that has the sanitizer's runtime loaded before all else. A
-target is a module with `run(seed, deadline)` that returns the number of cases it tried before time.monotonic() reached
-the deadline; its first lines state its invariants, and an exception or a sanitizer report is a failure. The seed is
-printed; with the same seed a target tries the same cases in the same order. Of a crash, the last input is shown.
+Builds all .pyx of proxy/ with sanitizers (tests.support.sanitizers), then runs each tests/fuzz/target_*.py in a Python
+of its own that has the sanitizer's runtime loaded before all else. A target is a module with `run(seed, deadline)` that
+returns the number of cases it tried before time.monotonic() reached the deadline; its first lines state its invariants,
+and an exception or a sanitizer report is a failure. The seed is printed; with the same seed a target tries the same
+cases in the same order. Of a crash, the last input is shown.
 
 Called by: `make fuzz`.
 """

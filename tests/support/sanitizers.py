@@ -1,7 +1,7 @@
 """The compiled modules under the address and undefined behaviour sanitizers, built beside the tree.
 
-build/fuzz is kept, so that the next run compiles what changed only. Called by tests/fuzz/run.py, and by tests.chaos.run,
-which has the whole daemon run on that build.
+build/fuzz is kept, so that the next run compiles what changed only. Called by tests/fuzz/run.py, and by
+tests.chaos.run, which has the whole daemon run on that build.
 """
 
 from __future__ import annotations
