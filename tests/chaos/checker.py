@@ -242,13 +242,21 @@ class Checker:
         )
 
     def messages(self) -> None:
-        """Published numbers ascend for each subscriber; those that never came are counted."""
+        """Published numbers ascend for each subscriber; those that never came are counted.
+
+        Nodes pass messages on over their bus, and what a link between them held back comes late: a node may then give
+        out old messages after new ones, also such as a subscriber had from another node before. So one subscriber of
+        each node itself is listened to as well.
+        """
+        late = self._late_at_nodes()
         last: dict[tuple[str, str], int] = {}
         got: dict[tuple[str, str], set[int]] = defaultdict(set)
         for message in self.history.messages:
             key = (message.subscriber, message.channel)
             got[key].add(message.number)
-            if message.number <= last.get(key, 0):
+            if message.number <= last.get(key, 0) and late.get((message.channel, message.number), 0) >= last[key]:
+                self.verdict.by_cluster["messages late"] += 1
+            elif message.number <= last.get(key, 0):
                 kind = "doubled" if message.number == last[key] else "order"
                 self.guilty(kind, f"{message.subscriber} got {message.number} of {message.channel} after {last[key]}")
             last[key] = max(message.number, last.get(key, 0))
@@ -257,7 +265,22 @@ class Checker:
             self.verdict.missed += len(wanted - numbers)
         self.verdict.checked["message"] = len(self.history.messages)
 
+    def _late_at_nodes(self) -> dict[tuple[str, int], int]:
+        """(channel, number) of messages that came late at some node -> the highest number that had come there."""
+        late: dict[tuple[str, int], int] = {}
+        highest: dict[tuple[str, str], int] = {}
+        for message in self.history.seen_by_nodes:
+            key = (message.subscriber, message.channel)
+            before = highest.get(key, 0)
+            if message.number <= before:
+                found = (message.channel, message.number)
+                late[found] = max(late.get(found, 0), before)
+            highest[key] = max(before, message.number)
+        return late
+
     def answers(self) -> None:
+        for strange in self.history.strange:
+            self.guilty("order", strange)
         for op in self.history.ops:
             waited = min(op.answered, self.ended) - op.invoked - op.limit_s
             if waited > ANSWER_S:

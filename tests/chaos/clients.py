@@ -252,13 +252,20 @@ class Subscriber(Client):
 
     def push(self) -> Any:
         connection = self.connections + 1
+        history = self.workload.history
+        messages = history.seen_by_nodes if self.control else history.messages
 
         def take(reply: list[Any], at: float) -> None:
             if reply[0] == "pmessage":
-                message = Message(self.name, connection, reply[2], int(reply[3]), at)
-                self.workload.history.messages.append(message)
+                messages.append(Message(self.name, connection, reply[2], int(reply[3]), at))
 
         return take
+
+
+class NodeSubscriber(Subscriber):
+    """Subscribed at one node, past proxy and links: what comes twice or late there is the cluster's own doing."""
+
+    control = True
 
 
 def number(value: Any) -> int | None:
@@ -299,6 +306,7 @@ def crew(workload: Workload) -> list[Client]:
     """The clients of one run."""
     made: list[Client] = []
     for kind, count in KINDS:
-        made += [kind(workload, number, workload.address) for number in range(count * workload.scale)]
+        made += [kind(workload, number, workload.address) for number in range(count)]
     made += [Reader(workload, 100 + number, workload.relaxed) for number in range(RELAXED_READERS)]
+    made += [NodeSubscriber(workload, number, address) for number, address in enumerate(workload.nodes)]
     return made

@@ -27,6 +27,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, push: Callable[[Any, float], None] | None = None) -> None:
         self.gone = False
         self.ended_as = ""
+        self.strange: list[str] = []
         self._closing = False
         self._push = push
         self._reader = hiredis.Reader(encoding="utf-8", errors="replace")
@@ -90,7 +91,7 @@ class Connection(asyncio.Protocol):
                 if not future.done():
                     future.set_result((reply, now))
             else:
-                self.ended_as = f"a reply to nothing: {reply!r}"[:200]
+                self.strange.append(f"a reply to nothing: {reply!r}"[:200])
 
     def connection_lost(self, error: Exception | None) -> None:
         self.gone = True

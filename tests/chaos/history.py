@@ -66,6 +66,8 @@ class History:
 
     ops: list[Op] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
+    strange: list[str] = field(default_factory=list)  # replies to nothing
+    seen_by_nodes: list[Message] = field(default_factory=list)  # what subscribers of single nodes got, without a proxy
     published: dict[str, set[int]] = field(default_factory=dict)  # channel -> the numbers that were answered
     closed: Counter[str] = field(default_factory=Counter)  # connections that the proxy ended, in words
 

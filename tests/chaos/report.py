@@ -106,7 +106,7 @@ def document(results: Sequence[Result], about: Mapping[str, str], server: str, s
 
 _HEAD = [
     "scenario", "operations", "errors to clients", "connections closed", "longest gap (cluster's own)",
-    "back after (cluster)", "p99 of healthy shards (direct)", "violations", "lost by the cluster", "memory",
+    "back after (cluster)", "p99 of healthy shards (direct)", "violations", "lost or late by the cluster", "memory",
     "descriptors",
 ]  # fmt: skip
 

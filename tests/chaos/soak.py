@@ -38,6 +38,7 @@ def random_faults(stage: Stage, seconds: float) -> list[str]:
         name = stage.random.choice(names)
         node = stage.primary(stage.random.randrange(3))
         done.append(name)
+        stage.notes.append(f"{name} {stage.cluster.name(node)}")
         FAULTS[name](stage, node)
         with contextlib.suppress(EmbeddedError):  # the next fault may as well hit a cluster that is not whole
             stage.cluster.wait_ok(stage.random.choice((1.0, 5.0, 20.0)))
@@ -64,12 +65,14 @@ def _kill(stage: Stage, node: EmbeddedNode) -> None:
     stage.fall(node, lambda: stage.cluster.kill(node))
     stage.sleep(stage.random.uniform(0.1, 4.0))
     stage.cluster.start_again(node)
+    stage.risen(node)
 
 
 def _stop(stage: Stage, node: EmbeddedNode) -> None:
     stage.fall(node, lambda: stage.cluster.pause(node))
     stage.sleep(stage.random.uniform(0.1, 5.0))
     stage.cluster.resume(node)
+    stage.risen(node)
 
 
 def _kill_replica(stage: Stage, node: EmbeddedNode) -> None:
@@ -89,6 +92,7 @@ def _isolate(stage: Stage, node: EmbeddedNode) -> None:
     stage.fall(node, lambda: stage.links.isolate(stage.cluster.name(node)))
     stage.sleep(stage.random.uniform(0.5, 5.0))
     stage.links.heal()
+    stage.risen(node)
 
 
 def _network(mode: str, **rule: object) -> Fault:

@@ -8,6 +8,7 @@ replicated everything, healed() when nothing is broken any more.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import signal
 import tempfile
@@ -38,6 +39,7 @@ from tests.support.proxyd import ProxyDaemon, session_members
 WARM_UP_S = 2.0
 TAIL_S = 2.5
 RECOVERY_S = 40.0
+NO_TAKEOVER_S = 3.0
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Result:
     after: Footprint
     log: str = ""  # the proxy's, when there is something to explain
     samples: dict[str, Any] = field(default_factory=dict)  # what the probers saw, from the fault on
+    notes: list[str] = field(default_factory=list)  # what was done, where that is random
     trouble: list[str] = field(default_factory=list)  # what else is wrong: the proxy ended, a sanitizer reports
 
     @property
@@ -66,19 +69,28 @@ class Stage:
     """See the module; a context manager, and nothing that it started outlives it.
 
     server: binary of the nodes. prefix: in front of the proxy's command (see ProxyDaemon). seed: of what is random.
+    run: what all keys and channels begin with. pace: how many times slower than usual clients are.
     """
 
     def __init__(
-        self, *, server: str | None = None, prefix: Sequence[str] = (), seed: int = 0, scale: int = 1, run: str = "c"
+        self,
+        *,
+        server: str | None = None,
+        prefix: Sequence[str] = (),
+        seed: int = 0,
+        run: str = "c",
+        pace: float = 1.0,
     ) -> None:
         self.random = random.Random(seed)
         self.run = run
         self.falls: list[Fall] = []
         self.faulty: set[int] = set()  # places of the tags that a fault concerns
         self.fault_at = self.healed_at = 0.0
-        self._server, self._prefix, self._scale = server, prefix, scale
+        self.notes: list[str] = []
+        self._server, self._prefix, self._pace = server, prefix, pace
         self._stack = ExitStack()
         self._watchers: list[threading.Thread] = []
+        self._risen: dict[str, float] = {}
         self._ended = threading.Event()
 
     def __enter__(self) -> Stage:
@@ -95,7 +107,10 @@ class Stage:
             )
             self.first_daemon = self.daemon = daemon.start()
             stack.callback(self._end_proxy)
-            self.workload = stack.enter_context(Workload(self.daemon.address, self.relaxed, self.run, self._scale))
+            nodes = [(HOST, node.port) for node in self.cluster.nodes]
+            self.workload = stack.enter_context(
+                Workload(self.daemon.address, self.relaxed, self.run, nodes, pace=self._pace)
+            )
             stack.callback(self._ended.set)
             wait_for(lambda: self.workload.done() > 200, 20, "the workload is served")
             time.sleep(WARM_UP_S)
@@ -130,19 +145,27 @@ class Stage:
     def fall(self, node: EmbeddedNode, fell: Callable[[], Any]) -> None:
         """Does what makes a primary fall; from here on what it alone has carried out may be lost by the cluster."""
         replicas = self.cluster.replicas_of(node)
+        name = self.cluster.name(node)
+        self._risen.pop(name, None)
         at = time.monotonic()
         fell()
 
         def watch() -> None:
             while not self._ended.wait(0.02):
+                if time.monotonic() > self._risen.get(name, math.inf) + NO_TAKEOVER_S:
+                    return
                 for replica in replicas:
                     with contextlib.suppress(RedisError, OSError):
                         if replica.alive and self.cluster.role(replica) == "primary":
-                            self.falls.append(Fall(self.cluster.name(node), at, time.monotonic()))
+                            self.falls.append(Fall(name, at, time.monotonic()))
                             return
 
         self._watchers.append(threading.Thread(target=watch, name="fall", daemon=True))
         self._watchers[-1].start()
+
+    def risen(self, node: EmbeddedNode) -> None:
+        """It is back: unless somebody takes over soon, it has not fallen at all."""
+        self._risen[self.cluster.name(node)] = time.monotonic()
 
     def await_takeover(self, timeout_s: float = 20.0) -> None:
         """Until every primary that fell has a successor."""
@@ -198,7 +221,7 @@ class Stage:
         return Result(
             name, verdict, self._service(direct, end), self._service(through, end), history.errors(), history.closed,
             len(history.ops), self.before, after, self.daemon.log,
-            {"fault": self.fault_at, "healed": self.healed_at, "direct": direct, "proxy": through}, trouble,
+            {"fault": self.fault_at, "healed": self.healed_at, "direct": direct, "proxy": through}, self.notes, trouble,
         )  # fmt: skip
 
     def _service(self, samples: Sequence[Sample], end: float) -> Service:

@@ -298,6 +298,20 @@ def test_messages_twice_and_in_another_order(story: Story) -> None:
     assert story.kinds() == ["order"]
 
 
+def test_messages_that_a_node_itself_gave_out_late(story: Story) -> None:
+    story.history.messages = [Message("s", 1, "c", number, 0.0) for number in (1, 2, 3, 2)]
+    assert story.kinds() == ["order"]
+    story.history.seen_by_nodes = [Message("node4", 1, "c", number, 0.0) for number in (3, 2)]
+    verdict = story.judge()
+    assert verdict.violations == []
+    assert verdict.by_cluster["messages late"] == 1
+
+
+def test_a_reply_to_nothing(story: Story) -> None:
+    story.history.strange.append("a reply to nothing: 1")
+    assert story.kinds() == ["order"]
+
+
 def test_no_answer(story: Story) -> None:
     story.op(GET, "r")
     assert story.kinds() == ["unanswered"]

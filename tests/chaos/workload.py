@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -41,6 +41,7 @@ class Client:
     """Something that keeps a connection and does one thing after another; kinds of clients override `step`."""
 
     pace_s = 0.02
+    control = False  # whether it goes past the proxy
 
     def __init__(self, workload: Workload, number: int, address: tuple[str, int]) -> None:
         self.workload = workload
@@ -75,16 +76,19 @@ class Client:
                     self.connections += 1
                     await self.prepare(self.wire)
                 await self.step(self.wire)
-                await asyncio.sleep(self.pace_s)
+                if self.wire.strange:
+                    self.workload.history.strange += self.wire.strange
+                    self.wire.strange.clear()
+                await asyncio.sleep(self.pace_s * self.workload.pace)
             except (Lost, OSError, TimeoutError, hiredis.ReplyError) as trouble:
                 wire, self.wire = self.wire, None
                 if wire is not None:
                     if not self.workload.running:
                         break
-                    if not isinstance(trouble, hiredis.ReplyError):
+                    if not isinstance(trouble, hiredis.ReplyError) and not self.control:
                         self.workload.history.closed[str(trouble) or type(trouble).__name__] += 1
                     wire.close()
-                else:
+                elif not self.control:
                     self.workload.history.closed["connection refused"] += 1
                 await asyncio.sleep(RECONNECT_S)
         if self.wire is not None:
@@ -139,13 +143,26 @@ class Client:
 
 
 class Workload:
-    """All clients in a thread of their own, as a context manager. address: of the proxy; relaxed: prefers replicas."""
+    """All clients in a thread of their own, as a context manager.
 
-    def __init__(self, address: tuple[str, int], relaxed: tuple[str, int], run: str, scale: int = 1) -> None:
+    address: of the proxy; relaxed: its listener that prefers replicas; nodes: of the nodes themselves. pace: how many
+    times slower than usual clients are.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        relaxed: tuple[str, int],
+        run: str,
+        nodes: Sequence[tuple[str, int]] = (),
+        *,
+        pace: float = 1.0,
+    ) -> None:
         self.address = address
         self.relaxed = relaxed
         self.run = run
-        self.scale = scale
+        self.nodes = nodes
+        self.pace = pace
         self.tags = spread_keys(3, run)  # hash tags, one in each third of the slots: one for each primary
         self.history = History()
         self.running = True
