@@ -76,7 +76,8 @@ class History:
         found: Counter[str] = Counter()
         for op in self.ops:
             if op.error:
-                found[kind_of(op.error)] += 1
+                where = " (read, prefer_replica)" if op.replicas else " (read)" if op.kind in READS else ""
+                found[kind_of(op.error) + where] += 1
         return found
 
 

@@ -249,8 +249,11 @@ class Link:
         self.network, self.node, self.channel, self.port, self.target = network, node, channel, port, target
         self.pairs: set[Pair] = set()
         self.server: asyncio.Server | None = None
+        self.gone = False  # nobody listens behind it
 
-    async def listen(self, wanted: bool) -> None:
+    async def listen(self) -> None:
+        """Or not, as its node does, and as the rules say."""
+        wanted = not self.gone and self.network.rule("*", self, "up")["mode"] != "refuse"
         if wanted and self.server is None:
             self.server = await asyncio.get_running_loop().create_server(
                 lambda: Accepted(self), HOST, self.port, reuse_address=True, backlog=512
@@ -283,12 +286,17 @@ class Network:
                 link = self.links.get(key)
                 if link is None:
                     link = self.links[key] = Link(self, *key, order["port"], order["target"])
-                    await link.listen(True)
-                link.target = order["target"]
+                link.target, link.gone = order["target"], False
+                await link.listen()
+            case "gone":
+                for link in self.links.values():
+                    if link.node == order["node"]:
+                        link.gone = True
+                        await link.listen()
             case "rules":
                 self.rules = order["rules"]
                 for link in self.links.values():
-                    await link.listen(self.rule("*", link, "up")["mode"] != "refuse")
+                    await link.listen()
                     for pair in list(link.pairs):
                         pair.obey()
             case "close":

@@ -62,6 +62,10 @@ class Links:
                 return port
         raise AssertionError("no port for a link")
 
+    def gone(self, node: str) -> None:
+        """The node has ended: its ports refuse, as a dead process's do, until it is opened again."""
+        self._order(op="gone", node=node)
+
     def port(self, node: str, channel: str = "client") -> int:
         return self._ports[node, channel]
 

@@ -47,6 +47,11 @@ class LinkedCluster(EmbeddedCluster):
         """Where the proxy finds the cluster: only links."""
         return [f"{HOST}:{self.links.port(self.name(node))}" for node in self.nodes]
 
+    def kill(self, node: EmbeddedNode) -> None:
+        """SIGKILL; its ports refuse from then on."""
+        super().kill(node)
+        self.links.gone(self.name(node))
+
     def start_again(self, node: EmbeddedNode) -> None:
         """Starts a node that was killed; returns when it answers (with LOADING, perhaps)."""
         node.client.close()
@@ -58,6 +63,7 @@ class LinkedCluster(EmbeddedCluster):
         assert node.process is not None
         node.process.terminate()
         node.process.wait(20)
+        self.links.gone(self.name(node))
 
     def _spawn(self, node: EmbeddedNode, port: int) -> None:
         name = self.name(node)

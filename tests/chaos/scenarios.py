@@ -7,7 +7,6 @@ loses nothing, and a single acknowledged write that is missing is a violation.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -226,7 +225,7 @@ def slots_moved_atomically(stage: Stage) -> None:
 
 def worker_killed(stage: Stage) -> None:
     stage.fault(0, 1, 2)
-    os.kill(stage.daemon.worker_pids()[0], signal.SIGKILL)
+    stage.kill_worker()
     stage.sleep(2.0)
 
 
@@ -250,7 +249,7 @@ def reload_in_failover(stage: Stage) -> None:
 
 
 def worker_killed_in_failover(stage: Stage) -> None:
-    during_failover(stage, lambda: os.kill(stage.daemon.worker_pids()[0], signal.SIGKILL))
+    during_failover(stage, stage.kill_worker)
 
 
 def upgrade_in_failover(stage: Stage) -> None:

@@ -7,7 +7,6 @@ it happens does not, so a seed repeats the faults and their order, not the run.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -109,9 +108,8 @@ def _reset(stage: Stage, node: EmbeddedNode) -> None:
 
 
 def _worker(stage: Stage, node: EmbeddedNode) -> None:
-    if pids := stage.daemon.worker_pids():
-        os.kill(stage.random.choice(pids), signal.SIGKILL)
-        stage.sleep(0.5)
+    stage.kill_worker()
+    stage.sleep(0.5)
 
 
 def _reload(stage: Stage, node: EmbeddedNode) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import random
 import signal
 import tempfile
@@ -36,8 +37,8 @@ from tests.chaos.workload import Workload
 from tests.support.cluster import slot_of
 from tests.support.proxyd import ProxyDaemon, session_members
 
-WARM_UP_S = 2.0
-TAIL_S = 2.5
+WARM_UP_S = 1.5
+TAIL_S = 2.0
 RECOVERY_S = 40.0
 NO_TAKEOVER_S = 3.0
 
@@ -90,6 +91,7 @@ class Stage:
         self._server, self._prefix, self._pace = server, prefix, pace
         self._stack = ExitStack()
         self._watchers: list[threading.Thread] = []
+        self._workers_killed = 0
         self._risen: dict[str, float] = {}
         self._ended = threading.Event()
 
@@ -174,6 +176,12 @@ class Stage:
             if watcher.is_alive():
                 raise EmbeddedError("no replica took over")
 
+    def kill_worker(self) -> None:
+        """kill -9 of one of the proxy's workers."""
+        if pids := self.daemon.worker_pids():
+            self._workers_killed += 1
+            os.kill(self.random.choice(pids), signal.SIGKILL)
+
     def restart_proxy(self) -> None:
         """SIGTERM, and a new proxy at the same addresses."""
         self.daemon.terminate()
@@ -231,6 +239,9 @@ class Stage:
     def _trouble(self) -> list[str]:
         log = self.daemon.log
         found = [f"the proxy's log has: {word}" for word in ("Traceback", "Sanitizer", "runtime error:") if word in log]
+        lost = log.count("worker lost") + log.count("worker is silent")
+        if lost > self._workers_killed:
+            found.append(f"{lost} workers were lost, {self._workers_killed} of them by us")
         if not self.daemon.alive:
             found.append("the proxy has ended")
         return found

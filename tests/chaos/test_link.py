@@ -145,6 +145,15 @@ def test_refuse_closes_the_port_and_resets_what_is_open(links: Links, port: int)
         assert answer(sock) == b"hello"
 
 
+def test_a_node_that_is_gone(links: Links, port: int, echo: int) -> None:
+    links.gone("1")
+    with pytest.raises(ConnectionRefusedError):
+        connect(port)
+    assert links.open("1", "client", echo) == port
+    with connect(port) as sock:
+        assert answer(sock) == b"hello"
+
+
 @pytest.mark.parametrize("how", ["reset", "close"])
 def test_connections_are_ended(links: Links, port: int, how: str) -> None:
     with connect(port) as sock:

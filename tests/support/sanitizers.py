@@ -61,6 +61,12 @@ def environment() -> dict[str, str]:
     }
 
 
+def in_use(pid: int) -> bool:
+    """Whether the process runs that build."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return str(BUILD) in maps and "libasan" in maps
+
+
 def prefix() -> list[str]:
     """Builds, and returns the words in front of the daemon's command (tests.support.proxyd) that make it run that."""
     build()
