@@ -185,6 +185,8 @@ class Consumer(Client):
 
     async def step(self, wire: Connection) -> None:
         for key in self.keys("queue"):
+            if not self.workload.running:
+                return
             op = self.op(POP, key, limit_s=1.0)
             reply = await self.do(wire, op, "BLPOP", key, 1)
             if op.outcome == "ok":
@@ -213,6 +215,8 @@ class GroupReader(Client):
 
     async def step(self, wire: Connection) -> None:
         for key in self.keys("stream"):
+            if not self.workload.running:
+                return
             op = self.op(DELIVER, key, limit_s=0.5)
             words = ("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", 10, "BLOCK", 500, "STREAMS", key, ">")
             reply = await self.do(wire, op, *words)

@@ -115,7 +115,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def chosen(options: argparse.Namespace) -> list[Scenario]:
     if not options.only:
-        return [scenario for scenario in SCENARIOS if scenario.short or not options.short]
+        possible = [scenario for scenario in SCENARIOS if scenario.server in ("", options.server)]
+        return [scenario for scenario in possible if scenario.short or not options.short]
     by_name = {scenario.name: scenario for scenario in SCENARIOS}
     if unknown := set(options.only.split(",")) - set(by_name):
         sys.exit(f"no scenario {', '.join(sorted(unknown))}; --list shows them")
