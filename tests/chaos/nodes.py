@@ -27,7 +27,6 @@ OPTIONS = {
     "cluster-require-full-coverage": "no",
     "cluster-announce-ip": HOST,
     "repl-timeout": "10",
-    "enable-debug-command": "yes",
 }
 ARCHIVE_POLL_S = 0.1
 

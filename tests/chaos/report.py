@@ -45,7 +45,8 @@ another, each with a cluster, a proxy and clients of its own.
   time between two writes that were taken. *Back* is the time from the fault to the end of the last gap above 0.25 s
   or of the last error, on whatever shard; 0 means that there was none. A fault that only lies between proxy and nodes
   does not concern the direct prober; a node that is cut off from everybody is out of its reach, too.
-* *p99* is that of writes to the shards without fault, before and during it.
+* *p99* is that of the probers' writes to the shards without fault, before and during it, in brackets the direct
+  one's; some milliseconds of it are the prober's own (Python, on the same cores as everything else).
 * *Errors* are what clients were told, by kind; *lost, may be executed* is the error for a write whose connection died
   after it was sent.
 * Memory (resident, of all processes of the proxy), and descriptors, with the same clients before and after.

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import pickle
 import random
 import signal
 import sys
@@ -99,6 +100,13 @@ def tell(result: Result, took_s: float) -> None:
         print(f"       {trouble}", flush=True)
 
 
+def write(results: Sequence[Result], options: argparse.Namespace) -> None:
+    """The table, where it is wanted."""
+    if options.write and results:
+        about = {scenario.name: scenario.about for scenario in SCENARIOS}
+        options.write.write_text(report.document(results, about, options.server, options.seed, ROOT))
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests.chaos.run", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--short", action="store_true", help="a few scenarios, in about 40 s")
@@ -110,6 +118,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--server", choices=sorted(servers()), default="valkey")
     parser.add_argument("--write", type=Path, help="the table as a file, e.g. docs/chaos.md")
     parser.add_argument("--logs", type=Path, help="folder for the proxy's log and the result of each scenario")
+    parser.add_argument("--collect", type=Path, help="no scenario is played: --write what such a folder has")
     return parser.parse_args(arguments)
 
 
@@ -125,6 +134,10 @@ def chosen(options: argparse.Namespace) -> list[Scenario]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
+    if options.collect:
+        paths = [options.collect / f"{scenario.name}.result" for scenario in SCENARIOS]
+        write([pickle.loads(path.read_bytes()) for path in paths if path.exists()], options)
+        return 0
     if options.list:
         print("\n".join(f"{scenario.name:28} {scenario.about}" for scenario in SCENARIOS))
         return 0
@@ -148,13 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.logs:
             options.logs.mkdir(parents=True, exist_ok=True)
             (options.logs / f"{scenario.name}.log").write_text(result.log)
+            (options.logs / f"{scenario.name}.result").write_bytes(pickle.dumps(result))
             (options.logs / f"{scenario.name}.json").write_text(
                 json.dumps({"violations": result.verdict.violations, "samples": result.samples})
             )
     print(f"{len(results)} played in {time.monotonic() - began:.0f} s", flush=True)
-    if options.write and results:
-        about = {scenario.name: scenario.about for scenario in SCENARIOS}
-        options.write.write_text(report.document(results, about, options.server, options.seed, ROOT))
+    write(results, options)
     return 0 if not failed and all(result.good for result in results) else 1
 
 

@@ -46,6 +46,24 @@ def kill_primary(stage: Stage) -> None:
     stage.cluster.start_again(node)
 
 
+def kill_lagging_primary(stage: Stage) -> None:
+    """Its replica is 0.3 s behind: the cluster loses that much for certain, and nothing else may be missing."""
+    node, replica = stage.primary(), stage.cluster.name(stage.replica())
+    rule = stage.links.set("delay", source=replica, channel="client", delay_s=0.3)
+    stage.sleep(1.0)
+
+    def kill() -> None:
+        stage.links.close("reset", source=replica, node=stage.cluster.name(node))  # and what is on its way
+        stage.cluster.kill(node)
+
+    stage.fault(0)
+    stage.fall(node, kill)
+    stage.links.unset(rule)
+    stage.await_takeover()
+    stage.sleep(STAY_S / 2)
+    stage.cluster.start_again(node)
+
+
 def stop_primary(stage: Stage) -> None:
     node = stage.primary()
     stage.fault(0)
@@ -277,6 +295,7 @@ def mixture(stage: Stage) -> None:
 
 SCENARIOS = (
     Scenario("kill-primary", "kill -9 of a primary, which comes back as a replica", kill_primary, short=True),
+    Scenario("kill-lagging-primary", "kill -9 of a primary whose replica is 0.3 s behind", kill_lagging_primary),
     Scenario("stop-primary", "SIGSTOP of a primary, SIGCONT 3 s after its replica took over", stop_primary),
     Scenario("stop-primary-1s", "SIGSTOP of a primary for 1 s: no failover", stop_primary_briefly),
     Scenario("kill-replica", "kill -9 of a replica, back after 4 s", kill_replica),

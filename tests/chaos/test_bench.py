@@ -38,6 +38,21 @@ def test_nothing_is_violated_at_length(name: str) -> None:
     assert result.trouble == []
 
 
+@pytest.mark.long
+def test_stale_reads_are_found() -> None:
+    """Readers of replicas that are behind, judged as if they read from primaries: the bench is not blind."""
+    with Stage(seed=1) as stage:
+        stage.fault(0, 1, 2)
+        for node in stage.cluster.nodes:
+            stage.links.set("delay", source=stage.cluster.name(node), channel="client", delay_s=0.2)
+        stage.sleep(2.0)
+        stage.links.heal()
+        for op in stage.workload.history.ops:
+            op.replicas = False
+        result = stage.finish("stale")
+    assert result.verdict.counts()["stale"] > 100
+
+
 def test_gaps_are_judged_alike() -> None:
     """Samples: (key, began, ended, error)."""
     samples = [(0, at / 50, at / 50 + 0.01, "") for at in range(500) if not 250 <= at < 350]
