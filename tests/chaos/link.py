@@ -120,7 +120,7 @@ class Pipe:
     def _forward(self, item: Item) -> None:
         if self.to is None or self.pair.over:
             return
-        if item is RESET:
+        if item is RESET or self.to.is_closing():
             self.pair.reset()
         elif item is END:
             self.pair.ended(self)
