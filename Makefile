@@ -1,5 +1,5 @@
 # Everything runs in .venv, which the first target makes. Needs python3 >= 3.11 with its headers, a C compiler and make.
-#   make demo | test | test-clients | differential | lint | bench | fuzz | build | clean      (ARGS="..." goes to the program behind the target)
+#   make demo | test | test-clients | differential | chaos | lint | bench | fuzz | build | clean      (ARGS="..." goes to the program behind the target)
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
@@ -14,7 +14,7 @@ SOURCES := $(shell find proxy -name '*.pyx' -o -name '*.pxd') setup.py
 LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock $(VENV)/.lock)
 LOCKED = @mkdir -p $(VENV) && $(LOCK) $(MAKE) --silent --no-print-directory
 
-.PHONY: build demo test test-clients differential lint bench fuzz clean distclean
+.PHONY: build demo test test-clients differential chaos lint bench fuzz clean distclean
 .DEFAULT_GOAL := build
 
 build:
@@ -41,6 +41,12 @@ test-clients:
 differential:
 	$(LOCKED) $(VENV)/.with-test
 	$(BIN)/python -m tests.differential.run --sequences $(SEQUENCES) $(ARGS)
+
+# Nodes, the network and the proxy itself broken under load, and every operation judged; about a quarter of an hour.
+# ARGS="--short", ARGS="--only kill-primary", ARGS="--soak 600", ARGS="--short --sanitizers"; --write docs/chaos.md
+chaos:
+	$(LOCKED) $(VENV)/.with-test
+	$(BIN)/python -m tests.chaos.run $(ARGS)
 
 lint:
 	$(LOCKED) $(VENV)/.with-lint
