@@ -273,11 +273,16 @@ def measure(daemon: ProxyDaemon, name: str, seconds: float) -> Row:
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| beside | GETs | p50 / p99 / max ms | connect + GET p99 ms | errors | proxy grew by | |", "|---|" * 1 + "---|" * 6]
+    lines = [
+        "| beside | GETs | p50 / p99 / max ms | connect + GET p99 ms | errors | proxy grew by | |",
+        "|---|" * 1 + "---|" * 6,
+    ]
     for row in rows:
         times = f"{row.p50:.2f} / {row.p99:.2f} / {row.longest:.1f}"
         grown = f"{row.grown / 1e6:.0f} MB"
-        lines.append(f"| {row.name} | {row.gets:,} | {times} | {row.anew_p99:.2f} | {row.errors} | {grown} | {row.note} |")
+        lines.append(
+            f"| {row.name} | {row.gets:,} | {times} | {row.anew_p99:.2f} | {row.errors} | {grown} | {row.note} |"
+        )
     return "\n".join(lines)
 
 

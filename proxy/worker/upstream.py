@@ -366,14 +366,15 @@ class Upstream:
         else:
             self._later(feed.opens_at_s - now_s, self._flush)
 
+    def _is_home(self, node: Node) -> bool:
+        return node.label == next((label for first, _, label in self._router.owners() if first == 0), "")
+
     def _any_primary(self, not_this: Node | None) -> Node | None:
         """The primary of slot 0, where PUBLISH goes (forward.dispatch), or another one when that was just lost."""
-        primaries = [
-            node for node in self._router.primaries if node is not not_this and not node.paused
-        ] or self._router.primaries
-        home = next((label for first, _, label in self._router.owners() if first == 0), "")
+        known = self._router.primaries
+        primaries = [node for node in known if node is not not_this and not node.paused] or known
         for node in primaries:
-            if node.label == home and node.up:
+            if node.up and self._is_home(node):
                 return node
         return random.choice([node for node in primaries if node.up] or primaries) if primaries else None
 
@@ -405,8 +406,8 @@ class Upstream:
 
     def recall(self, node: Node) -> None:
         """A paused node is about to be used again: what belongs there is subscribed there first."""
-        home = next((label for first, _, label in self._router.owners() if first == 0), "")
-        if node.label == home and self._main.node is not node and (self._main.wanted or self._main.backend is not None):
+        wanted = self._main.wanted or self._main.backend is not None
+        if wanted and self._main.node is not node and self._is_home(node):
             self._shut(self._main, "they move back to a node that is about to be resumed")
             self._main.node = node
         for feed in self._feeds():

@@ -28,16 +28,13 @@ from proxy.cluster.topology import Address
 from proxy.commands.dispositions import OWN_ROWS
 from proxy.commands.lookup import CommandTable
 from proxy.forward.backend import Backend
-from proxy.forward.blocking import look
-from proxy.forward.buffer import trim
-from proxy.forward.clients import accept, close_all, close_idle, close_lingering, close_slow, drain, follow_reads
+from proxy.forward.clients import accept, close_all, drain, follow_reads
 from proxy.forward.counters import Counters
 from proxy.forward.datapath import ClientSettings, DataPath
 from proxy.forward.exchange import Exchange
 from proxy.forward.hold import pause
 from proxy.forward.node import Node
 from proxy.forward.pipeline import BackendSettings
-from proxy.forward.pulse import Pulse
 from proxy.forward.question import ask_node
 from proxy.forward.reactor import Reactor
 from proxy.forward.router import Router
@@ -62,6 +59,7 @@ from proxy.worker.monitors import Monitors
 from proxy.worker.node_pauses import NodePauses
 from proxy.worker.pauses import Pauses
 from proxy.worker.report import Reports
+from proxy.worker.rounds import Rounds
 from proxy.worker.scripts import WorkerScripts
 from proxy.worker.settings import client_limits, ns, of_a_connection
 from proxy.worker.spare import SpareConnections
@@ -70,10 +68,6 @@ from proxy.worker.subscriptions import Subscriptions
 
 log = logs.get("worker")
 
-_SWEEP_S: Final = 0.05  # deadlines and stalls are noticed this late at most
-_LINGER_S: Final = 1.0  # a client that was told the end has this long to close
-_TRIM_S: Final = 2.0
-_LOOK_S: Final = 1.0  # between two looks at blocked commands whose node has lost its role, and beats of the pulse
 _LOADING_S: Final = 0.5  # a primary that is loading is spared reads that may go elsewhere for so long
 _NAMED_MAX: Final = 100  # characters of what a redirection names that are logged
 
@@ -124,7 +118,7 @@ class Worker:
         self.pauses = Pauses(self.path, logged=start.worker == 0)
         self.context.pause, self.context.paused = self.pauses.set, self.pauses.now
         self.monitors = self.context.monitors = Monitors(loop, self.path, send, backlog)
-        self.lease_watch, self.pulse = LeaseWatch(self.path), Pulse(self.router)
+        self.lease_watch = LeaseWatch(self.path)
         self.leaving = Leaving(loop, self.path, self._lift)
         self.connector = Connector(
             settings.backends,
@@ -154,6 +148,8 @@ class Worker:
         )
         self.status.monitors = lambda: len(self.monitors)
         self.status.node_ids = self.node_pauses.ids
+        looks = (self.lease_watch.look, self.pauses.look, self.node_pauses.look)
+        self._rounds = Rounds(loop, self.path, self.router, self.status, lambda: self.settings.clients, looks)
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
         self.context.spare_connections = SpareConnections(self.router)
         self.context.infos = self.infos = NodeInfos(
@@ -181,7 +177,6 @@ class Worker:
         self._limits = (0, 0)
         self._clients_of: dict[str, ClientSettings] = {}  # by listener, those that were removed included,
         self._reads: dict[str, str] = {}  # as is this
-        self._timers: dict[str, asyncio.TimerHandle] = {}
         self.use_commands(start.commands)
         self._tune()
 
@@ -193,17 +188,14 @@ class Worker:
         if start.topology is not None:
             self.publish(start.topology)
         self.learn(start.facts)
-        self._sweep()
-        self._trim()
-        self._look()
+        self._rounds.start()
         gc.collect()
         gc.freeze()  # what lives for the whole process need not be looked at again by every collection
         gc.enable()  # see worker.main
 
     async def stop(self) -> None:
         """Closes everything at once."""
-        for timer in self._timers.values():
-            timer.cancel()
+        self._rounds.stop()
         if self._reports.timer is not None:
             self._reports.timer.cancel()
         self.infos.stop()
@@ -217,43 +209,10 @@ class Worker:
         self.exchange.parking.stop()  # after it: what the connections leave behind is parked
         self.reactor.stop()
 
-    def _sweep(self, due_s: float | None = None) -> None:
-        now_s = self.loop.time()
-        next_s = now_s + _SWEEP_S
-        self._timers["sweep"] = self.loop.call_at(next_s, self._sweep, next_s)
-        if due_s is not None:
-            self.status.lag_s = max(0.0, now_s - due_s)
-        self.router.sweep()
-        self.path.leases.sweep()
-        self._keep_up()
-        self.lease_watch.look()
-        self.pauses.look()
-        self.node_pauses.look()
-        close_lingering(self.path, _LINGER_S)
-        if idle_s := self.settings.clients.idle_timeout:
-            close_idle(self.path, idle_s)
-        if frame_s := self.settings.clients.frame_timeout:
-            close_slow(self.path, frame_s)
-
-    def _keep_up(self) -> None:
-        """Clients that are told of changes without having read (BCAST) have a connection to every primary."""
-        for client in list(self.path.tracking):
-            if client.tracking is not None:
-                client.tracking.keep_up()
-
     async def _lift(self) -> None:
         """Nothing holds a client back any more: this worker is to end."""
         self.node_pauses.lift()
         await self.pauses.lift()
-
-    def _trim(self) -> None:
-        self._timers["trim"] = self.loop.call_later(_TRIM_S, self._trim)
-        trim()
-
-    def _look(self) -> None:
-        self._timers["look"] = self.loop.call_later(_LOOK_S, self._look)
-        look(self.path)
-        self.pulse.beat()
 
     # -- clients -------------------------------------------------------------------------------------------------
 
@@ -324,7 +283,7 @@ class Worker:
         self.node_pauses.follow({str(address): entry.id for address, entry in told})
         self.router.warm(2)
         self.subscriptions.upstream.topology_changed()
-        self._keep_up()
+        self._rounds.keep_up()
         self.exchange.parking.wake_all()
 
     def learn(self, facts: NodeFacts) -> None:
@@ -353,7 +312,8 @@ class Worker:
         commands = self._commands
         self.counters.metrics = commands.metrics
         settings = self.settings
-        table = CommandTable((*commands.rows, *OWN_ROWS), commands.source, commands.metrics, settings.allow, settings.deny)
+        rows = (*commands.rows, *OWN_ROWS)
+        table = CommandTable(rows, commands.source, commands.metrics, settings.allow, settings.deny)
         self.context.refused = frozenset(table.refused())
         return table
 

@@ -74,7 +74,9 @@ def test_a_primary_is_restarted_under_busy_clients(solid: EmbeddedCluster, start
         assert others["incr"] > 100 and others["get"] > 100
         assert set(busy.done) == {"incr", "get", "transaction", "pipeline", "script", "blpop", "message"}
         with daemon.client() as client:
-            held = {key: int(client.get(key) or 0) for key, n in busy.counts.items() if not key.startswith("busy:_list")}
+            held = {
+                key: int(client.get(key) or 0) for key, n in busy.counts.items() if not key.startswith("busy:_list")
+            }
         assert held == {key: n for key, n in busy.counts.items() if key in held}
         assert daemon.metric("redis_proxy_backend_connect_failures_total", node=victim.address) == 0
         assert re.search(r"node paused.*node=" + re.escape(victim.address), daemon.log)
@@ -120,7 +122,9 @@ def test_who_may_and_how_it_is_said(cluster: EmbeddedCluster, start_proxy: Start
 
 
 def test_reads_go_elsewhere_and_the_rest_is_held(cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
-    daemon = start_proxy(cluster.seeds, {**ADMIN, "requests": {"timeout": "1s"}, "listeners": [{"reads": "prefer_primary"}]})
+    daemon = start_proxy(
+        cluster.seeds, {**ADMIN, "requests": {"timeout": "1s"}, "listeners": [{"reads": "prefer_primary"}]}
+    )
     node, other, _ = cluster.primaries()
     key, free = key_of(cluster, node), key_of(cluster, other)
     with admin(daemon) as operator, daemon.raw() as raw:

@@ -1,0 +1,84 @@
+"""What a worker looks at again and again: deadlines and stalls, leases, clients that are idle or slow, memory.
+
+Called by worker.worker; start() and stop(). Each round arms the next one first, so that one that fails is not the last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from proxy.forward.blocking import look
+from proxy.forward.buffer import trim
+from proxy.forward.clients import close_idle, close_lingering, close_slow
+from proxy.forward.datapath import DataPath
+from proxy.forward.pulse import Pulse
+from proxy.forward.router import Router
+from proxy.ipc.settings import Clients
+from proxy.worker.status import WorkerStatus
+
+_SWEEP_S: Final = 0.05  # deadlines and stalls are noticed this late at most
+_LINGER_S: Final = 1.0  # a client that was told the end has this long to close
+_TRIM_S: Final = 2.0
+_LOOK_S: Final = 1.0  # between two looks at blocked commands whose node has lost its role, and beats of the pulse
+
+
+class Rounds:
+    """See the module. clients: their settings, which may change; looks: what else is to be done in each sweep."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        path: DataPath,
+        router: Router,
+        status: WorkerStatus,
+        clients: Callable[[], Clients],
+        looks: Sequence[Callable[[], None]],
+    ) -> None:
+        self._loop, self._path, self._router, self._status = loop, path, router, status
+        self._clients, self._looks = clients, looks
+        self._pulse = Pulse(router)
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def start(self) -> None:
+        self._sweep()
+        self._trim()
+        self._look()
+
+    def stop(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+
+    def _sweep(self, due_s: float | None = None) -> None:
+        now_s = self._loop.time()
+        next_s = now_s + _SWEEP_S
+        self._timers["sweep"] = self._loop.call_at(next_s, self._sweep, next_s)
+        if due_s is not None:
+            self._status.lag_s = max(0.0, now_s - due_s)
+        self._router.sweep()
+        self._path.leases.sweep()
+        self.keep_up()
+        for one in self._looks:
+            one()
+        close_lingering(self._path, _LINGER_S)
+        clients = self._clients()
+        if clients.idle_timeout:
+            close_idle(self._path, clients.idle_timeout)
+        if clients.frame_timeout:
+            close_slow(self._path, clients.frame_timeout)
+
+    def keep_up(self) -> None:
+        """Clients that are told of changes without having read (BCAST) have a connection to every primary."""
+        for client in list(self._path.tracking):
+            if client.tracking is not None:
+                client.tracking.keep_up()
+
+    def _trim(self) -> None:
+        self._timers["trim"] = self._loop.call_later(_TRIM_S, self._trim)
+        trim()
+
+    def _look(self) -> None:
+        self._timers["look"] = self._loop.call_later(_LOOK_S, self._look)
+        look(self._path)
+        self._pulse.beat()
