@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
@@ -31,6 +30,7 @@ from proxy.ipc.settings import Backends
 from proxy.resp.glob import literal_prefix
 from proxy.system.log import get, warn_limited
 from proxy.worker.feed import Feed, Key, Order
+from proxy.worker.interruption import Interruption
 from proxy.worker.slices import PAUSE_S, Slices
 
 LOOK_S: Final = 0.5
@@ -109,7 +109,7 @@ class Upstream:
         self._cut = 0  # Hub.wide.cut as it was last told
         self._timers: set[asyncio.TimerHandle] = set()
         self._look: asyncio.TimerHandle | None = None
-        self._interrupted_s: float | None = None
+        self._interruption = Interruption(hub)
         self._ended = False
 
     def stop(self) -> None:
@@ -124,7 +124,7 @@ class Upstream:
     @property
     def interrupted(self) -> bool:
         """Whether something that was in force is not."""
-        return self._interrupted_s is not None
+        return self._interruption.lasts
 
     def names(self, kind: int) -> Iterator[bytes]:
         """What is subscribed at any node though no client is: what is about to be ended, and the taps."""
@@ -200,7 +200,7 @@ class Upstream:
             del self._owner[topic]
         if topic.source is not None:
             topic.source = None
-            self._interrupted("a slot has moved", None)
+            self._interruption.begins("a slot has moved", None)
         if owner is None:
             self._homeless.add(topic)
             self._stale("uncovered")
@@ -238,7 +238,7 @@ class Upstream:
             topic = self.hub.topics[ended[0]].get(ended[1])
             if topic is not None and ended in feed.wanted:
                 topic.source = None
-                self._interrupted("the node has ended a subscription", feed.node)
+                self._interruption.begins("the node has ended a subscription", feed.node)
                 self._stale("moved")
                 feed.again(ended)
                 self._flush()
@@ -294,7 +294,7 @@ class Upstream:
                 text = "a node refuses a subscription that clients have"
                 said = reply[1:200].decode("ascii", "replace").strip()
                 warn_limited(log, "refused", text, node=feed.node.label if feed.node else "", error=said)
-                self._interrupted("a node refuses it", feed.node)
+                self._interruption.begins("a node refuses it", feed.node)
                 self._retry(feed)
             else:
                 feed.given_up.pop(key, None)
@@ -393,7 +393,7 @@ class Upstream:
 
     def _shut(self, feed: Feed, why: str) -> None:
         if feed.shut():
-            self._interrupted(why, feed.node)
+            self._interruption.begins(why, feed.node)
 
     def up(self, backend: Backend) -> None:
         """A connection to some node is made, one of ours or another."""
@@ -481,20 +481,10 @@ class Upstream:
 
     # -- incidents -----------------------------------------------------------------------------------------------
 
-    def _interrupted(self, why: str, node: Node | None) -> None:
-        if self._interrupted_s is None:
-            self._interrupted_s = time.monotonic()
-            where = node.label if node is not None else ""
-            log.warning("subscriptions interrupted: messages may be missed", reason=why, node=where)
-
     def _whole(self) -> None:
         """Whether everything is in force again."""
-        if self._interrupted_s is None or self._homeless or not all(feed.whole for feed in self._feeds()):
-            return
-        seconds = time.monotonic() - self._interrupted_s
-        self._interrupted_s = None
-        self.hub.interrupted(seconds)
-        log.info("subscriptions in force again", seconds=round(seconds, 3))
+        if self._interruption.lasts and not self._homeless and all(feed.whole for feed in self._feeds()):
+            self._interruption.ends()
 
     def _later(self, delay_s: float, call: Callable[..., None], *args: Any) -> None:
         def run() -> None:

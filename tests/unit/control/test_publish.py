@@ -111,7 +111,7 @@ def test_two_nodes_of_one_address() -> None:
 
 def test_ipv6() -> None:
     told = published(Shard("a", node(1, address=Address("fe80::1", 7000)), (), ((0, 16383),)))
-    assert told.nodes == [NodeEntry("fe80::1", 7000, False, True, 7000, ("fe80::1", "fe80::1"), "id-1-primary")]
+    assert told.nodes == [NodeEntry("fe80::1", 7000, False, True, 7000, ("fe80::1", "fe80::1"), id="id-1-primary")]
     assert told.names == {"[fe80::1]:7000": 0}
 
 

@@ -231,7 +231,11 @@ def test_out_of_descriptors(node: FakeNode, tmp_path: Path) -> None:
             "NodeFacts",
             NodeFacts({}, {"a:1": (1, 1)}),
         ),
-        ("Worker._trim = lambda self: self.loop.call_later(0.01, lambda: 1 / 0)", "Exception in callback", None),
+        (
+            "import proxy.worker.rounds as r; r.Rounds._trim = lambda self: self._loop.call_later(0.01, lambda: 1 / 0)",
+            "Exception in callback",
+            None,
+        ),
         ("Conversation._leave = lambda self, leaving: fail(leaving)", "leaving", Retire()),
     ],
 )

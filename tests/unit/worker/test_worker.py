@@ -398,9 +398,10 @@ class TestFaults:
 
         async def scene(worker: Worker, port: Port) -> None:
             port.expected = [AttributeError]
-            router, worker.router = worker.router, None  # type: ignore[assignment]
+            rounds = worker._rounds
+            router, rounds._router = rounds._router, None  # type: ignore[assignment]
             await until(lambda: len(port.faults) > 2)
-            worker.router = router
+            rounds._router = router
             client = Client(worker)
             assert await client.ask("SET", "k", "v") == b"OK"
             assert worker.counters.snapshot()["internal_errors"] == len(port.faults)
