@@ -16,7 +16,7 @@ from proxy.cluster.slot import slot_of
 from proxy.cluster.topology import Address
 from proxy.forward.ask import Ask
 from proxy.resp.encode import array, bulk, encode_command, integer
-from proxy.resp.errors import EXCHANGE_TEXTS, EXECABORT, NOAUTH
+from proxy.resp.errors import EXCHANGE_TEXTS, EXECABORT, NOAUTH, REDIRECTED_IN_VAIN
 from proxy.resp.readers import CommandReader, ReplyReader
 from proxy.serve.responder import Responder
 from tests.support.datapath import A, B, C, End, Stage
@@ -43,7 +43,7 @@ _REFUSALS = [
 # What a node that may be lost or silent brings about, and what is left when time or patience ends.
 ERRORS = (
     *EXCHANGE_TEXTS.values(),
-    *(b"-MOVED ", b"-ASK ", EARLY, EXECABORT, INTERNAL),
+    *(REDIRECTED_IN_VAIN, b"-MOVED ", b"-ASK ", EARLY, EXECABORT, INTERNAL),
     *_REFUSALS,
 )
 # What a script may say without being believed, or at most once, for itself.

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from proxy.embedded import EmbeddedError, wait_for, wait_or_none
+from proxy.resp import errors
 from tests.support.cluster import key_in, slot_of
 from tests.support.fake_node import SILENCE, FakeNode, Reply, Session, Shard, shards_reply
 from tests.support.processes import memory
@@ -323,6 +324,10 @@ def test_redirected_to_itself_for_ever(node: FakeNode, start_proxy: StartProxy) 
     assert len(node.seen("GET")) <= 5 * 100  # in rounds of six, ever further apart, until each one's deadline
 
 
+# The latter when time is over while a node is being asked once more.
+CIRCLES = (errors.REDIRECTED_IN_VAIN, errors.TIMED_OUT)
+
+
 def test_redirected_in_circles(node: FakeNode, other: FakeNode, start_proxy: StartProxy) -> None:
     """Between known nodes: it ends with an error, and the slots of others stay where they were."""
     node.shards = other.shards = shards_reply(
@@ -338,8 +343,8 @@ def test_redirected_in_circles(node: FakeNode, other: FakeNode, start_proxy: Sta
             raw.send(encode("GET", "a"))
             for key in (above, below):
                 assert beside.command("SET", key, "v") == b"+OK\r\n"
-            assert raw.frame().startswith(b"-")
-        assert raw.command("BLPOP", "a", 0).startswith(b"-MOVED ")  # a node's last word, as to others
+            assert raw.frame() in CIRCLES
+        assert raw.command("BLPOP", "a", 0) in CIRCLES
     assert {words[1] for words in node.seen("SET")} == {above.encode()}
     assert {words[1] for words in other.seen("SET")} == {below.encode()}
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.embedded import HOST
+from proxy.resp import errors
 from tests.support.cluster import slot_of
 from tests.support.fake_node import SILENCE, Cut, FakeNode, Reply, Session, Shard, shards_reply
 from tests.support.proxyd import ProxyDaemon
@@ -65,13 +66,13 @@ def test_moved_to_the_address_asked(node: FakeNode, start_proxy: StartProxy) -> 
         assert raw.command("GET", "a") == bulk(b"here")
 
 
-def test_moved_for_ever_ends_with_the_servers_error(node: FakeNode, other: FakeNode, start_proxy: StartProxy) -> None:
+def test_moved_for_ever_ends_with_an_error(node: FakeNode, other: FakeNode, start_proxy: StartProxy) -> None:
     moved = {at: b"-MOVED %d %s\r\n" % (A_SLOT, to.address.encode()) for at, to in ((node, other), (other, node))}
     node.on("GET", moved[node])
     other.on("GET", moved[other])
     with start_proxy([node.address], {"requests": {"timeout": "500ms"}}).raw() as raw:
         begun_s = time.monotonic()
-        assert raw.command("GET", "a") in moved.values()
+        assert raw.command("GET", "a") == errors.REDIRECTED_IN_VAIN
         assert 0.4 < time.monotonic() - begun_s < 5  # they have until the deadline to agree
         assert 6 < len(node.seen("GET")) + len(other.seen("GET")) < 200  # with pauses between the rounds
         assert raw.command("PING") == b"+PONG\r\n"
