@@ -136,14 +136,9 @@ class Worker:
             loop, self.router, settings.backends, stale=self.stale, resolve=self.resolve, raised=faults.show
         )
         self.subscriptions.hub.bind(self.path)
+        upstream, logged = self.subscriptions.upstream, start.worker == 0
         self.node_pauses = self.context.node_pauses = NodePauses(
-            loop,
-            self.path,
-            self.router,
-            self.connector.forget,
-            self.subscriptions.upstream,
-            self.stale,
-            logged=start.worker == 0,
+            loop, self.path, self.router, self.connector.forget, upstream, self.stale, logged=logged
         )
         self.context.keyspace_events = partial(self._keyspace_events, send)
         self.status = WorkerStatus(self.path, self.exchange, self.reactor, self.counters, settings.clients)
@@ -152,7 +147,7 @@ class Worker:
             lambda: self.subscriptions.upstream.interrupted,
         )
         self.status.monitors = lambda: len(self.monitors)
-        self.status.node_ids = self.node_pauses.ids
+        self.status.node_ids = lambda: self.node_pauses.ids
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
         self.context.spare_connections = SpareConnections(self.router)
         self.context.infos = self.infos = NodeInfos(
@@ -318,7 +313,7 @@ class Worker:
         self.context.shards, self.context.epoch = len(topology.shards), topology.epoch
         self.context.slots_covered = topology.covered
         self._limit()
-        self.node_pauses.follow({str(address): entry.id for address, entry in told})
+        self.node_pauses.follow(told)
         self.router.warm(2)
         self.subscriptions.upstream.topology_changed()
         self._keep_up()
@@ -350,7 +345,8 @@ class Worker:
         commands = self._commands
         self.counters.metrics = commands.metrics
         settings = self.settings
-        table = CommandTable((*commands.rows, *OWN_ROWS), commands.source, commands.metrics, settings.allow, settings.deny)
+        rows = (*commands.rows, *OWN_ROWS)
+        table = CommandTable(rows, commands.source, commands.metrics, settings.allow, settings.deny)
         self.context.refused = frozenset(table.refused())
         return table
 

@@ -87,9 +87,7 @@ class Busy:
         kinds: list[Callable[[Connection, str], Awaitable[None]]] = [
             self._incr, self._get, self._transaction, self._pipeline, self._script, self._list, self._messages,
         ]  # fmt: skip
-        tasks = [
-            asyncio.create_task(self._client(kinds[n % len(kinds)], n)) for n in range(self._clients)
-        ]
+        tasks = [asyncio.create_task(self._client(kinds[n % len(kinds)], n)) for n in range(self._clients)]
         self._ready.set()
         await asyncio.gather(*tasks)
 

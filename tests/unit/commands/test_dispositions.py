@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from proxy.commands.dispositions import (
-    OWN_ROWS,
     DISPOSITIONS,
+    OWN_ROWS,
     CommandClass,
     CommandFlag,
     classify,
