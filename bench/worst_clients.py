@@ -4,8 +4,8 @@ Run it with the project's interpreter: `.venv/bin/python bench/worst_clients.py 
 a half, prints a table and leaves nothing behind; --write also puts it into bench/results.
 
 The well-behaved client is a process of its own: a GET every millisecond on one connection, and every 20 ms one on a new
-connection. The bad ones are this process: whatever it does not take, or sends slowly, is meant. Both share the machine's
-cores with proxy and servers, so "nobody" and "a busy client" are there to compare with.
+connection. The bad ones are this process: whatever it does not take, or sends slowly, is meant. Both share the
+machine's cores with proxy and servers, so "nobody" and "a busy client" are there to compare with.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from tests.support.proxyd import ProxyDaemon
 from tests.support.raw import Closed, RawClient, encode
 
 SECONDS = 8.0
+PAUSE_S = 1.0  # between two waves of many
 EVERY_S, ANEW_EVERY_S = 0.001, 0.02
 MANY, HERD = 1000, 5000
 LARGE = 10_000  # bytes of the value that is asked for and not taken
@@ -92,7 +93,8 @@ def polite(port: int, seen: dict[str, list[float]]) -> Iterator[None]:
     """It behaves as long as this lasts."""
     words = [sys.executable, __file__, "--behave", str(port)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdout.readline()
         try:
             yield
@@ -154,6 +156,7 @@ def vanishing(daemon: ProxyDaemon, seconds: float) -> str:
         for sock in socks:
             vanish(sock)
         rounds += 1
+        time.sleep(PAUSE_S)
     return f"{rounds} times {MANY}"
 
 
@@ -245,6 +248,7 @@ def herd(daemon: ProxyDaemon, seconds: float) -> str:
         poll.close()
         for sock in done:
             vanish(sock)
+        time.sleep(PAUSE_S)
     return f"{rounds} times {HERD}; all answered within {longest_s:.1f} s"
 
 

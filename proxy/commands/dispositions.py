@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 from enum import IntEnum, IntFlag
 from typing import Final
 
-from proxy.commands.rows import Row, row
+from proxy.commands.rows import Row
 
 
 class CommandClass(IntEnum):
@@ -226,7 +226,7 @@ DISPOSITIONS: Final[dict[str, CommandClass]] = {
 # fmt: on
 
 # Commands that no server has: beside theirs in the table of the data path, and nowhere else.
-OWN_ROWS: Final = (row("proxy", -2, "admin noscript loading stale no_multi"),)
+OWN_ROWS: Final = (Row("proxy", -2, ("admin", "noscript", "loading", "stale", "no_multi"), 0, 0, 0, specs=()),)
 
 # They run code that a client wrote, and their reply is what that code returns, error lines included.
 _SCRIPTS: Final = frozenset({"eval", "evalsha", "eval_ro", "evalsha_ro", "fcall", "fcall_ro"})

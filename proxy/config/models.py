@@ -182,9 +182,7 @@ class Clients(Login):
     max_clients: kind.Count = _option(10000, "Clients at the same time; more are refused with Redis's error.")
     password: kind.Secret = _option("", "What clients say with AUTH; empty = $REDIS_PROXY_CLIENT_PASSWORD, or none.")
     password_file: kind.FromFile = _option("", "File with that password, relative to the folder of the configuration.")
-    admin_password: kind.Secret = _option(
-        "", "What user `admin` says with AUTH, who may use PROXY; empty = nobody may."
-    )
+    admin_password: kind.Secret = _option("", "Password of the user `admin`, who may use PROXY; empty = nobody may.")
     admin_password_file: kind.FromFile = _option("", "File with that password, likewise.")
     protected_mode: kind.YesOrNo = _option(
         True, "true: when the cluster has a password, listeners for other machines need one too; false: not."

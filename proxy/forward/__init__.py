@@ -36,5 +36,6 @@ Modules import one way: account < buffer < request < reactor < ports, counters <
 < router < pulse; router < scripts, parking < redirect < exchange < question, leases; reply_queue < gather; topics <
 hub; router, reply_queue < tracking; split, call < datapath < queued, client_info < client < prepare, hold < ask <
 answer < transaction < dispatch, memory < clients; question, timeout, replicated < leg < blocked < blocking < dispatch
-< monitor. Nothing here imports asyncio, logging, redis or prometheus_client; a loop is only asked to call back.
+< monitor; blocked < gate. Nothing here imports asyncio, logging, redis or prometheus_client; a loop is only asked to
+call back.
 """

@@ -15,8 +15,6 @@ Called by proxy.worker.node_pauses; the same nodes are paused in all workers.
 """
 from functools import partial
 
-from libc.stdint cimport uint32_t
-
 from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CLOSED, BACKEND_CONNECTING, BACKEND_IDLE, Backend
 from proxy.forward.blocked cimport Blocking
 from proxy.forward.client cimport Client

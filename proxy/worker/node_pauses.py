@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
+from proxy.cluster.topology import Address
 from proxy.forward.backend import Backend
 from proxy.forward.datapath import DataPath
 from proxy.forward.gate import held, pending, reconnect, set_paused
 from proxy.forward.node import Node
 from proxy.forward.router import Router
+from proxy.ipc.messages import NodeEntry
 from proxy.serve.context import NodePause
 from proxy.system.log import get, warn_limited
 
@@ -41,7 +43,7 @@ class Upstream(Protocol):
 
 class NodePauses:
     """See the module. forget: ends the attempts to connect a backend; stale(reason): the
-    topology may have changed. ids: "host:port" -> id, of the topology."""
+    topology may have changed."""
 
     def __init__(
         self,
@@ -54,7 +56,7 @@ class NodePauses:
         *,
         logged: bool,
     ) -> None:
-        self.ids: dict[str, str] = {}
+        self._topology: Sequence[tuple[Address, NodeEntry]] = ()
         self._loop = loop
         self._path = path
         self._router = router
@@ -87,12 +89,16 @@ class NodePauses:
             self._ended(ended, pause.who)
         self._apply()
 
-    def follow(self, ids: Mapping[str, str]) -> None:
-        """Another topology is in force. ids: "host:port" -> id of all of its nodes."""
-        self.ids.clear()
-        self.ids.update(ids)
+    def follow(self, nodes: Sequence[tuple[Address, NodeEntry]]) -> None:
+        """Another topology is in force, with these nodes."""
+        self._topology = nodes
         if self._pauses:
             self._apply()
+
+    @property
+    def ids(self) -> Mapping[str, str]:
+        """Of the topology: "host:port" -> id. Made when it is asked for: there may be many."""
+        return {str(address): entry.id for address, entry in self._topology}
 
     def look(self) -> None:
         """To be called regularly: a pause ends by itself, too."""
@@ -144,12 +150,11 @@ class NodePauses:
             yield
 
     def _nodes(self, subject: str) -> list[Node]:
-        label = pause.label if (pause := self._pauses.get(subject)) is not None else ""
-        return [
-            node
-            for node in self._router.nodes.values()
-            if not subject or subject in (node.label, self.ids.get(node.label)) or label == node.label
-        ]
+        """Those that this pause is of: by the id if it has one, for another node may come to have the address."""
+        if not subject:
+            return list(self._router.nodes.values())
+        addresses = {subject, *(str(address) for address, entry in self._topology if entry.id == subject)}
+        return [node for node in self._router.nodes.values() if node.label in addresses]
 
     def _apply(self) -> None:
         paused = {node for subject in self._pauses for node in self._nodes(subject)}

@@ -39,7 +39,7 @@ class WorkerStatus:
         self.hub: Hub | None = None
         self.interrupted: Callable[[], bool] = lambda: False
         self.monitors: Callable[[], int] = lambda: 0
-        self.node_ids: Mapping[str, str] = {}  # "host:port" -> id
+        self.node_ids: Callable[[], Mapping[str, str]] = dict  # "host:port" -> id
         self.others: Mapping[str, int] = {}  # what the other workers count, by the names of stats()
         self._path = path
         self._exchange = exchange
@@ -86,6 +86,7 @@ class WorkerStatus:
 
     def nodes(self) -> list[NodeState]:
         """The nodes for INFO, with this worker's connections."""
+        ids = self.node_ids()
         return [
             NodeState(
                 label,
@@ -93,7 +94,7 @@ class WorkerStatus:
                 node.up,
                 node.connections["shared", "up"],
                 node.pending,
-                self.node_ids.get(label, ""),
+                ids.get(label, ""),
                 node.paused,
             )
             for label, node in self._nodes().items()

@@ -366,16 +366,13 @@ class Upstream:
         else:
             self._later(feed.opens_at_s - now_s, self._flush)
 
-    def _is_home(self, node: Node) -> bool:
-        return node.label == next((label for first, _, label in self._router.owners() if first == 0), "")
-
     def _any_primary(self, not_this: Node | None) -> Node | None:
         """The primary of slot 0, where PUBLISH goes (forward.dispatch), or another one when that was just lost."""
-        known = self._router.primaries
-        primaries = [node for node in known if node is not not_this and not node.paused] or known
-        for node in primaries:
-            if node.up and self._is_home(node):
-                return node
+        primaries = [node for node in self._router.primaries if node is not not_this and not node.paused]
+        primaries = primaries or self._router.primaries
+        home = self.hub.primary_of(0)
+        if home is not None and home in primaries and home.up:
+            return home
         return random.choice([node for node in primaries if node.up] or primaries) if primaries else None
 
     def lost(self, backend: Backend) -> None:
@@ -406,13 +403,11 @@ class Upstream:
 
     def recall(self, node: Node) -> None:
         """A paused node is about to be used again: what belongs there is subscribed there first."""
-        wanted = self._main.wanted or self._main.backend is not None
-        if wanted and self._main.node is not node and self._is_home(node):
+        if node is self.hub.primary_of(0) and self._main.node is not node and self._main.wanted:
             self._shut(self._main, "they move back to a node that is about to be resumed")
             self._main.node = node
-        for feed in self._feeds():
-            if feed.node is node:
-                feed.failures, feed.opens_at_s = 0, 0.0
+        for feed in [feed for feed in self._feeds() if feed.node is node]:
+            feed.failures, feed.opens_at_s = 0, 0.0
         self._flush()
 
     def topology_changed(self) -> None:

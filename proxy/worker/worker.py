@@ -131,14 +131,9 @@ class Worker:
             loop, self.router, settings.backends, stale=self.stale, resolve=self.resolve, raised=faults.show
         )
         self.subscriptions.hub.bind(self.path)
+        upstream, logged = self.subscriptions.upstream, start.worker == 0
         self.node_pauses = self.context.node_pauses = NodePauses(
-            loop,
-            self.path,
-            self.router,
-            self.connector.forget,
-            self.subscriptions.upstream,
-            self.stale,
-            logged=start.worker == 0,
+            loop, self.path, self.router, self.connector.forget, upstream, self.stale, logged=logged
         )
         self.context.keyspace_events = partial(self._keyspace_events, send)
         self.status = WorkerStatus(self.path, self.exchange, self.reactor, self.counters, settings.clients)
@@ -147,7 +142,7 @@ class Worker:
             lambda: self.subscriptions.upstream.interrupted,
         )
         self.status.monitors = lambda: len(self.monitors)
-        self.status.node_ids = self.node_pauses.ids
+        self.status.node_ids = lambda: self.node_pauses.ids
         looks = (self.lease_watch.look, self.pauses.look, self.node_pauses.look)
         self._rounds = Rounds(loop, self.path, self.router, self.status, lambda: self.settings.clients, looks)
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
@@ -280,7 +275,7 @@ class Worker:
         self.context.shards, self.context.epoch = len(topology.shards), topology.epoch
         self.context.slots_covered = topology.covered
         self._limit()
-        self.node_pauses.follow({str(address): entry.id for address, entry in told})
+        self.node_pauses.follow(told)
         self.router.warm(2)
         self.subscriptions.upstream.topology_changed()
         self._rounds.keep_up()

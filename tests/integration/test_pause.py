@@ -71,13 +71,11 @@ def test_a_primary_is_restarted_under_busy_clients(solid: EmbeddedCluster, start
         wait_for(lambda: busy.done["incr"] > before["incr"] + 2000, 20, "all go on")
         busy.stop()
         assert busy.wrong == []
-        assert others["incr"] > 100 and others["get"] > 100
+        assert min(others["incr"], others["get"]) > 100
         assert set(busy.done) == {"incr", "get", "transaction", "pipeline", "script", "blpop", "message"}
         with daemon.client() as client:
-            held = {
-                key: int(client.get(key) or 0) for key, n in busy.counts.items() if not key.startswith("busy:_list")
-            }
-        assert held == {key: n for key, n in busy.counts.items() if key in held}
+            counted = {key: n for key, n in busy.counts.items() if not key.startswith("busy:_list")}
+            assert {key: int(client.get(key) or 0) for key in counted} == counted
         assert daemon.metric("redis_proxy_backend_connect_failures_total", node=victim.address) == 0
         assert re.search(r"node paused.*node=" + re.escape(victim.address), daemon.log)
 
@@ -147,8 +145,8 @@ def test_reads_go_elsewhere_and_the_rest_is_held(cluster: EmbeddedCluster, start
         assert [one.done() for one in held] == [False, False, False, False, True, True, False]
         assert operator.command("PROXY", "RESUME", "NODE", node.address) == b"+OK\r\n"
         told = [one.result(10) for one in held]
-        assert told[1] == b"+OK\r\n" and told[3].startswith(b":") and told[6] == b"+OK\r\n"
-        assert told[0].startswith(b":") and told[2].startswith(b":")
+        assert told[1] == told[6] == b"+OK\r\n"
+        assert [told[n][:1] for n in (0, 2, 3)] == [b":"] * 3
 
 
 def test_a_blocked_command_begins_again(cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:

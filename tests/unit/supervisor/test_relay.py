@@ -194,3 +194,17 @@ def test_answers_to_nothing() -> None:
         assert workers[0].take() == [Found(1, b"1", False, 0), Found(1, b"3", True, 0)]
 
     play(scene)
+
+
+def test_of_each_subject_the_last_order_holds_and_in_the_order_they_came() -> None:
+    async def scene(relay: Relay, workers: list[FakeWorker]) -> None:
+        asker, other, newer = workers
+        newer.started = False
+        for number, (subject, body) in enumerate([("a", b"1"), ("", b"2"), ("b", b"3"), ("a", b"4"), ("", b"5")]):
+            relay.question(asker, Question(number, "k", body, True, subject))
+            for worker in (asker, other):
+                relay.answer(worker, Answer(worker.take()[-1].number, b"", True))
+        relay.started(newer)
+        assert newer.take() == [Query(0, "k", body) for body in (b"3", b"4", b"5")]
+
+    play(scene)
