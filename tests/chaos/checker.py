@@ -231,8 +231,8 @@ class Checker:
                     first, second = sorted((given[token], op), key=lambda op: op.answered)
                     if self._forgotten(first, second):
                         self.verdict.by_cluster["deliveries"] += 1
-                    elif self._late(first):
-                        what = f"{token} went to {first.client} long after the takeover, and to {second.client}"
+                    elif self._late(first) or self._late(second):
+                        what = f"{token} went to {first.client} and to {second.client}, once long after the takeover"
                         self.guilty("stale node", what)
                     else:
                         self.guilty("doubled", f"{token} went to {first.client} and to {second.client}")
