@@ -42,7 +42,7 @@ differential:
 	$(LOCKED) $(VENV)/.with-test
 	$(BIN)/python -m tests.differential.run --sequences $(SEQUENCES) $(ARGS)
 
-# Nodes, the network and the proxy itself broken under load, and every operation judged; about a quarter of an hour.
+# Nodes, the network and the proxy itself broken under load, and every operation judged; about ten minutes.
 # ARGS="--short", ARGS="--only kill-primary", ARGS="--soak 600", ARGS="--short --sanitizers"; --write docs/chaos.md
 chaos:
 	$(LOCKED) $(VENV)/.with-test

@@ -11,8 +11,8 @@ out what (tests.chaos.evidence). Kinds of violations:
     torn        half of a transaction, of a script, or of a pair that is only ever changed together
     refused     an operation that was answered with an error that means "not carried out", and was
     unanswered  no answer within the proxy's longest timeout and a margin
-    stale node  a write was acknowledged by a former primary long after another had taken over: the client was led to a
-                node that the proxy knew to be replaced
+    stale node  a former primary's answer reached a client long after another node had taken over (a write that is then
+                lost, an element that somebody else gets): from a node that the proxy knew to be replaced
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ class Checker:
         if fall is None:
             where = sorted(self.evidence.nodes_with(op.token)) or "no node"
             self.guilty("lost", f"{op.token}, answered at {op.answered:.3f}, carried out by {where}")
-        elif op.invoked > fall.until + TAKEN_OVER_S:
-            late = op.invoked - fall.until
-            self.guilty("stale node", f"{op.token} was sent {late:.1f} s after the new primary took over")
+        elif op.answered > fall.until + TAKEN_OVER_S:
+            sent, late = op.invoked - fall.until, op.answered - fall.until
+            self.guilty("stale node", f"{op.token}, sent {sent:.1f} s and answered {late:.1f} s after the takeover")
         else:
             self.verdict.by_cluster["writes"] += 1
 
@@ -231,6 +231,9 @@ class Checker:
                     first, second = sorted((given[token], op), key=lambda op: op.answered)
                     if self._forgotten(first, second):
                         self.verdict.by_cluster["deliveries"] += 1
+                    elif self._late(first) or self._late(second):
+                        what = f"{token} went to {first.client} and to {second.client}, once long after the takeover"
+                        self.guilty("stale node", what)
                     else:
                         self.guilty("doubled", f"{token} went to {first.client} and to {second.client}")
 
@@ -240,6 +243,10 @@ class Checker:
             fall.at - 2.0 <= first.answered <= fall.until + TAKEN_OVER_S and second.answered > fall.at
             for fall in self.evidence.falls
         )
+
+    def _late(self, op: Op) -> bool:
+        """It was with a primary that fell, and was answered long after another had taken over."""
+        return any(op.invoked < fall.until and op.answered > fall.until + TAKEN_OVER_S for fall in self.evidence.falls)
 
     def messages(self) -> None:
         """Published numbers ascend for each subscriber; those that never came are counted.

@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.gone = True
         if not self.ended_as:
-            self.ended_as = "closed by us" if self._closing else f"reset ({error})" if error else "closed by the proxy"
+            self.ended_as = "closed by us" if self._closing else "reset" if error else "closed by the proxy"
         while self._pending:
             future = self._pending.popleft()
             if not future.done():

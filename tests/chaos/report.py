@@ -34,8 +34,8 @@ another, each with a cluster, a proxy and clients of its own.
 * **Violations** are what the history and the cluster's contents at the end do not allow: an acknowledged write that
   is lost, anything carried out twice, replies or one client's writes to one key out of order, a read of a primary
   older than what had been acknowledged or read before it began, half of a transaction or script, an operation that
-  was answered with an error that means "not carried out" and was, no answer for 8 s, a write acknowledged by a former
-  primary a second after another took over.
+  was answered with an error that means "not carried out" and was, no answer for 8 s, an answer of a former
+  primary that comes a second after another took over, and is not true any more (stale node).
 * **What the cluster itself loses** by asynchronous replication is told apart by the nodes' own testimony: each writes
   an append-only file before it answers, and the files are kept, also those that a node throws away when it begins
   anew as a replica. An acknowledged write that is missing counts as the cluster's loss only when it stands in the

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections import Counter
+
 import pytest
 
-from tests.chaos.gaps import judge
-from tests.chaos.report import line
+from tests.chaos.checker import Verdict
+from tests.chaos.footprint import Footprint
+from tests.chaos.gaps import Service, judge
+from tests.chaos.report import document, line
 from tests.chaos.scenarios import SCENARIOS
-from tests.chaos.stage import Stage
+from tests.chaos.soak import compare
+from tests.chaos.stage import Result, Stage
+from tests.support.proxyd import ROOT
 
 PLAYED = {scenario.name: scenario for scenario in SCENARIOS}
 
@@ -65,3 +72,26 @@ def test_gaps_are_judged_alike() -> None:
     failed = judge([*samples, (0, 8.0, 8.5, "CLUSTERDOWN")], 5.0, 7.0, 10.0, [1])
     assert failed.back_s == pytest.approx(3.5)
     assert failed.errors == {"CLUSTERDOWN": 1}
+
+
+def test_the_table_names_no_path_of_this_machine() -> None:
+    held = Footprint(3, 100 << 20, 100, 60)
+    verdict = Verdict(violations=[("lost", "<a|b>")], by_cluster=Counter(writes=2))
+    service = Service(gap_s=1.5, back_s=2.5, p99_during_s=0.01)
+    result = Result(
+        "failover", verdict, Service(), service, Counter({"CLUSTERDOWN": 3}), Counter(), 7, held, held, "a log"
+    )
+    text = document([result], {"failover": "about it"}, "valkey", 1, ROOT)
+    assert "| failover | 7 | 3 CLUSTERDOWN | 0 | 1.50 s (0.00) | 2.50 s (0.00) |" in text
+    assert "| 1 lost | 2 writes | 100 -> 100 MB | 100 -> 100 |" in text
+    assert "* failover: lost: <a|b>" in text
+    assert "* **failover**: about it" in text
+    assert str(ROOT) not in text
+    assert tempfile.gettempdir() not in text
+
+
+def test_a_soak_that_does_not_come_back_is_told() -> None:
+    before = Footprint(3, 100 << 20, 100, 60)
+    assert compare(before, Footprint(3, 110 << 20, 110, 70)) == []
+    found = compare(before, Footprint(3, 200 << 20, 200, 160))
+    assert [words.split()[0] for words in found] == ["memory", "descriptors", "sockets"]

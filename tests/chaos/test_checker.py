@@ -275,6 +275,11 @@ def test_an_entry_delivered_to_two_consumers_of_a_group(story: Story) -> None:
     story.ok(DELIVER, "s", ["<1>", "<2>"], client="b")
     story.ok(DELIVER, "s", ["<2>"], client="c")
     assert story.kinds() == ["doubled"]
+    assert story.kinds(Evidence({"1": []}, [Fall("1", 0, 99)])) == ["doubled"]  # long before
+    late = story.history.ops[0]
+    assert story.kinds(Evidence({"1": []}, [Fall("1", late.invoked, late.answered - 1.04)])) == ["doubled"]
+    late.invoked -= 5  # it was answered by the stopped node when that went on
+    assert story.kinds(Evidence({"1": []}, [Fall("1", late.invoked, late.answered - 2)])) == ["stale node"]
     fall = Fall("1", story.history.ops[0].answered, story.now - 0.1)
     assert story.kinds(Evidence({"1": []}, [fall])) == []  # the group's state was not replicated
 

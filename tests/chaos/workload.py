@@ -86,7 +86,8 @@ class Client:
                     if not self.workload.running:
                         break
                     if not isinstance(trouble, hiredis.ReplyError) and not self.control:
-                        self.workload.history.closed[str(trouble) or type(trouble).__name__] += 1
+                        how = str(trouble) if isinstance(trouble, Lost) else "not connected"
+                        self.workload.history.closed[how] += 1
                     wire.close()
                 elif not self.control:
                     self.workload.history.closed["connection refused"] += 1
