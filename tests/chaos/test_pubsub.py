@@ -152,7 +152,7 @@ def test_nothing_is_doubled_and_all_is_heard_again(
         for name in names:
             numbers = subscriber.numbers(kind, name.encode())
             assert len(numbers) == len(set(numbers)), f"{name}: doubled"
-            # Where another node becomes primary, the cluster's bus brings it what was published at the one before it when
+            # Where another node becomes primary, the cluster's bus brings it what was published at the one before when
             # it has already given out what came after that: so it is for who subscribes at the node itself, too.
             if incident is move:
                 assert numbers == sorted(numbers), f"{name}: out of order"
