@@ -111,6 +111,21 @@ cdef class Node:
         }
 
 
+cdef Node last_resort(Shard shard, Request* r):
+    """Nobody is fit for a read. Whoever waits, waits for the primary; while that refuses (it is loading), its replicas
+    may be unfit only because they are cut off from it, and answer: another one is tried at each attempt."""
+    cdef Node node
+    cdef Py_ssize_t replicas = len(shard.replicas), i, place
+    if shard.primary is None or shard.primary.usable:
+        return shard.primary
+    for i in range(replicas + 1):
+        place = <Py_ssize_t> (r.affinity + r.attempts + i) % (replicas + 1)
+        node = <Node> shard.replicas[place] if place < replicas else shard.primary
+        if node.pool(r.proto, r.db).down_since_ns == 0:
+            return node
+    return shard.primary
+
+
 @cython.final
 cdef class Shard:
     """A primary (or None) and its replicas."""
@@ -128,12 +143,12 @@ cdef class Shard:
             if node is not None and node.usable and node.pool(r.proto, r.db).down_since_ns == 0:
                 return node
             node = self.least(r, False)
-            return self.primary if node is None else node
+            return last_resort(self, r) if node is None else node
         if r.policy == READS_ANY:
             return self.least(r, True)
         node = self.least(r, False)
         if node is None and r.policy == READS_PREFER_REPLICA:
-            return self.primary
+            return last_resort(self, r)
         return node
 
     cdef Node least(self, Request* r, bint with_primary):
@@ -154,5 +169,5 @@ cdef class Shard:
                 best = node
                 fewest = pending
         if best is None and with_primary:
-            return self.primary             # nothing is up: whoever waits, waits for the primary
+            return last_resort(self, r)
         return best
