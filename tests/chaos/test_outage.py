@@ -217,7 +217,7 @@ def test_a_primary_that_is_loading(heavy: ChangingCluster, start_proxy: StartPro
         assert 0.9 < took_s < 1.5
         answer, took_s = timed(raw, "GET", key)
         assert answer.startswith((b"-LOADING ", errors.CLUSTERDOWN)), answer
-        assert max(slowest_s) < 0.5
+        assert max(slowest_s) < 0.9  # (a replica that is cut off from its primary is the last resort)
         # As soon as it serves: a primary that was restarted takes nothing for 2 s after it has loaded.
         through = Watch(lambda: daemon.raw(timeout_s=30), f"{{{key}}}p")
         direct = Watch(lambda: RawClient((victim.host, victim.port)), f"{{{key}}}d")

@@ -235,6 +235,20 @@ def test_what_a_worker_reports_causes_a_refresh(nodes: tuple[FakeNode, FakeNode]
     }
 
 
+def test_a_replica_that_is_gone_is_looked_for(nodes: tuple[FakeNode, FakeNode]) -> None:
+    """It may be back elsewhere, and of a replica that is not read from no worker tells."""
+    primary, replica = nodes
+
+    async def scene(plane: Plane) -> None:
+        assert await plane.control.ready(10.0)
+        await until(lambda: plane.control.health.reason(Address.parse(replica.address)) == "ok")  # probed
+        before = plane.control.refresher.outcomes["lost", "unchanged"]
+        replica.close()
+        await until(lambda: plane.control.refresher.outcomes["lost", "unchanged"] > before)
+
+    run(settings([primary.address], backends={"health_interval": 0.05}), scene)
+
+
 def test_a_replica_that_refused_a_read_is_unfit_until_the_next_probe(nodes: tuple[FakeNode, FakeNode]) -> None:
     primary, replica = nodes
     config = settings([primary.address])

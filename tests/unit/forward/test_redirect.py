@@ -404,3 +404,26 @@ def test_a_refused_write_is_not_sent_right_before_its_deadline(play: Play) -> No
     exchange(stage, A, SET_A, REFUSALS["loading"])
     assert stage.hear(client) == REFUSALS["loading"]
     assert stage.node(A).get() == b""
+
+
+@pytest.mark.parametrize("reads", ["any", "prefer_primary", "prefer_replica"])
+def test_a_replica_cut_off_from_a_primary_that_is_loading(play: Play, reads: str) -> None:
+    """Unfit, but the last resort: no read fails while any node of the shard answers."""
+    stage = play(shards=[(A, [B], [(0, 16383)])], reads=reads, backoff_s=0.001)
+    stage.router.nodes[A].usable = stage.router.nodes[B].usable = False
+    client = stage.client()
+    client.send(GET_A)
+
+    def answered() -> bytes:
+        for address, line in ((A, REFUSALS["clusterdown"]), (B, bulk("1"))):
+            for end in stage.nodes.get(address, []):
+                for _ in range(end.get().count(GET_A)):
+                    end.send(line)
+        return client.get()
+
+    got = b""
+    give_up = time.monotonic() + 10
+    while not (got := answered()):
+        assert time.monotonic() < give_up
+        stage.turn(1)
+    assert got == bulk("1")
