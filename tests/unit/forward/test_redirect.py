@@ -411,6 +411,7 @@ def test_a_replica_cut_off_from_a_primary_that_is_loading(play: Play, reads: str
     """Unfit, but the last resort: no read fails while any node of the shard answers."""
     stage = play(shards=[(A, [B], [(0, 16383)])], reads=reads, backoff_s=0.001)
     stage.router.nodes[A].usable = stage.router.nodes[B].usable = False
+    stage.router.nodes[B].stale = True
     client = stage.client()
     client.send(GET_A)
 
