@@ -165,8 +165,9 @@ def never_reading(daemon: ProxyDaemon, seconds: float) -> str:
     socks = connections(daemon.port, MANY)
     for sock in socks:
         sock.send(encode("GET", "large") * (1_000_000 // LARGE))
-    time.sleep(seconds)
+    time.sleep(seconds / 2)
     note = f"held for them: {daemon.metric('redis_proxy_client_memory_bytes') / 1e6:.0f} MB"
+    time.sleep(seconds / 2)
     for sock in socks:
         vanish(sock)
     return note

@@ -11,7 +11,7 @@ def set_paused(path: DataPath, nodes: Iterable[Node]) -> None:
     """
 
 def reconnect(path: DataPath, node: Node) -> None:
-    """Has the connections made that clients share, where there were some."""
+    """Has the connections made that clients share, where there were some, and those in RESP2."""
 
 def pending(node: Node) -> int:
     """Commands that were sent to the node, or are about to be, and are not answered."""

@@ -69,9 +69,10 @@ cdef void begin(DataPath path, Node node):
 
 
 def reconnect(DataPath path not None, Node node not None):
-    """Has the connections made that clients share, where there were some."""
+    """Has the connections made that clients share, where there were some, and those in RESP2."""
     cdef Pool pool
     cdef Backend b
+    path.exchange.router.fill(node, 2, 0)           # it may have come back with another address
     for pool in node.shared_pools():
         for b in pool.backends:
             b.demand()

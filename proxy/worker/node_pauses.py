@@ -133,14 +133,17 @@ class NodePauses:
 
         Ends when that is done, or takes too long.
         """
-        nodes = [node for node in self._nodes(subject) if node.paused]
-        for node in nodes:
-            for backend in node.backends():
-                if backend.fd < 0:
-                    self._forget(backend)  # however long it waits before the next attempt
-            reconnect(self._path, node)
-        until_s = self._loop.time() + UP_S
-        while not all(node.up for node in nodes) and self._loop.time() < until_s:
+        until_s, known = self._loop.time() + UP_S, set[Node]()
+        while True:
+            nodes = [node for node in self._nodes(subject) if node.paused]  # it may come back with another address
+            for node in [node for node in nodes if node not in known]:
+                known.add(node)
+                for backend in node.backends():
+                    if backend.fd < 0:
+                        self._forget(backend)  # however long it waits before the next attempt
+                reconnect(self._path, node)
+            if all(node.up for node in nodes) or self._loop.time() >= until_s:
+                break
             yield
         for node in nodes:
             self._upstream.recall(node)
