@@ -288,6 +288,7 @@ def test_one_whose_channel_has_ended_is_killed_and_replaced(play: Play) -> None:
     assert play(act, workers=1).pool.restarts == 1
 
 
+@pytest.mark.alone  # half a second after a pause all workers must have been heard
 def test_a_pause_of_the_main_process_is_nobodys_silence(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENT_S", 1.0)
 
