@@ -18,6 +18,8 @@ ON_ONE_KIND = {
     "test_info",
     "test_limits",
     "test_monitoring",
+    "test_order",
+    "test_pause",
     "test_pubsub",
     "test_reads",
     "test_scan",
