@@ -131,6 +131,8 @@ def _own_errors(address: Address) -> Any:
     except (ValueError, TypeError, AssertionError) as error:
         # What redis-py makes of bytes that are no RESP, or of a connection closed under it.
         raise NodeClientError(f"{address} does not speak RESP: {error}") from error
+    except RuntimeError as error:  # uvloop's word for a connection that was reset since the last answer
+        raise NodeClientError("Connection reset by peer") from error
 
 
 def _reason(error: RedisError | OSError) -> str:

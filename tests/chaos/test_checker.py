@@ -312,6 +312,17 @@ def test_messages_that_a_node_itself_gave_out_late(story: Story) -> None:
     assert verdict.by_cluster["messages late"] == 1
 
 
+def test_messages_that_came_late_to_a_node(story: Story) -> None:
+    """Whoever had it from one node and has moved to another has it twice; not when both nodes had it at once."""
+    story.history.messages = [Message("s", 1, "c", 2, 1.0), Message("s", 1, "c", 2, 2.0)]
+    story.history.seen_by_nodes = [Message("node4", 1, "c", 2, 1.0), Message("node5", 1, "c", 2, 1.01)]
+    assert story.kinds() == ["doubled"]
+    story.history.seen_by_nodes[1].at = 2.0
+    verdict = story.judge()
+    assert verdict.violations == []
+    assert verdict.by_cluster["messages late"] == 1
+
+
 def test_a_reply_to_nothing(story: Story) -> None:
     story.history.strange.append("a reply to nothing: 1")
     assert story.kinds() == ["order"]

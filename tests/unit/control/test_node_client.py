@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import uvloop
 
 from proxy.cluster.topology import Address
 from proxy.control.node_client import (
@@ -125,6 +126,23 @@ def test_silence_ends_in_time(node: FakeNode) -> None:
             asyncio.run(scene(settings))
         assert time.monotonic() - started < 2.0
     wait_for(lambda: closed(node), 5.0, "the connections are closed")
+
+
+def test_a_connection_that_was_reset_meanwhile(node: FakeNode) -> None:
+    """uvloop says RuntimeError then."""
+
+    async def scene() -> None:
+        async with node_client(at(node), PATIENT) as upstream:
+            await upstream.ask(("PING",))
+            upstream._connection._writer.transport.abort()
+            await asyncio.sleep(0)
+            await upstream.ask(("PING",))
+
+    with (
+        pytest.raises(NodeClientError, match="Connection reset by peer"),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        runner.run(scene())
 
 
 @pytest.mark.parametrize("data", [b"", b"*2\r\n:1\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$-7\r\n", b"\x00" * 100])
