@@ -100,7 +100,7 @@ class Suspects:
             self.suspect(address, "another node has lost touch with it")
 
     def suspect(self, address: Address, why: str) -> None:
-        """A worker or another node finds it silent or away; the next answer clears it. Others than primaries: nothing."""
+        """A worker or another node finds it silent or away, until its next answer. Others than primaries: nothing."""
         watched = self._watched.get(address)
         if watched is None or watched.suspected:
             return

@@ -239,29 +239,28 @@ def test_drain_and_reload_and_client_pause(cluster: EmbeddedCluster, start_proxy
         assert "nodes resumed: this process ends" in daemon.log
 
 
-def test_nobody_is_idle_or_forgotten(cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
-    """A pause longer than clients.idle_timeout, that ends by itself and by RESUME; and who has ended its input."""
+@pytest.mark.parametrize("resume", [False, True])
+def test_nobody_is_idle_or_forgotten(cluster: EmbeddedCluster, start_proxy: StartProxy, resume: bool) -> None:
+    """A pause longer than clients.idle_timeout, that ends by itself or by RESUME; and who has ended its input."""
     daemon = start_proxy(cluster.seeds, {"clients": {"admin_password": "s3cret", "idle_timeout": "1s"}})
     node = cluster.primaries()[0]
-    key = key_of(cluster, node, "idle")
-    for n, (pause, resume) in enumerate([(("NODE", node.address, 1500), False), (("NODE", node.address, 60000), True)]):
-        with admin(daemon) as operator:
-            assert operator.command("PROXY", "PAUSE", *pause) == b"+OK\r\n"
-            begun_s = time.monotonic()
-            clients = [daemon.raw(timeout_s=30) for _ in range(300)]
-            for client in clients:
-                client.send(encode("INCR", key))
-            clients[0].sock.shutdown(socket.SHUT_WR)
-            with daemon.raw() as leaving:
-                leaving.send(encode("SET", f"{{{key}}}{n}", "1"))
-            while resume and time.monotonic() - begun_s < 1.5:
-                assert operator.command("PING") == b"+PONG\r\n"
-                time.sleep(0.1)
-            if resume:
-                assert operator.command("PROXY", "RESUME") == b"+OK\r\n"
-            told = sorted(int(client.frame()[1:]) for client in clients)
-            assert told == list(range(1 + 300 * n, 301 + 300 * n))
-            assert time.monotonic() - begun_s > 1.4
-            for client in clients:
-                client.close()
-            wait_for(lambda: node.command("EXISTS", f"{{{key}}}{n}"), 5, "who has left is carried out")
+    key = key_of(cluster, node, f"idle{resume}")
+    with admin(daemon) as operator:
+        assert operator.command("PROXY", "PAUSE", "NODE", node.address, 60000 if resume else 1500) == b"+OK\r\n"
+        begun_s = time.monotonic()
+        clients = [daemon.raw(timeout_s=30) for _ in range(300)]
+        for client in clients:
+            client.send(encode("INCR", key))
+        clients[0].sock.shutdown(socket.SHUT_WR)
+        with daemon.raw() as leaving:
+            leaving.send(encode("SET", f"{{{key}}}left", "1"))
+        while resume and time.monotonic() - begun_s < 1.5:
+            assert operator.command("PING") == b"+PONG\r\n"
+            time.sleep(0.1)
+        if resume:
+            assert operator.command("PROXY", "RESUME") == b"+OK\r\n"
+        assert sorted(int(client.frame()[1:]) for client in clients) == list(range(1, 301))
+        assert time.monotonic() - begun_s > 1.4
+        for client in clients:
+            client.close()
+        wait_for(lambda: node.command("EXISTS", f"{{{key}}}left"), 5, "who has left is carried out")

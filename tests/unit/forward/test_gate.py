@@ -128,7 +128,7 @@ def test_who_is_to_go_is_carried_out(play: Play) -> None:
 
 
 def test_nobody_was_idle(play: Play) -> None:
-    """Neither those that are held, nor those that are let go and have not had their turn yet, when all are looked at."""
+    """Neither those that are held, nor those that are let go and have not had their turn yet."""
     stage = play()
     pause(stage, A)
     clients = [stage.client() for _ in range(300)]
