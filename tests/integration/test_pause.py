@@ -186,7 +186,7 @@ def test_all_of_it_and_the_end_of_its_time(cluster: EmbeddedCluster, start_proxy
         assert operator.command("PROXY", "RESUME", "NODE", cluster.primaries()[0].address).startswith(b"-ERR all nodes")
         held = [ask_in_thread(daemon, "INCR", key) for key in keys]
         leaving = daemon.raw()
-        leaving.send(b"*2\r\n$4\r\nINCR\r\n$7\r\nforever\r\n")
+        leaving.send(encode("INCR", "left"))
         wait_for(lambda: daemon.metric("redis_proxy_held_clients") == 4, 10, "held")
         leaving.close()
         assert raw.command("PING") == b"+PONG\r\n"
