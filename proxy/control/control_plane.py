@@ -100,7 +100,9 @@ class ControlPlane:
         for address, reason in report.unfit.items():
             self.health.doubt(Address.parse(address), reason)
         for address in report.silent:
-            self.suspects.suspect(Address.parse(address))
+            self.suspects.suspect(Address.parse(address), "it is silent")
+        for address in report.unreached:
+            self.suspects.suspect(Address.parse(address), "it closes connections, or takes none")
 
     def follow(self, tracking: int) -> None:
         """So many clients track keys: what they have in their caches must not outlast a slot's move for long."""

@@ -40,11 +40,12 @@ log = get("control.suspects")
 class _Watched:
     """A primary under watch."""
 
-    __slots__ = ("address", "answered_s", "suspected", "task", "wake")
+    __slots__ = ("address", "answered_s", "logged", "suspected", "task", "wake")
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self.suspected = False
+        self.logged = False  # that it is suspected
         self.answered_s: float | None = None
         self.wake = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -96,16 +97,16 @@ class Suspects:
         if self.suspected != before:
             self._tell()
         for address in doubted:
-            self.suspect(address)
+            self.suspect(address, "another node has lost touch with it")
 
-    def suspect(self, address: Address) -> None:
-        """A worker finds it silent, or another node does; the next answer clears it. Others than primaries: nothing."""
+    def suspect(self, address: Address, why: str) -> None:
+        """A worker or another node finds it silent or away, until its next answer. Others than primaries: nothing."""
         watched = self._watched.get(address)
         if watched is None or watched.suspected:
             return
         if watched.answered_s is not None and self._clock() - watched.answered_s < _ANSWERED_S:
             return
-        self._set(watched, True, "it is silent")
+        self._set(watched, True, why)
         watched.wake.set()
 
     async def stop(self) -> None:
@@ -116,13 +117,17 @@ class Suspects:
     # --- inside
 
     def _set(self, watched: _Watched, suspected: bool, why: str) -> None:
+        # Of a suspicion that comes and goes again and again only some are logged, but each of those with its end; and
+        # one that lasts is logged in the end.
+        if suspected and not watched.logged:
+            text = "primary is suspected: the other nodes are asked about it"
+            key = f"suspect:{watched.address}"
+            watched.logged = warn_limited(log, key, text, node=watched.address, reason=why)
         if suspected == watched.suspected:
             return
         watched.suspected = suspected
-        if suspected:
-            text = "primary is suspected: the other nodes are asked about it"
-            warn_limited(log, f"suspect:{watched.address}", text, node=watched.address, reason=why)
-        else:
+        if not suspected and watched.logged:
+            watched.logged = False
             log.info("primary is not suspected any more: it answers", node=watched.address)
         self._tell()
 

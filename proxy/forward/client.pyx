@@ -252,6 +252,7 @@ cdef class Client(ClientInfo):
 
     cdef void room(self) noexcept:
         self.waits_for_room = False
+        self.active_ns = self.reactor.now       # it was us who kept it waiting
         self.reactor.touch(self)
 
     cdef void parse_rest(self) noexcept:
@@ -397,10 +398,8 @@ cdef class Client(ClientInfo):
             replies.unsettled = False
             if replies.out.end == replies.out.start and (
                 self.closing or (self.eof and not self.paused and not self.queued)
+                or self.held_back and (self.half_closed or self.eof) and not self.path.keeps(self, self.draining)
             ):
-                self.depart()
-                return
-            if self.held_back and (self.half_closed or self.eof) and replies.out.end == replies.out.start:
                 self.depart()
                 return
             if self.waits_for_room and (self.half_closed or self.eof) and buffer_len(&self.rest) > LARGE_REST:

@@ -77,8 +77,10 @@ def close_idle(DataPath path, double idle_s):
     path.reactor.tick()
     limit = path.reactor.now - <int64_t> (idle_s * 1e9)
     for c in list(path.clients):
-        if c.active_ns >= limit or c.replies.head != NULL or c.draining or c.held_back or c.subscriber is not None:
+        if c.active_ns >= limit or c.replies.head != NULL or c.draining or c.subscriber is not None:
             continue                # (a subscriber waits: Redis's timeout is not for it, either)
+        if c.waits_for_room or c.queued or c.touched:
+            continue                # it waits for us: with a command that is not begun, or an answer that is not sent
         if c.takes():
             c.active_ns = path.reactor.now
         else:

@@ -55,6 +55,9 @@ cdef class DataPath:
     cdef dict metric_names                  # by index, as far as they are known: see ClientInfo.last_command
     cdef set held
     cdef dict gated                         # clients whose next command is for a paused node, in the order they came
+    cdef set left                           # ... that have ended their input, most likely for good: see keeps
+    cdef public size_t most_left            # so many of them are kept
     cdef readonly set tracking              # clients that track
     cdef void adopt(self, ClientSettings settings)
+    cdef bint keeps(self, client, bint draining) noexcept
     cdef void let_go(self, client)

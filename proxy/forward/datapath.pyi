@@ -60,6 +60,7 @@ class DataPath:
     table: CommandTable
     max_memory: int  # bytes that all clients together may hold, 0 = no limit; may be changed at any time
     responder: Any  # proxy.serve.responder.Responder, which this layer must not name
+    most_left: int  # clients that end their input while PROXY PAUSE holds them and stay until it is carried out
     on_close: Callable[[], object] | None  # called when a client is closed; must not raise
     @property
     def counters(self) -> Counters: ...

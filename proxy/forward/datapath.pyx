@@ -96,6 +96,8 @@ cdef class DataPath:
         self.lingering = set()
         self.held = set()
         self.gated = {}
+        self.left = set()
+        self.most_left = 1024
         self.tracking = set()
         self.metric_names = {}
 
@@ -115,10 +117,25 @@ cdef class DataPath:
         self.settings.append(settings)
         settings.clamp()
 
+    cdef bint keeps(self, client, bint draining) noexcept:
+        """Whether a client that is held back and has ended its input stays until that is carried out: at a PROXY PAUSE,
+        of which clients are to notice nothing. In Redis's own (CLIENT PAUSE) what was held goes with the client.
+
+        Each takes a connection and its memory, and those who lose patience come back as new clients: only so many stay.
+        """
+        if client not in self.gated:
+            return False
+        if not draining and client not in self.left:
+            if <size_t> len(self.left) >= self.most_left:
+                return False
+            self.left.add(client)
+        return True
+
     cdef void let_go(self, client):
-        """A client that was held back is closed."""
+        """A client that was held back is closed, or goes on."""
         self.held.discard(client)
         self.gated.pop(client, None)
+        self.left.discard(client)
 
     @property
     def client_memory(self):

@@ -8,6 +8,9 @@ nothing further of that client is read (`gated`; prepare.gate). What was begun b
 is parked, and its time stands still. What blocks at the node is ended there by CLIENT UNBLOCK, when nothing was popped
 for it, and is begun again with what is left of its time (Blocking.suspend).
 
+A client that ends its input meanwhile, or leaves, stays until what it had sent is carried out, as if the node were slow
+(so many at a time: DataPath.keeps).
+
 What was sent before is answered: `pending` says of how much that is not true yet. Connections that the node closes
 meanwhile are not made again until they are wanted (`reconnect`, or the end of the pause).
 
@@ -97,12 +100,13 @@ def go_on(DataPath path not None, list due not None):
     cdef Client client
     cdef Leg leg
     cdef int _
+    path.reactor.tick()
     for _ in range(AT_ONCE):
         if not due:
             return
         client = due.pop()
         if client in path.gated:
-            del path.gated[client]
+            path.let_go(client)
             client.held_back = False
             client.room()
         elif client.wait is not None:

@@ -75,6 +75,7 @@ def go_on(DataPath path):
     """Those that were held are carried out, unless there is a pause again."""
     cdef Client client
     cdef int _
+    path.reactor.tick()
     for _ in range(AT_ONCE):
         if path.paused or not path.held:
             return

@@ -253,12 +253,14 @@ class Report(msgspec.Struct, tag=True, array_like=True):
 
     signs, each once: moved, readonly, clusterdown, uncovered, unknown (of the data path), lost, connect (of the
     connector); unfit, by "host:port": a replica not used from that moment until NodeFacts or a Topology says otherwise;
-    silent: nodes that owe replies and say nothing, and primaries that cannot be reached, told again while that is so.
+    silent: nodes that owe replies and say nothing; unreached: primaries that close connections or take none; both told
+    again while that is so.
     """
 
     signs: list[str]
     unfit: dict[str, str] = {}  # "host:port" -> why
     silent: list[str] = []  # "host:port"
+    unreached: list[str] = []
 
 
 class Question(msgspec.Struct, tag=True, array_like=True):

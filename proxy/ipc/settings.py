@@ -25,7 +25,9 @@ class _Plain(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Clients(_Plain, frozen=True, array_like=True):
-    """What a client may use. max_clients is the proxy's, in force; max_memory is this worker's share, 0 = no limit."""
+    """What a client may use. max_clients is the proxy's, in force; max_memory is this worker's share, 0 = no limit, and
+    so is max_left: clients that end their input while PROXY PAUSE holds them, and stay until it is carried out.
+    """
 
     max_clients: int
     max_memory: int
@@ -45,6 +47,7 @@ class Clients(_Plain, frozen=True, array_like=True):
     max_subscriptions: int = 100_000
     admin_password: str = ""  # "" = nobody is an administrator
     frame_timeout: float = 0.0
+    max_left: int = 1024
 
 
 class Requests(_Plain, frozen=True, array_like=True):

@@ -170,7 +170,7 @@ def _resume(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
         if (found := _node(ctx, words[1])) is None:
             return errors.unknown_node(words[1])
         subject, label = found
-        if subject not in present and "" in present:
+        if "" in present:  # were the node paused by itself, too, that would change nothing
             return ALL_PAUSED
     if client.pending:
         return None

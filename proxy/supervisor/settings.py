@@ -6,7 +6,7 @@ Why: a worker imports none of what reads a configuration. Called by supervisor a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -31,6 +31,9 @@ class Shares:
     max_clients: int
     per_worker: int
     max_memory: int  # of all clients together, 0 = no limit
+
+
+_LEFT_SHARE: Final = 4  # of all clients, those that PROXY PAUSE keeps though they have left are this part at most
 
 
 def shares(settings: Settings) -> Shares:
@@ -60,6 +63,7 @@ def worker_settings(settings: Settings, share: Shares) -> plain.WorkerSettings:
             admin_password=clients.admin_secret,
             max_clients=share.max_clients,
             max_memory=share.max_memory // share.workers,
+            max_left=-(-share.max_clients // share.workers // _LEFT_SHARE),
         ),
         requests=_plain(
             plain.Requests,

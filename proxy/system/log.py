@@ -142,14 +142,17 @@ def log_uncaught() -> None:
     logging.captureWarnings(True)
 
 
-def warn_limited(logger: logging.Logger | EventLogger, key: str, msg: str, **fields: Any) -> None:
-    """A warning, at most once per key and REPEAT_INTERVAL_S; `repeated=N` were left out since the last one shown."""
+def warn_limited(logger: logging.Logger | EventLogger, key: str, msg: str, **fields: Any) -> bool:
+    """A warning, at most once per key and REPEAT_INTERVAL_S; `repeated=N` were left out since the last one shown.
+
+    Returns whether this one is shown: what belongs to one that is not, its end for example, need not be logged either.
+    """
     now = time.monotonic()
     place = (logger.name, key)
     shown, left_out = _limited.get(place, (float("-inf"), 0))
     if now - shown < REPEAT_INTERVAL_S:
         _limited[place] = (shown, left_out + 1)
-        return
+        return False
     _limited.pop(place, None)
     if len(_limited) >= REPEAT_KEYS:
         del _limited[next(iter(_limited))]  # the one shown longest ago: entries are in the order they were shown
@@ -157,6 +160,7 @@ def warn_limited(logger: logging.Logger | EventLogger, key: str, msg: str, **fie
     if left_out:
         fields["repeated"] = left_out
     logger.warning(msg, extra={FIELDS: fields})
+    return True
 
 
 class _Event(logging.Formatter):

@@ -24,9 +24,9 @@ class Reports:
         self._next = Report([])
         self._not_before_s = 0.0
 
-    def add(self, sign: str = "", unfit: str = "", why: str = "", silent: str = "") -> None:
+    def add(self, sign: str = "", unfit: str = "", why: str = "", silent: str = "", unreached: str = "") -> None:
         """sign: of control.topology_refresh.TRIGGERS; unfit: "host:port" of a replica that refused a read, and why;
-        silent: of a node that says nothing.
+        silent: of a node that says nothing; unreached: of a primary that closes connections or takes none.
         """
         if sign and sign not in self._next.signs:
             self._next.signs.append(sign)
@@ -34,6 +34,8 @@ class Reports:
             self._next.unfit[unfit] = why
         if silent and silent not in self._next.silent:
             self._next.silent.append(silent)
+        if unreached and unreached not in self._next.unreached:
+            self._next.unreached.append(unreached)
         if self.timer is None:
             self.timer = self._loop.call_at(max(self._not_before_s, self._loop.time()), self._tell)
 

@@ -367,6 +367,7 @@ class Worker:
         self.exchange.parking.max_held = requests.max_held
         self.exchange.parking.max_held_bytes = requests.max_held_bytes
         self.path.max_memory = clients.max_memory
+        self.path.most_left = clients.max_left
         self.subscriptions.tune(self.settings)
         self.status.limits = clients
         self.context.client_password = clients.password or None
@@ -421,8 +422,8 @@ class Worker:
                 self.connector.forget(backend)
 
     def suspected(self, node: Node) -> None:
-        """A node says nothing, or is a primary that cannot be reached."""
-        self._reports.add(silent=node.label)
+        """A node says nothing, or is a primary that closes connections or takes none."""
+        self._reports.add(**{"silent" if node.silent else "unreached": node.label})
 
     def stale(self, reason: str) -> None:
         """The topology may have changed."""

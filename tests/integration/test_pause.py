@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from proxy.embedded import EmbeddedCluster, EmbeddedNode, wait_for
 from tests.support.busy import Busy
 from tests.support.cluster import key_in
 from tests.support.proxyd import ProxyDaemon
-from tests.support.raw import RawClient
+from tests.support.raw import RawClient, encode
 
 StartProxy = Callable[..., ProxyDaemon]
 POOL = ThreadPoolExecutor(32)
@@ -185,10 +186,9 @@ def test_all_of_it_and_the_end_of_its_time(cluster: EmbeddedCluster, start_proxy
         assert operator.command("PROXY", "RESUME", "NODE", cluster.primaries()[0].address).startswith(b"-ERR all nodes")
         held = [ask_in_thread(daemon, "INCR", key) for key in keys]
         leaving = daemon.raw()
-        leaving.send(b"*2\r\n$4\r\nINCR\r\n$7\r\nforever\r\n")
+        leaving.send(encode("INCR", "left"))
         wait_for(lambda: daemon.metric("redis_proxy_held_clients") == 4, 10, "held")
         leaving.close()
-        wait_for(lambda: daemon.metric("redis_proxy_held_clients") == 3, 10, "one has left, with what was held")
         assert raw.command("PING") == b"+PONG\r\n"
         # A worker that is killed and replaced: its successor is paused, too.
         for pid in daemon.worker_pids():
@@ -203,6 +203,7 @@ def test_all_of_it_and_the_end_of_its_time(cluster: EmbeddedCluster, start_proxy
         assert operator.command("PROXY", "PAUSE", 700) == b"+OK\r\n"  # its time anew
         assert [one.result(10) for one in fresh] == [b"$-1\r\n"] * 6
         assert 0.5 < time.monotonic() - begun_s < 5
+        wait_for(lambda: daemon.metric("redis_proxy_held_clients") == 0, 10, "who has left is carried out and gone")
         for one in held:  # of the worker that was killed, or answered
             assert one.exception(10) is not None or one.result().startswith(b":")
         assert daemon.log_contains("node resumed")
@@ -236,3 +237,30 @@ def test_drain_and_reload_and_client_pause(cluster: EmbeddedCluster, start_proxy
         daemon.terminate()
         assert sorted(one.result(10) for one in held) == [b":1\r\n", b":2\r\n", b":3\r\n", b":4\r\n"]
         assert "nodes resumed: this process ends" in daemon.log
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_nobody_is_idle_or_forgotten(cluster: EmbeddedCluster, start_proxy: StartProxy, resume: bool) -> None:
+    """A pause longer than clients.idle_timeout, that ends by itself or by RESUME; and who has ended its input."""
+    daemon = start_proxy(cluster.seeds, {"clients": {"admin_password": "s3cret", "idle_timeout": "1s"}})
+    node = cluster.primaries()[0]
+    key = key_of(cluster, node, f"idle{resume}")
+    with admin(daemon) as operator:
+        assert operator.command("PROXY", "PAUSE", "NODE", node.address, 60000 if resume else 1500) == b"+OK\r\n"
+        begun_s = time.monotonic()
+        clients = [daemon.raw(timeout_s=30) for _ in range(300)]
+        for client in clients:
+            client.send(encode("INCR", key))
+        clients[0].sock.shutdown(socket.SHUT_WR)
+        with daemon.raw() as leaving:
+            leaving.send(encode("SET", f"{{{key}}}left", "1"))
+        while resume and time.monotonic() - begun_s < 1.5:
+            assert operator.command("PING") == b"+PONG\r\n"
+            time.sleep(0.1)
+        if resume:
+            assert operator.command("PROXY", "RESUME") == b"+OK\r\n"
+        assert sorted(int(client.frame()[1:]) for client in clients) == list(range(1, 301))
+        assert time.monotonic() - begun_s > 1.4
+        for client in clients:
+            client.close()
+        wait_for(lambda: node.command("EXISTS", f"{{{key}}}left"), 5, "who has left is carried out")

@@ -275,7 +275,12 @@ def test_a_replica_that_refused_a_read_is_unfit_until_the_next_probe(nodes: tupl
     run(config, scene)
 
 
-def test_a_primary_that_a_worker_finds_silent_is_suspected(nodes: tuple[FakeNode, FakeNode]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("silent", "it is silent"), ("unreached", "it closes connections, or takes none")]
+)
+def test_a_primary_that_a_worker_finds_silent_is_suspected(
+    nodes: tuple[FakeNode, FakeNode], kind: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """The others are asked about it, until it answers."""
     primary, replica = nodes
 
@@ -287,7 +292,8 @@ def test_a_primary_that_a_worker_finds_silent_is_suspected(nodes: tuple[FakeNode
         plane.control.report(Report([], silent=[replica.address, "gone:1"]))
         assert plane.control.suspects.suspected == frozenset()
         plane.control.suspects._clock = lambda: 1e9  # its last answer was long ago
-        plane.control.report(Report([], silent=[primary.address]))
+        plane.control.report(Report([], **{kind: [primary.address]}))
+        assert caplog.records[-1].fields["reason"] == reason  # type: ignore[attr-defined]
         assert plane.control.suspects.suspected == {Address.parse(primary.address)}
         await until(lambda: plane.control.refresher.outcomes["silent", "unchanged"])
         before = asked(replica)

@@ -104,9 +104,9 @@ def test_what_a_worker_says_is_looked_into_at_once(node: FakeNode) -> None:
 
     async def scene(suspects: Suspects, told: Told) -> None:
         suspects.set_nodes([at(node)])
-        suspects.suspect(at(node))
+        suspects.suspect(at(node), "it is silent")
         assert suspects.suspected == {at(node)}
-        suspects.suspect(at(node))
+        suspects.suspect(at(node), "it is silent")
         await until(lambda: pings(node))
         node.on("PING", b"+PONG\r\n")
         await until(lambda: not suspects.suspected)
@@ -121,10 +121,10 @@ def test_one_that_has_just_answered_is_not_suspected(node: FakeNode) -> None:
         suspects.set_nodes([at(node)])
         await until(lambda: pings(node))
         await asyncio.sleep(0.05)
-        suspects.suspect(at(node))
+        suspects.suspect(at(node), "it is silent")
         assert told == []
         now[0] += 1.01
-        suspects.suspect(at(node))
+        suspects.suspect(at(node), "it is silent")
         assert told == [{at(node)}]
         await until(lambda: not suspects.suspected)
         assert pings(node) == 2
@@ -147,7 +147,7 @@ def test_who_owns_nothing_is_not_asked(start_node: Callable[[], FakeNode]) -> No
 
     async def scene(suspects: Suspects, told: Told) -> None:
         suspects.set_nodes([at(one), at(other)])
-        suspects.suspect(Address("nobody", 1))
+        suspects.suspect(Address("nobody", 1), "it is silent")
         await until(lambda: suspects.suspected == {at(one)})
         suspects.set_nodes([at(other)])
         assert suspects.suspected == frozenset()
@@ -182,3 +182,30 @@ def test_a_listener_that_fails_stops_nothing(node: FakeNode, caplog: pytest.LogC
 
     asyncio.run(scene())
     assert "telling who is suspected failed" in caplog.text
+
+
+def test_what_comes_and_goes_is_not_logged_every_time(node: FakeNode, caplog: pytest.LogCaptureFixture) -> None:
+    """Each beginning that is shown has its end, and one that lasts is shown in the end."""
+    caplog.set_level("INFO")
+    shown: list[tuple[str, str]] = []
+
+    async def scene(suspects: Suspects, told: Told) -> None:
+        suspects.set_nodes([at(node)])
+        await until(lambda: pings(node))
+        for n in range(5):
+            now[0] += 2.0
+            suspects.suspect(at(node), f"it closes connections {n}")
+            await until(lambda: not suspects.suspected)
+        shown.extend((one.levelname, one.fields.get("reason")) for one in caplog.records)  # type: ignore[attr-defined]
+        node.on("PING", Cut())
+        now[0] += 2.0
+        suspects.suspect(at(node), "it stays away")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("proxy.system.log.REPEAT_INTERVAL_S", 0.0)
+            await until(lambda: len(caplog.records) > 2)
+
+    now = [100.0]
+    told = run(scene, clock=lambda: now[0], health_interval_s=3600.0)
+    assert len(told) == 12
+    assert shown == [("WARNING", "it closes connections 0"), ("INFO", None)]
+    assert caplog.records[2].levelname == "WARNING"

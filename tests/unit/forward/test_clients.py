@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import struct
+import time
 
 import pytest
 
@@ -399,6 +400,40 @@ def test_close_idle_spares_who_waits(play: Play) -> None:
     stage.turn()
     assert waiting.get() == bulk("v")
     assert stage.count("closed")["idle"] == 1
+
+
+def test_close_idle_spares_who_waits_for_room(play: Play) -> None:
+    stage = play(max_window=100, silent_s=3600.0)
+    first, waiting = stage.client(), stage.client()
+    first.send(encode_command("SET", KEY_A, "v" * 200))
+    stage.turn()
+    waiting.send(GET_A)
+    stage.turn()
+    close_idle(stage.path, 0)
+    stage.turn()
+    assert not waiting.closed
+    stage.node(A).get()
+    stage.node(A).send(b"+OK\r\n")
+    stage.turn()
+    assert stage.node(A).get() == GET_A
+    stage.node(A).send(bulk("v"))
+    stage.turn()
+    assert waiting.get() == bulk("v")
+
+
+def test_close_idle_spares_who_is_about_to_be_answered(play: Play) -> None:
+    """The sweep that ends a command closes the idle behind that."""
+    stage = play(timeout_s=0.1)
+    client = stage.client()
+    client.send(GET_A)
+    stage.turn()
+    until_s = time.monotonic() + 0.2
+    while not stage.count("timeouts"):
+        assert time.monotonic() < until_s + 5
+        stage.router.sweep()
+        close_idle(stage.path, 0.05)
+    stage.turn()
+    assert client.get().startswith(b"-ERR timed out")
 
 
 def test_close_all_ends_everybody_and_nothing_of_a_node(play: Play) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
+import pytest
+
+from proxy.forward.clients import close_idle, drain
 from proxy.forward.gate import held, pending, set_paused
 from proxy.resp.encode import encode_command
-from tests.support.datapath import A, B, Play, Stage
-from tests.support.dialogue import GET_A, GET_B, PING, REFUSALS, SET_A, exchange, moved
+from tests.support.datapath import A, B, End, Play, Stage
+from tests.support.dialogue import GET_A, GET_B, PING, REFUSALS, SET_A, exchange, moved, sized
 
 
 def pause(stage: Stage, *addresses: object) -> None:
@@ -36,7 +40,116 @@ def test_what_is_for_the_node_waits_and_the_rest_goes_on(play: Play) -> None:
     assert held(stage.path) == 0
 
 
-def test_who_leaves_takes_what_is_held(play: Play) -> None:
+def over_tcp(stage: Stage) -> End:
+    """A client whose close() is an end of input like any other, as far as the other side can see."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        far = socket.create_connection(server.getsockname())
+        return stage.take(server.accept()[0], far)
+
+
+@pytest.mark.parametrize("how", ["half", "close"])
+def test_who_ends_his_input_is_carried_out(play: Play, how: str) -> None:
+    stage = play()
+    pause(stage, A)
+    client = over_tcp(stage)
+    client.send(SET_A + GET_A)
+    stage.until(lambda: held(stage.path))
+    if how == "half":
+        client.sock.shutdown(socket.SHUT_WR)
+    else:
+        client.close()
+    stage.until(lambda: stage.accepted.half_closed)
+    stage.turn()
+    assert held(stage.path) == 1
+    pause(stage)
+    exchange(stage, A, SET_A + GET_A, b"+OK\r\n$1\r\n1\r\n")
+    if how == "half":
+        assert stage.hear(client, 12) == b"+OK\r\n$1\r\n1\r\n"
+    stage.until(lambda: not stage.path.clients)
+    assert stage.path.client_memory == 0
+
+
+def test_only_so_many_stay_of_those_who_end_their_input(play: Play) -> None:
+    """They would take the places of those who come; and what one holds is bounded, too."""
+    stage = play()
+    stage.path.most_left = 2
+    pause(stage, A)
+    clients = [stage.client() for _ in range(6)]
+    for client in clients:
+        client.send(SET_A)
+    stage.turn()
+    for client in clients[:5]:
+        client.sock.shutdown(socket.SHUT_WR)
+        stage.turn()
+    assert [client.closed for client in clients] == [False, False, True, True, True, False]
+    clients[0].close()  # for good: its place is another one's
+    stage.turn()
+    clients[5].sock.shutdown(socket.SHUT_WR)
+    stage.turn()
+    assert (held(stage.path), clients[5].closed) == (2, False)
+    pause(stage)
+    exchange(stage, A, SET_A * 2, b"+OK\r\n+OK\r\n")
+    assert [clients[n].get() for n in (1, 5)] == [b"+OK\r\n"] * 2
+    pause(stage, A)
+    for _ in range(2):  # the places are free again
+        client = stage.client()
+        client.send(SET_A)
+        client.sock.shutdown(socket.SHUT_WR)
+        stage.turn()
+    assert held(stage.path) == 2
+
+
+def test_much_is_not_kept_for_who_has_ended_his_input(play: Play) -> None:
+    stage = play()
+    pause(stage, A)
+    client = stage.client()
+    stage.pour(client, sized(1_500_000))
+    assert held(stage.path) == 1
+    client.sock.shutdown(socket.SHUT_WR)
+    stage.turn()
+    assert (held(stage.path), client.closed) == (0, True)
+
+
+def test_who_is_to_go_is_carried_out(play: Play) -> None:
+    """More go on at the end of a pause than in one turn of the loop: the last ones are drained before it is theirs."""
+    stage = play()
+    stage.path.most_left = 0
+    pause(stage, A)
+    client = stage.client()
+    client.send(SET_A)
+    stage.turn()
+    drain(stage.accepted)
+    stage.turn()
+    assert (held(stage.path), client.closed) == (1, False)
+    pause(stage)
+    exchange(stage, A, SET_A, b"+OK\r\n")
+    assert client.get() == b"+OK\r\n"
+    assert client.closed
+
+
+def test_nobody_was_idle(play: Play) -> None:
+    """Neither those that are held, nor those that are let go and have not had their turn yet."""
+    stage = play()
+    pause(stage, A)
+    clients = [stage.client() for _ in range(300)]
+    for client in clients:
+        client.send(SET_A)
+    stage.turn()
+    assert held(stage.path) == 300
+    until_s = time.monotonic() + 0.3
+    stage.until(lambda: time.monotonic() > until_s)
+    close_idle(stage.path, 0.25)
+    set_paused(stage.path, [])
+    close_idle(stage.path, 0.25)  # as a worker does, in the same sweep
+    stage.loop.run()
+    close_idle(stage.path, 0.25)
+    stage.turn()
+    assert (len(stage.path.clients), held(stage.path)) == (300, 0)
+    exchange(stage, A, SET_A * 300, b"+OK\r\n" * 300)
+    assert {client.get() for client in clients} == {b"+OK\r\n"}
+
+
+def test_who_cannot_be_answered_takes_what_is_held(play: Play) -> None:
     stage = play()
     client = stage.client()
     client.send(GET_A)

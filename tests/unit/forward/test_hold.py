@@ -256,6 +256,12 @@ def test_it_is_not_idle(play: Play) -> None:
     stage.turn()
     assert idle.closed
     assert not held.closed
+    until_s = time.monotonic() + 0.2
+    stage.until(lambda: time.monotonic() > until_s)
+    pause(stage.path, NOTHING, 0)
+    close_idle(stage.path, 0.15)  # in the same turn of the loop
+    exchange(stage, A, SET_A, b"+OK\r\n")
+    assert held.get() == b"+OK\r\n"
 
 
 def test_a_drained_client_is_parted_with(play: Play) -> None:

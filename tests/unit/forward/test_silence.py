@@ -53,6 +53,18 @@ def test_nothing_more_is_sent_until_it_is_heard(play: Play) -> None:
     assert stage.lost_for == []
 
 
+def test_one_that_closes_connections_is_not_silent(play: Play) -> None:
+    """Control is told of it all the same: by `silent` it sees which it is."""
+    stage = play(PAIR, silent_s=SILENT_S)
+    client = stage.client()
+    client.send(SET_A)
+    stage.turn()
+    stage.unreachable.add(A)
+    stage.node(A).close()
+    stage.until(lambda: A in stage.suspects, sweep=True)
+    assert not stage.router.nodes[A].silent
+
+
 def test_control_is_told_now_and_then(play: Play) -> None:
     stage = play(PAIR, silent_s=SILENT_S)
     _, node = silent(stage)

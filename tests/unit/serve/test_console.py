@@ -102,6 +102,9 @@ def test_grammar() -> None:
     assert pauses.orders == {}
     assert ask(ctx, client, "PAUSE") == b"+OK\r\n"
     assert ask(ctx, client, "RESUME", "NODE", ID) == console.ALL_PAUSED
+    assert ask(ctx, client, "PAUSE", "NODE", ID) == b"+OK\r\n"
+    assert ask(ctx, client, "RESUME", "NODE", ID) == console.ALL_PAUSED  # it would not go on
+    assert set(pauses.orders) == {"", ID}
 
 
 def test_what_is_not_answered_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
