@@ -163,7 +163,7 @@ class Topology:
 
     @cached_property
     def expected(self) -> frozenset[str]:
-        """Ids of the nodes that may be back, or replicas, at any moment: those voted failed, primaries without slots."""
+        """Ids of nodes that may be of use soon: those voted failed may be back, primaries without slots be replicas."""
         return frozenset(
             node.id
             for shard in self.shards

@@ -43,8 +43,8 @@ _FRESH_INTERVALS: Final = 3.0
 _JITTER: Final = 0.2
 _FIRST_BACKOFF_S: Final = 0.05
 # While a shard is without a working primary, look again sooner than refresh_interval_s, but ever less often. So after a
-# sign of a failover too: it comes a node timeout and an election before the cluster knows of one itself; and a node that is
-# back is known to all the others a few pings later.
+# sign of a failover too: it comes a node timeout and an election before the cluster knows of one itself; and that a
+# node is back some others know a few pings later.
 _FIRST_RECHECK_S: Final = 0.5
 _EARLY_SIGNS: Final = ("lost", "uncovered", "back")
 # While any node is failed, or a primary without slots: nobody reads from it, and it gives no sign when it is back. One

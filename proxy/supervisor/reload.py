@@ -2,10 +2,10 @@
 
 Why: a bad file must change nothing and say why, a good one must drop no client. Called by supervisor.
 
-Invariants: one reload at a time, requests meanwhile are one more; whatever can fail (reading, logging in,
-resolving, binding, opening) is done before anything changes, and off the event loop; what listens is compared with what should, not with
-what a configuration said before, so that the next reload mends what this one could not; the service manager hears of
-the beginning and of the end of every reload.
+Invariants: one reload at a time, requests meanwhile are one more; whatever can fail (reading, trying the
+credentials, resolving, binding, opening) is done before anything changes, and off the event loop; what listens is
+compared with what should, not with what a configuration said before, so that the next reload mends what this one could
+not; the service manager hears of the beginning and of the end of every reload.
 """
 
 from __future__ import annotations
