@@ -161,6 +161,16 @@ class Topology:
         owners = [shard.primary for shard in self.shards if shard.slots]
         return self.covered == SLOTS and all(owner is not None and owner.health != "fail" for owner in owners)
 
+    @cached_property
+    def expected(self) -> frozenset[str]:
+        """Ids of nodes that may be of use soon: those voted failed may be back, primaries without slots be replicas."""
+        return frozenset(
+            node.id
+            for shard in self.shards
+            for node in shard.nodes()
+            if node.health == "fail" or (node.role == "primary" and not shard.slots)
+        )
+
 
 def joined_ranges(slots: tuple[SlotRange, ...]) -> tuple[SlotRange, ...]:
     """Ascending, and each slot once: a broken node may say one range a hundred thousand times."""

@@ -48,6 +48,10 @@ class NodeClientSettings:
     password: str = field(default="", repr=False)
     timeout_s: float = 1.0
 
+    def same_login(self, other: NodeClientSettings) -> bool:
+        """Whether a node is told the same user and password."""
+        return (self.username, self.password) == (other.username, other.password)
+
 
 class NodeClient:
     """One open connection; made by connect(), used by one task at a time."""

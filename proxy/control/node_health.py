@@ -8,8 +8,8 @@ worker was refused a read, on_change() back.
 Invariants: a primary that has become a replica is not read from before a probe says so: one that has come back after
 it hung may have writes that the cluster has lost. One connection and one task per replica, kept between probes, gone
 with the replica; at most `concurrency` probes at a time; on_change() comes only when the answer changes, and must not
-block. Before its first probe a replica is what the topology says; a probe overrules that until the topology changes
-its mind.
+block. Before its first probe a replica is what the topology says; a probe overrules that until the topology gives the
+replica up. That it is up again says nothing of whether it has its data: the next probe does.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class NodeHealth:
                 watching.task = keep(partial(self._watch, watching), "node-health")
             elif watching.told != node.health:
                 watching.told = node.health
-                self._set(watching, node.health == "online", f"{node.health} in the topology")
+                if node.health != "online":
+                    self._set(watching, False, f"{node.health} in the topology")
         self._primaries = known.keys() - replicas.keys()
 
     def doubt(self, address: Address, reason: str) -> None:

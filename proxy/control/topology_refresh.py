@@ -36,16 +36,22 @@ from proxy.control.node_client import ErrorReply, NodeAuthError, NodeClientError
 from proxy.control.tasks import keep
 from proxy.system.log import get, warn_limited
 
-TRIGGERS: Final = ("start", "interval", "retry", "moved", "lost", "uncovered", "silent", "other")
+TRIGGERS: Final = ("start", "interval", "retry", "moved", "lost", "uncovered", "silent", "back", "other")
 OUTCOMES: Final = ("changed", "unchanged", "refused", "failed")
 # An answer is fresh for this many intervals: one may be missed, two say that something is wrong.
 _FRESH_INTERVALS: Final = 3.0
 _JITTER: Final = 0.2
 _FIRST_BACKOFF_S: Final = 0.05
 # While a shard is without a working primary, look again sooner than refresh_interval_s, but ever less often. So after a
-# sign of a failover too: it comes a node timeout and an election before the cluster knows of one itself.
+# sign of a failover too: it comes a node timeout and an election before the cluster knows of one itself; and that a
+# node is back some others know a few pings later.
 _FIRST_RECHECK_S: Final = 0.5
-_FAILOVER_SIGNS: Final = ("lost", "uncovered")
+_EARLY_SIGNS: Final = ("lost", "uncovered", "back")
+# While any node is failed, or a primary without slots: nobody reads from it, and it gives no sign when it is back. One
+# that stays dead is no reason to ask that often for ever.
+_EXPECTED_S: Final = 1.0
+_EXPECTED_LONG_S: Final = 5.0
+_EXPECTED_FOR_S: Final = 60.0
 # While a primary is suspected (control.suspects): the cluster needs a node timeout and an election, which nobody here
 # knows the length of. Not for ever so often, for it may stay dead.
 _SUSPECTED_S: Final = 0.25
@@ -129,6 +135,8 @@ class TopologyRefresher:
         self._followed = False
         self._suspects: frozenset[Address] = frozenset()
         self._suspected_at = 0.0
+        self._expected: frozenset[str] = frozenset()
+        self._expected_at = 0.0
 
     # --- for the control plane
 
@@ -236,7 +244,7 @@ class TopologyRefresher:
         settled = self.topology is None or self.topology.settled
         if settled and outcome == "changed":
             self._recheck_s = 0.0
-        elif outcome == "changed" or trigger in _FAILOVER_SIGNS or (not settled and not self._recheck_s):
+        elif outcome == "changed" or trigger in _EARLY_SIGNS or (not settled and not self._recheck_s):
             self._recheck_s = max(_FIRST_RECHECK_S, self.settings.min_gap_s)
         else:
             self._recheck_s *= 2
@@ -245,6 +253,9 @@ class TopologyRefresher:
         if self._suspects:
             young = self._clock() - self._suspected_at < _SUSPECTED_FOR_S
             interval_s = min(interval_s, _SUSPECTED_S if young else _SUSPECTED_LONG_S)
+        if self._expected:
+            young = self._clock() - self._expected_at < _EXPECTED_FOR_S
+            interval_s = min(interval_s, _EXPECTED_S if young else _EXPECTED_LONG_S)
         return min(self._recheck_s or interval_s, interval_s, _FOLLOWED_S if self._followed else interval_s)
 
     def _jittered(self, seconds: float) -> float:
@@ -400,6 +411,8 @@ class TopologyRefresher:
         self.last_success = time.time()
         self._fresh_since = self._clock()
         self.last_error = self._seeds_error
+        if new.expected != self._expected:
+            self._expected, self._expected_at = new.expected, self._clock()
         if changes:
             log.info("topology changed", what=changes, epoch=new.epoch, covered=new.covered, asked=new.asked)
         try:

@@ -2,10 +2,10 @@
 
 Why: a bad file must change nothing and say why, a good one must drop no client. Called by supervisor.
 
-Invariants: one reload at a time, requests meanwhile are one more; whatever can fail (reading, resolving, binding,
-opening) is done before anything changes, and off the event loop; what listens is compared with what should, not with
-what a configuration said before, so that the next reload mends what this one could not; the service manager hears of
-the beginning and of the end of every reload.
+Invariants: one reload at a time, requests meanwhile are one more; whatever can fail (reading, trying the
+credentials, resolving, binding, opening) is done before anything changes, and off the event loop; what listens is
+compared with what should, not with what a configuration said before, so that the next reload mends what this one could
+not; the service manager hears of the beginning and of the end of every reload.
 """
 
 from __future__ import annotations
@@ -149,6 +149,8 @@ class Reload:
         except TimeoutError:
             raise Refused(f"the configuration cannot be read within {READ_S:.0f} s") from None
         old = supervisor.settings
+        if refusal := await supervisor.control.refusal(new):
+            raise Refused(f"cluster.password: the nodes refuse it: {refusal}")
         opened = await self._open(new)
         await self._put_in_force(new, opened)
         changes = diff(old, new)

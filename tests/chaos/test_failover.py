@@ -204,6 +204,31 @@ def test_a_dead_replica_fails_no_traffic(fragile: EmbeddedCluster, start_proxy: 
                     assert raw.command("GET", key) == b"$1\r\nv\r\n"
 
 
+@pytest.mark.parametrize("event", ["a killed replica", "a primary that hung"])
+def test_a_node_that_is_back_is_read_from(fragile: EmbeddedCluster, start_proxy: StartProxy, event: str) -> None:
+    """It was voted failed meanwhile; nothing that clients do tells that it is well again, or a replica now."""
+    daemon = start_proxy(fragile.seeds, {"listeners": [{"reads": "replica"}], "cluster": {"refresh_interval": "10m"}})
+    primary = fragile.primaries()[0]
+    (victim,) = fragile.replicas_of(primary) if event == "a killed replica" else [primary]
+    key = key_of(fragile, primary)
+    with daemon.raw(timeout_s=30) as raw:
+        assert raw.command("SET", key, "v") == b"+OK\r\n"
+        assert primary.command("WAIT", 1, 5000) == 1
+        assert raw.command("GET", key) == b"$1\r\nv\r\n"
+        if event == "a killed replica":
+            fragile.kill(victim)
+            wait_for(lambda: f"{victim.address} is now fail" in daemon.log, 20, "it is voted failed")
+            fragile.restart(victim)
+        else:
+            fragile.pause(victim)
+            wait_for(lambda: raw.command("SET", key, "v") == b"+OK\r\n", 20, "another primary has taken over")
+            fragile.resume(victim)
+        wait_for(lambda: victim.info("replication").get("master_link_status") == "up", 20, "it is in step")
+        back_s = time.monotonic()
+        wait_for(lambda: raw.command("GET", key) == b"$1\r\nv\r\n", 20, "it is read from")
+        assert time.monotonic() - back_s < 6  # and not in ten minutes
+
+
 def test_seeds_may_all_be_gone(fragile: EmbeddedCluster, start_proxy: StartProxy) -> None:
     """The seeds are only for the start: afterwards any live node tells the topology."""
     seed = fragile.primaries()[0]

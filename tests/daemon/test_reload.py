@@ -262,6 +262,27 @@ def test_the_password_at_the_nodes(start_proxy: StartProxy) -> None:
         assert wait_for(lambda: daemon.http("/readyz")[0] == 200, 5, "ready")
 
 
+def test_a_password_that_the_nodes_refuse(start_proxy: StartProxy) -> None:
+    """One mistyped: nothing is changed, and one that they take is put in force the next time."""
+    with EmbeddedCluster(primaries=2, replicas=0, password="one") as cluster:
+        daemon = start_proxy(cluster.seeds, {"cluster": {"password": "one"}, "backends": {"client_name": "before"}})
+        with Load(daemon.address, CLIENTS) as load:
+            wanted = {"cluster": {"password": "typo"}, "backends": {"client_name": "after"}}
+            daemon.configure(wanted)
+            told = run_cli("reload", "-c", str(daemon.file))
+            assert told.returncode == 1
+            assert "not reloaded: cluster.password: the nodes refuse it: WRONGPASS" in told.stderr
+            assert daemon.metric("redis_proxy_config_last_reload_successful") == 0
+            load.advance(40)
+            assert names(cluster)["after"] == 0
+            for node in cluster.nodes:
+                node.command("ACL", "SETUSER", "default", ">two")  # and the old one
+            daemon.reload({"cluster": {"password": "two"}})
+            load.advance()
+            assert daemon.metric("redis_proxy_config_last_reload_successful") == 1
+        assert "typo" not in daemon.log
+
+
 def test_the_seeds(pair: EmbeddedCluster, small_cluster: EmbeddedCluster, daemon: ProxyDaemon) -> None:
     """Other nodes of the same cluster change nothing; another cluster is another cluster."""
     with daemon.raw() as raw:

@@ -172,11 +172,15 @@ class FakeNode:
 
 @dataclass
 class Shard:
-    """One element of CLUSTER SHARDS: slot ranges and (node, role) pairs; a node may also be (id, host, port)."""
+    """One element of CLUSTER SHARDS: slot ranges and (node, role) pairs; a node may also be (id, host, port).
+
+    failed: the place of one that is voted failed, -1 = none.
+    """
 
     ranges: list[tuple[int, int]]
     nodes: list[tuple[FakeNode | tuple[str, str, int], str]]
     health: str = "online"
+    failed: int = -1
 
 
 def shards_reply(shards: list[Shard]) -> bytes:
@@ -187,11 +191,11 @@ def shards_reply(shards: list[Shard]) -> bytes:
 def _shard(shard: Shard) -> bytes:
     slots = [b":%d\r\n" % edge for pair in shard.ranges for edge in pair]
     nodes = []
-    for node, role in shard.nodes:
+    for place, (node, role) in enumerate(shard.nodes):
         node_id, host, port = (node.id, HOST, node.port) if isinstance(node, FakeNode) else node
         pairs: list[bytes] = [bulk(b"id"), bulk(node_id.encode()), bulk(b"port"), b":%d\r\n" % port]
         pairs += [bulk(b"ip"), bulk(host.encode()), bulk(b"endpoint"), bulk(host.encode())]
         pairs += [bulk(b"role"), bulk(role.encode()), bulk(b"replication-offset"), b":1\r\n"]
-        pairs += [bulk(b"health"), bulk(shard.health.encode())]
+        pairs += [bulk(b"health"), bulk(b"fail" if place == shard.failed else shard.health.encode())]
         nodes.append(array(*pairs))
     return array(bulk(b"slots"), array(*slots), bulk(b"nodes"), array(*nodes))

@@ -249,6 +249,18 @@ def test_a_replica_that_is_gone_is_looked_for(nodes: tuple[FakeNode, FakeNode]) 
     run(settings([primary.address], backends={"health_interval": 0.05}), scene)
 
 
+def test_a_failed_replica_that_is_back_is_asked_for(nodes: tuple[FakeNode, FakeNode]) -> None:
+    """The workers shun it as long as the topology calls it failed, and no traffic gives a sign of it."""
+    primary, replica = nodes
+    failed = Shard([(0, SLOTS - 1)], [(primary, "master"), (replica, "replica")], failed=1)
+    primary.shards = replica.shards = shards_reply([failed])
+
+    async def scene(plane: Plane) -> None:
+        await until(lambda: plane.control.refresher.outcomes["back", "unchanged"])
+
+    run(settings([primary.address], backends={"health_interval": 0.05}), scene)
+
+
 def test_a_replica_that_refused_a_read_is_unfit_until_the_next_probe(nodes: tuple[FakeNode, FakeNode]) -> None:
     primary, replica = nodes
     config = settings([primary.address])

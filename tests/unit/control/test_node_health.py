@@ -170,6 +170,20 @@ class TestWhatTheTopologySays:
 
         assert [reason for _, _, reason in run(scene)] == ["fail in the topology", "ok"]
 
+    def test_that_it_is_up_again_is_no_proof_that_it_has_its_data(self, node: FakeNode) -> None:
+        """It may have been restarted, and be empty until its primary has sent everything."""
+        tell(node, LINK_DOWN)
+
+        async def scene(health: NodeHealth, changes: list[Change]) -> None:
+            health.set_nodes([replica(node, "fail")])
+            await until(lambda: probes(node) >= 2)
+            health.set_nodes([replica(node)])
+            assert not health.usable(at(node))
+            tell(node)
+            await until(lambda: health.usable(at(node)))
+
+        assert [reason for _, usable, reason in run(scene) if usable] == ["ok"]
+
     def test_where_the_server_may_not_say(self, node: FakeNode) -> None:
         refused = b"-NOPERM this user has no permissions to run the 'info' command\r\n"
         node.on("INFO REPLICATION", refused).on("INFO PERSISTENCE", refused)

@@ -267,6 +267,36 @@ class TestWhen:
 
         run(settings(suspect, other), scene, clock=lambda: now[0])
 
+    @pytest.mark.parametrize("what", ["failed", "without slots"])
+    def test_while_a_node_may_be_back_at_any_moment(self, start_node: Callable[[str], FakeNode], what: str) -> None:
+        """A failed node, or a primary that was deposed: soon, though all slots are served; not for ever so often."""
+        owner, other = start_node("a"), start_node("b")
+        now = [100.0]
+        tell(owner, owner, other)
+        whole = owner.shards
+        if what == "failed":
+            other_one = [Shard(WHOLE, [(owner, "master"), (other, "replica")], failed=1)]
+        else:
+            other_one = [Shard(WHOLE, [(owner, "master")]), Shard([], [(other, "master")])]
+
+        async def scene(refresher: TopologyRefresher, published: list[Topology]) -> None:
+            await until(lambda: published)
+            assert refresher._interval_s("interval", "unchanged") == FOREVER_S
+            owner.shards = shards_reply(other_one)
+            assert await refreshed(refresher) == "changed"
+            now[0] += 59.0
+            assert await refreshed(refresher) == "unchanged"
+            assert refresher._interval_s("interval", "unchanged") == 1.0
+            assert [refresher._interval_s("back", "unchanged") for _ in range(2)] == [0.5, 0.5]
+            now[0] += 1.0
+            assert [refresher._interval_s("interval", "unchanged") for _ in range(4)] == [1.0, 2.0, 4.0, 5.0]
+            assert [refresher._interval_s("interval", "unchanged") for _ in range(30)] == [5.0] * 30
+            owner.shards = whole
+            assert await refreshed(refresher) == "changed"
+            assert refresher._interval_s("interval", "unchanged") == FOREVER_S
+
+        run(settings(owner), scene, clock=lambda: now[0])
+
     def test_others_that_hang_with_it_are_not_waited_for(self, start_node: Callable[[str], FakeNode]) -> None:
         """Each would take its whole time, twenty times as long."""
         suspect, *others = nodes = [start_node(name) for name in "abcd"]

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from proxy.cluster.topology import Address
+from proxy.control import credentials as module
+from proxy.control.credentials import refusal
+from proxy.control.node_client import NodeClientSettings
+from proxy.embedded import HOST, free_port, wait_for
+from tests.support.fake_node import SILENCE, FakeNode
+from tests.support.refresher import at, closed
+
+WRONGPASS = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
+NOPERM = b"-NOPERM this user has no permissions to run the 'cluster' command\r\n"
+
+
+@pytest.fixture
+def start_node() -> Iterator[Callable[[], FakeNode]]:
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(FakeNode())
+
+
+@pytest.fixture
+def nodes(start_node: Callable[[], FakeNode]) -> list[FakeNode]:
+    return [start_node() for _ in range(12)]
+
+
+def refused(*nodes: FakeNode | Address, password: str = "new") -> str:
+    """The answer; checks that no task is left."""
+
+    async def body() -> str:
+        addresses = [node if isinstance(node, Address) else at(node) for node in nodes]
+        told = await refusal(addresses, NodeClientSettings("", password, 5.0))
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return told
+
+    return asyncio.run(body())
+
+
+def test_taken(nodes: list[FakeNode]) -> None:
+    assert refused(*nodes) == ""
+    assert sum(len(node.sessions) for node in nodes) <= module._AT_ONCE
+
+
+def test_refused_by_all(nodes: list[FakeNode]) -> None:
+    for node in nodes:
+        node.on("AUTH", WRONGPASS)
+    assert refused(*nodes) == WRONGPASS[1:-2].decode()
+    assert all(node.seen("AUTH") for node in nodes)
+    wait_for(lambda: all(closed(node) for node in nodes), 5, "the connections are closed")
+
+
+def test_a_rotation_under_way(nodes: list[FakeNode]) -> None:
+    """Node by node: as long as one takes the new password, it is the one that is wanted."""
+    for node in nodes[:-1]:
+        node.on("AUTH", WRONGPASS)
+    assert refused(*nodes) == ""
+
+
+def test_none_is_told_where_one_is_wanted(nodes: list[FakeNode]) -> None:
+    nodes[0].on("PING", b"-NOAUTH Authentication required.\r\n")
+    assert refused(nodes[0], password="") == "NOAUTH Authentication required."
+    assert not nodes[0].seen("AUTH")
+
+
+def test_a_user_that_may_not_learn_the_topology(nodes: list[FakeNode]) -> None:
+    nodes[0].on("CLUSTER SHARDS", NOPERM)
+    assert refused(nodes[0]) == ""
+    nodes[0].on("CLUSTER SLOTS", NOPERM)
+    assert refused(nodes[0]).startswith("NOPERM this user")
+
+
+def test_no_answer_says_nothing(nodes: list[FakeNode], monkeypatch: pytest.MonkeyPatch) -> None:
+    """But those that do answer are believed, and no number of silent ones makes it last longer."""
+    monkeypatch.setattr(module, "WITHIN_S", 0.3)
+    nobody = Address(HOST, free_port())
+    nodes[0].on("AUTH", WRONGPASS)
+    nodes[1].on("AUTH", b"HTTP/1.1 400 Bad Request\r\n")
+    for node in nodes[2:]:
+        node.on("AUTH", SILENCE)
+    started = time.monotonic()
+    assert refused() == refused(nobody) == refused(nobody, *nodes[1:]) == ""
+    assert refused(nobody, *nodes) == WRONGPASS[1:-2].decode()
+    assert time.monotonic() - started < 3
+    wait_for(lambda: all(closed(node) for node in nodes), 5, "the connections are closed")
