@@ -40,11 +40,12 @@ log = get("control.suspects")
 class _Watched:
     """A primary under watch."""
 
-    __slots__ = ("address", "answered_s", "suspected", "task", "wake")
+    __slots__ = ("address", "answered_s", "since_s", "suspected", "task", "wake")
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self.suspected = False
+        self.since_s = 0.0  # of the suspicion
         self.answered_s: float | None = None
         self.wake = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -73,6 +74,15 @@ class Suspects:
     def suspected(self) -> frozenset[Address]:
         """Who is, now."""
         return frozenset(address for address, watched in self._watched.items() if watched.suspected)
+
+    @property
+    def ages(self) -> dict[Address, float]:
+        """Every primary that owns slots -> for how many seconds it has been suspected, 0 = it is not."""
+        now_s = self._clock()
+        return {
+            address: max(now_s - watched.since_s, 1e-9) if watched.suspected else 0.0
+            for address, watched in self._watched.items()
+        }
 
     def reconfigure(self, settings: HealthSettings) -> None:
         """New settings (but for concurrency), at once: every primary is probed now, with the new credentials."""
@@ -120,6 +130,7 @@ class Suspects:
             return
         watched.suspected = suspected
         if suspected:
+            watched.since_s = self._clock()
             text = "primary is suspected: the other nodes are asked about it"
             warn_limited(log, f"suspect:{watched.address}", text, node=watched.address, reason=why)
         else:
