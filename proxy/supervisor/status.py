@@ -83,6 +83,11 @@ class StatusReport:
         told = [(one.counters.snapshot(), one.status if one.started else None) for one in pool.present]
         return merge(self.own(), told, self.past, clients=pool.clients)
 
+    async def paused(self) -> list[str]:
+        """The nodes that PROXY PAUSE holds, by what the workers say now."""
+        await self._supervisor.pool.ask(_ANSWER_S)
+        return self.own()["paused"]
+
     async def live(self) -> tuple[bool, Mapping[str, Any]]:
         """Whether every loop answers."""
         return liveness(self._supervisor.pool.silences())
