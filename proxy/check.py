@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from proxy.commands.dispositions import full_names, is_listed, unknown_names
+from proxy.commands.dispositions import OWN_ROWS, full_names, is_listed, unknown_names
 from proxy.commands.table import ROWS
 from proxy.config.faults import Conflict
 from proxy.config.file import read
@@ -53,7 +53,8 @@ def warnings(settings: Settings, path: str | Path | None = None) -> list[str]:
     is no file.
     """
     found = []
-    written = settings.cluster.password.get_secret_value() or settings.clients.password.get_secret_value()
+    secrets = (settings.cluster.password, settings.clients.password, settings.clients.admin_password)
+    written = any(secret.get_secret_value() for secret in secrets)
     for file in sorted(read(Path(path)).with_secrets) if path is not None and written else []:
         if mode := _readable_by_others(file):
             found.append(f"{file} has a password in it and can be read by other users (mode {mode:04o})")
@@ -78,7 +79,7 @@ def command_warnings(settings: Settings) -> list[str]:
     """Those of commands.allow and commands.deny, one sentence each; a reload gives them, too."""
     commands, found = settings.commands, []
     for option, names in (("allow", commands.allow), ("deny", commands.deny)):
-        for name in unknown_names(names, ROWS):
+        for name in unknown_names(names, (*ROWS, *OWN_ROWS)):
             found.append(f"commands.{option}: no command or category known here is called {name}")
     denied = full_names(commands.deny)
     rows = {row.name: row for row in ROWS}

@@ -141,6 +141,11 @@ def owners_down(parts: Sequence[Mapping[str, NodeStatus]]) -> dict[str, float]:
     return down
 
 
+def paused_nodes(parts: Sequence[Mapping[str, NodeStatus]]) -> list[str]:
+    """The nodes that are paused in any worker."""
+    return sorted({name for part in parts for name, node in part.items() if node.paused})
+
+
 class Past:
     """What workers that have ended had counted, and running ones of nodes that they have forgotten.
 

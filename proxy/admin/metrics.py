@@ -57,7 +57,7 @@ def families(snapshot: Snapshot, bounds: tuple[str, ...]) -> Iterator[Family]:
     yield from _clients(snapshot)
     yield from _commands(snapshot, bounds)
     yield from _subscriptions(snapshot)
-    yield from _nodes(snapshot["nodes"], bounds)
+    yield from _nodes(snapshot["nodes"], snapshot["own"]["suspected"], bounds)
     yield from _topology(snapshot["own"]["topology"])
 
 
@@ -254,7 +254,9 @@ def _subscriptions(snapshot: Snapshot) -> Iterator[Family]:
     )
 
 
-def _nodes(nodes: Mapping[str, NodeStatus], bounds: tuple[str, ...]) -> Iterator[Family]:
+def _nodes(
+    nodes: Mapping[str, NodeStatus], suspected: Mapping[str, float], bounds: tuple[str, ...]
+) -> Iterator[Family]:
     yield _gauge(
         "node_up",
         "1 when the node answers.",
@@ -266,6 +268,12 @@ def _nodes(nodes: Mapping[str, NodeStatus], bounds: tuple[str, ...]) -> Iterator
         "1 while PROXY PAUSE holds what is for the node.",
         ("node",),
         [((name,), int(node.paused)) for name, node in nodes.items()],
+    )
+    yield _gauge(
+        "node_suspected",
+        "1 while a primary with slots answers no PING: it hangs, is cut off, or is busy.",
+        ("node",),
+        [((name,), int(age_s > 0)) for name, age_s in suspected.items()],
     )
     yield _gauge(
         "backend_connections",
@@ -314,6 +322,11 @@ def _nodes(nodes: Mapping[str, NodeStatus], bounds: tuple[str, ...]) -> Iterator
 
 def _topology(topology: TopologyValues) -> Iterator[Family]:
     yield _single("slots_covered", "Hash slots with a primary.", topology["slots_covered"])
+    yield _single(
+        "cluster_down",
+        "1 while the nodes say that the cluster is down (cluster_state:fail): they refuse commands for every slot.",
+        int(topology["down_s"] > 0),
+    )
     yield _single("topology_epoch", "Newest configuration epoch seen.", topology["epoch"])
     yield _single(
         "topology_last_success_timestamp_seconds",

@@ -8,7 +8,7 @@ Invariants: the answer is good exactly when there is no reason against it; the d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from proxy.admin.snapshot import OwnValues
@@ -16,6 +16,7 @@ from proxy.admin.snapshot import OwnValues
 SILENT_S = 5.0  # a worker that has not been heard of for so long does not live
 _SLOTS = 16384
 _NAMED = 3  # nodes in a reason
+_ALL_SILENT_S = 3.0  # a node may be busy for a moment, and answers nobody meanwhile; all of them are not
 
 Verdict = tuple[bool, dict[str, Any]]  # good or not, and what ?verbose shows besides
 
@@ -54,7 +55,10 @@ def readiness(own: OwnValues, partial: bool, patience_s: float) -> Verdict:
         covered = topology["slots_covered"]
         if covered < (1 if partial else _SLOTS):
             reasons.append(f"only {covered} of {_SLOTS} slots have a primary" if covered else "no slot has a primary")
-        reasons += _unreachable(own["owners_down"], partial, patience_s)
+        # In a failover they say so for a moment, and what they refuse is held.
+        if topology["down_s"] > patience_s:
+            reasons.append("the nodes say that the cluster is down")
+        reasons += _unreachable(own, partial, patience_s)
     return not reasons, {
         "reasons": reasons,
         "draining": own["draining"],
@@ -68,16 +72,35 @@ def readiness(own: OwnValues, partial: bool, patience_s: float) -> Verdict:
             "epoch": topology["epoch"],
             "last_success": topology["last_success_s"],
             "last_error": topology["error"],
+            "down": round(topology["down_s"], 3),
         },
         "unreachable": {node: round(down_s, 3) for node, down_s in own["owners_down"].items() if down_s},
+        "suspected": {node: round(age_s, 3) for node, age_s in own["suspected"].items() if age_s},
+        "paused": own["paused"],
     }
 
 
-def _unreachable(owners: Mapping[str, float], partial: bool, patience_s: float) -> list[str]:
-    if owners and all(owners.values()):
+def _unreachable(own: OwnValues, partial: bool, patience_s: float) -> list[str]:
+    """A node that is paused is worked on: what is for it waits, so that its silence is none."""
+    down = own["owners_down"]
+    if down and all(down.values()):
         return ["no primary can be reached"]
-    late = [] if partial else [node for node, down_s in owners.items() if down_s > patience_s]
-    return [f"{len(late)} of {len(owners)} primaries cannot be reached: {', '.join(late[:_NAMED])}"] if late else []
+    silent = {node: 0.0 if node in own["paused"] else age_s for node, age_s in own["suspected"].items()}
+    if silent and all(age_s > _ALL_SILENT_S or down.get(node) for node, age_s in silent.items()):
+        return ["no primary answers"]
+    if partial:
+        return []
+    late = [node for node, down_s in down.items() if down_s > patience_s]
+    mute = [node for node, age_s in silent.items() if age_s > patience_s and node not in late]
+    return [
+        *_some(late, len(down), "cannot be reached"),
+        *_some(mute, len(silent), "do not answer"),
+    ]
+
+
+def _some(nodes: list[str], of: int, how: str) -> Iterator[str]:
+    if nodes:
+        yield f"{len(nodes)} of {of} primaries {how}: {', '.join(nodes[:_NAMED])}"
 
 
 def _because(sentence: str, reason: str) -> str:

@@ -60,6 +60,7 @@ class TopologyValues(TypedDict):
     last_success_s: float | None  # time.time() of the last refresh that worked; None = never
     refreshes: dict[tuple[str, str], int]  # (trigger, outcome) -> refreshes
     error: str  # of the last refresh that failed; "" after one that did not
+    down_s: float  # for how long the nodes have said that the cluster is down; 0 = they do not
 
 
 class OwnValues(TypedDict):
@@ -80,6 +81,8 @@ class OwnValues(TypedDict):
     background_failures: dict[str, int]  # task -> how often an uncaught exception ended it; every task from the start
     topology: TopologyValues
     owners_down: dict[str, float]  # nodes that own slots -> for how long no worker has reached them, in seconds
+    suspected: dict[str, float]  # nodes that own slots -> for how long they have answered no PING of control, likewise
+    paused: list[str]  # nodes that PROXY PAUSE holds
 
 
 class Snapshot(TypedDict):

@@ -74,6 +74,8 @@ def state(
                 "pending": node.pending,
                 "connect_failures": node.connect_failures,
                 "down_s": round(node.down_s, 3),
+                "suspected_s": round(own["suspected"].get(address, 0.0), 3),
+                "paused": node.paused,
                 "held": node.held,
             }
             for address, node in snapshot["nodes"].items()

@@ -122,11 +122,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class Topology:
-    """The cluster as one node sees it. `epoch` is its cluster_current_epoch, UNKNOWN_EPOCH when it would not say."""
+    """The cluster as one node sees it. `epoch` is its cluster_current_epoch, UNKNOWN_EPOCH when it would not say.
+
+    `down`: it says cluster_state:fail, and refuses commands for every slot.
+    """
 
     shards: tuple[Shard, ...]
     epoch: int
     asked: Address
+    down: bool = False
 
     @cached_property
     def by_id(self) -> Mapping[str, Node]:

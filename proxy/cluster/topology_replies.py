@@ -245,7 +245,7 @@ def build(
         epoch = max((line.epoch for line in lines.values()), default=UNKNOWN_EPOCH)
     # Nodes list the same cluster in different orders; here the order is always the same.
     ordered = sorted(_without_overlap(found), key=lambda shard: (shard.slots[:1] or ((SLOTS, SLOTS),), shard.id))
-    return Topology(tuple(ordered), epoch, asked)
+    return Topology(tuple(ordered), epoch, asked, told is not None and told.state == "fail")
 
 
 def _shards(entry: ShardEntry, lines: Mapping[str, NodeLine], asked: Address, rules: AddressRules) -> list[Shard]:

@@ -145,8 +145,9 @@ class Backends(Section):
         "With many active clients: how long to wait for more of them before a batch is handled; 0 = not, at most 10ms.",
     )
     stall_timeout: kind.Seconds = _option("10s", "A connection that owes replies and is silent so long is closed.")
-    suspect_timeout: kind.Seconds = _option(
-        "1s", "A node that owes replies and is silent so long is suspected: reads go elsewhere, writes wait."
+    suspect_timeout: kind.Suspicion = _option(
+        "1s",
+        "A node that owes replies and is silent so long is suspected: reads go elsewhere, writes wait; 100ms to 60s.",
     )
     backoff_min: kind.Seconds = _option("50ms", "First pause before a node is connected to again.")
     backoff_max: kind.Seconds = _option("2s", "Longest such pause.")

@@ -142,6 +142,8 @@ Bytes = Annotated[int, BeforeValidator(units.parse_size), _MORE_THAN_0, _Bytes, 
 Memory = Annotated[int | Literal["auto"], BeforeValidator(_memory), _BytesOrAuto, _with_unit(_SIZES, "^auto$|")]
 # A batch's pause delays every answer in it; a smaller window would park what a single read brings in.
 Pause = Annotated[SecondsOrOff, _must(lambda pause: pause <= 0.01, "should be at most 10ms")]
+# Less than a busy node takes for an answer would have it suspected all the time; after more nobody would wait for it.
+Suspicion = Annotated[SecondsOrOff, _must(lambda time: 0.1 <= time <= 60, "should be from 100ms to 60s")]
 Window = Annotated[Bytes, _must(lambda size: size >= 64 << 10, "should be at least 64kb")]
 Connections = Annotated[int, Field(ge=1, le=64), BeforeValidator(_whole)]
 Redirections = Annotated[int, Field(ge=0, le=100), BeforeValidator(_whole)]

@@ -40,12 +40,13 @@ log = get("control.suspects")
 class _Watched:
     """A primary under watch."""
 
-    __slots__ = ("address", "answered_s", "logged", "suspected", "task", "wake")
+    __slots__ = ("address", "answered_s", "logged", "since_s", "suspected", "task", "wake")
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self.suspected = False
         self.logged = False  # that it is suspected
+        self.since_s = 0.0  # of the suspicion
         self.answered_s: float | None = None
         self.wake = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -74,6 +75,15 @@ class Suspects:
     def suspected(self) -> frozenset[Address]:
         """Who is, now."""
         return frozenset(address for address, watched in self._watched.items() if watched.suspected)
+
+    @property
+    def ages(self) -> dict[Address, float]:
+        """Every primary that owns slots -> for how many seconds it has been suspected, 0 = it is not."""
+        now_s = self._clock()
+        return {
+            address: max(now_s - watched.since_s, 1e-9) if watched.suspected else 0.0
+            for address, watched in self._watched.items()
+        }
 
     def reconfigure(self, settings: HealthSettings) -> None:
         """New settings (but for concurrency), at once: every primary is probed now, with the new credentials."""
@@ -126,7 +136,9 @@ class Suspects:
         if suspected == watched.suspected:
             return
         watched.suspected = suspected
-        if not suspected and watched.logged:
+        if suspected:
+            watched.since_s = self._clock()
+        elif watched.logged:
             watched.logged = False
             log.info("primary is not suspected any more: it answers", node=watched.address)
         self._tell()

@@ -57,6 +57,10 @@ _EXPECTED_FOR_S: Final = 60.0
 _SUSPECTED_S: Final = 0.25
 _SUSPECTED_LONG_S: Final = 2.0
 _SUSPECTED_FOR_S: Final = 60.0
+# While the nodes say that the cluster is down: its end gives no sign.
+_DOWN_S: Final = 1.0
+# A node that a partition has cut off says so alone: so many others are asked before it is believed.
+_WITNESSES: Final = 2
 # ... and where one node hangs, another may: the first few are not waited for as long as they may take.
 _HASTY_S: Final = 0.5
 _HASTY: Final = 2
@@ -123,6 +127,7 @@ class TopologyRefresher:
         self._first = asyncio.Event()
         self._pending = ""
         self._fresh_since: float | None = None
+        self._down_since: float | None = None
         self._failed_at: dict[Address, float] = {}
         self._seed_addresses: set[Address] = set()
         self._without_since: float | None = None
@@ -198,6 +203,11 @@ class TopologyRefresher:
         age_limit = self.settings.refresh_interval_s * _FRESH_INTERVALS
         return self._fresh_since is not None and self._clock() - self._fresh_since < age_limit
 
+    @property
+    def down_s(self) -> float:
+        """For how many seconds the nodes have said that the cluster is down; 0 = it is not."""
+        return 0.0 if self._down_since is None else max(self._clock() - self._down_since, 1e-9)
+
     # --- the task
 
     def _begin(self, trigger: str) -> None:
@@ -256,6 +266,8 @@ class TopologyRefresher:
         if self._expected:
             young = self._clock() - self._expected_at < _EXPECTED_FOR_S
             interval_s = min(interval_s, _EXPECTED_S if young else _EXPECTED_LONG_S)
+        if self._down_since is not None:
+            interval_s = min(interval_s, _DOWN_S)
         return min(self._recheck_s or interval_s, interval_s, _FOLLOWED_S if self._followed else interval_s)
 
     def _jittered(self, seconds: float) -> float:
@@ -274,6 +286,7 @@ class TopologyRefresher:
         refused: list[tuple[_Candidate, Topology, Verdict]] = []
         errors: list[str] = []
         tried: set[Address] = set()
+        down: list[Topology] = []  # acceptable, but others are heard first
         self._seed_addresses = set(self.settings.seeds)
         seeds = list(self.settings.seeds)
         if self._undecided and self._clock() >= self._seeds_due:
@@ -286,17 +299,20 @@ class TopologyRefresher:
                 if {candidate.dial, candidate.asked} & tried:
                     continue
                 tried |= {candidate.dial, candidate.asked}
-                hasty = self._suspects and len(errors) < _HASTY
+                hasty = down or (self._suspects and len(errors) < _HASTY)
                 if (new := await self._answer(candidate, errors, _HASTY_S if hasty else None)) is None:
                     continue
                 verdict = accept(self.topology, new)
                 if self.topology is None and not new.covered:
                     verdict = Verdict.EMPTY  # another seed may know more
-                if verdict is Verdict.ACCEPTED:
-                    return self._accepted(new)
-                refused.append((candidate, new, verdict))
-                self._report_refusal(candidate, new, verdict)
-        return self._nobody(refused, errors)
+                if verdict is Verdict.ACCEPTED and new.down and len(down) < _WITNESSES:
+                    down.append(new)
+                elif verdict is Verdict.ACCEPTED:
+                    return self._accepted(_newest([*down, new]))
+                else:
+                    refused.append((candidate, new, verdict))
+                    self._report_refusal(candidate, new, verdict)
+        return self._accepted(_newest(down)) if down else self._nobody(refused, errors)
 
     async def _decide(self, errors: list[str], tried: set[Address]) -> Topology | None:
         """Asks all of the new seeds; the answer to be believed, None when there is none.
@@ -415,6 +431,10 @@ class TopologyRefresher:
             self._expected, self._expected_at = new.expected, self._clock()
         if changes:
             log.info("topology changed", what=changes, epoch=new.epoch, covered=new.covered, asked=new.asked)
+        if new.down != (self._down_since is not None):
+            self._down_since = self._clock() if new.down else None
+            text = f"the nodes say that the cluster {'is down' if new.down else 'works again'}"
+            log.warning(text, asked=new.asked)
         try:
             self._publish(new)
         except Exception as error:
@@ -472,6 +492,11 @@ class TopologyRefresher:
             case _:
                 text = "node knows of no slots"
         _warn(verdict.value, text, candidate.asked, epoch=new.epoch)
+
+
+def _newest(answers: list[Topology]) -> Topology:
+    """Of the highest epoch, and then one that does not say that the cluster is down."""
+    return max(answers, key=lambda new: (new.epoch, not new.down))
 
 
 def _warn(kind: str, text: str, node: Address, **fields: object) -> None:

@@ -174,8 +174,6 @@ def _resume(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
             return ALL_PAUSED
     if client.pending:
         return None
-    if not present:
-        return OK
     order = NodePause(subject, label, 0, client.address)
     later = Later(barrier=True)
 

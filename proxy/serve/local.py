@@ -61,6 +61,14 @@ def _log_in(client: ClientLike, user: bytes) -> None:
     client.user = user.decode()
 
 
+def log_out(ctx: ServeContext, user: str) -> None:
+    """Everybody who is logged in as the user is who connected: its password is another one now."""
+    for client in ctx.clients():
+        if client.user == user:
+            client.user = DEFAULT_USER
+            client.authenticated = ctx.client_password is None
+
+
 def _echo(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> bytes:
     return encode.bulk(args[1])
 

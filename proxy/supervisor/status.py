@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy import __version__
-from proxy.admin.merge import Past, dropped_lines, merge, owners_down
+from proxy.admin.merge import Past, dropped_lines, merge, owners_down, paused_nodes
 from proxy.admin.probes import liveness, readiness
 from proxy.admin.snapshot import OwnValues, Snapshot
 from proxy.admin.state import state
@@ -61,6 +61,8 @@ class StatusReport:
             "log_dropped": dropped_lines(logs.dropped(), told, self.past),
             "background_failures": dict(failures),
             "owners_down": owners_down([status.nodes for status in told]),
+            "suspected": {str(address): age_s for address, age_s in this.control.suspects.ages.items()},
+            "paused": paused_nodes([status.nodes for status in told]),
             "topology": {
                 "known": refresher.topology is not None,
                 "fresh": refresher.fresh,
@@ -69,6 +71,7 @@ class StatusReport:
                 "last_success_s": refresher.last_success or None,
                 "refreshes": dict(refresher.outcomes),
                 "error": refresher.last_error,
+                "down_s": refresher.down_s,
             },
         }
 
@@ -79,6 +82,11 @@ class StatusReport:
         # One that has not started knows nothing yet, and that is no news.
         told = [(one.counters.snapshot(), one.status if one.started else None) for one in pool.present]
         return merge(self.own(), told, self.past, clients=pool.clients)
+
+    async def paused(self) -> list[str]:
+        """The nodes that PROXY PAUSE holds, by what the workers say now."""
+        await self._supervisor.pool.ask(_ANSWER_S)
+        return self.own()["paused"]
 
     async def live(self) -> tuple[bool, Mapping[str, Any]]:
         """Whether every loop answers."""

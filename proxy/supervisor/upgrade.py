@@ -4,7 +4,7 @@ Why: an upgrade must not refuse a single connection, so the sockets never close:
 as with nginx and gunicorn. Called by supervisor.
 
 Invariants: until the successor has said READY=1, nothing changes; one that fails, or is late, is ended and changes
-nothing; a reload and an upgrade are never under way together.
+nothing; a reload and an upgrade are never under way together; none begins while PROXY PAUSE holds anything.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ class Upgrade:
         if self._impossible:
             raise SuccessorError(self._impossible)
         await self._supervisor.reload.idle()
+        if await self._supervisor.status.paused():
+            raise SuccessorError("nodes are paused: PROXY RESUME first")  # a successor would know nothing of it
         log.info("upgrading: a successor is started")
         command = [sys.executable, *sys.orig_argv[1:]]
         return await start(command, self._supervisor.sockets(), self._supervisor.notifier.manager, PATIENCE_S)

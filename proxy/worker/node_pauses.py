@@ -24,10 +24,11 @@ from proxy.forward.node import Node
 from proxy.forward.router import Router
 from proxy.ipc.messages import NodeEntry
 from proxy.serve.context import NodePause
-from proxy.system.log import get, warn_limited
+from proxy.system.log import get
 
 UP_S: Final = 2.0  # a node that is about to be resumed has this long to take connections ...
 IN_FORCE_S: Final = 2.0  # ... and subscriptions
+LINES: Final = 20  # of the log per second; of what is more the last of each node is said afterwards
 REFRESH_S: Final = 1.0  # nothing that goes to a paused node would tell that it has lost its role
 
 log = get("worker.pause")
@@ -67,6 +68,8 @@ class NodePauses:
         self._refresh_s = 0.0
         self._pauses: dict[str, NodePause] = {}  # by subject
         self._lifted = False
+        self._said: list[float] = []  # when, within the last second
+        self._unsaid: dict[str, tuple[str, dict[str, object]]] = {}  # by subject
 
     @property
     def present(self) -> Collection[NodePause]:
@@ -102,6 +105,7 @@ class NodePauses:
 
     def look(self) -> None:
         """To be called regularly: a pause ends by itself, too."""
+        self._catch_up()
         if not self._pauses:
             return
         if self._logged and self._loop.time() >= self._refresh_s:
@@ -118,6 +122,7 @@ class NodePauses:
     def lift(self) -> None:
         """Lets everything go on, for good: this worker is to end."""
         self._lifted = True
+        self._catch_up()
         if self._pauses:
             if self._logged:
                 log.warning("nodes resumed: this process ends", nodes=" ".join(map(_named, self._pauses.values())))
@@ -174,7 +179,17 @@ class NodePauses:
 
     def _say(self, event: str, pause: NodePause, **more: object) -> None:
         if self._logged:
-            warn_limited(log, f"{event}{pause.subject}", event, node=_named(pause), **more)
+            self._unsaid.pop(pause.subject, None)
+            self._unsaid[pause.subject] = (event, {"node": _named(pause), **more})
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Logs what has not been said yet, as fast as it may."""
+        now_s = self._loop.time()
+        while self._unsaid and (len(self._said) < LINES or now_s - self._said[0] >= 1.0):
+            self._said = [*self._said[-LINES + 1 :], now_s]
+            event, fields = self._unsaid.pop(next(iter(self._unsaid)))
+            log.warning(event, **fields)
 
 
 def _named(pause: NodePause) -> str:

@@ -45,9 +45,11 @@ from proxy.resp import errors
 from proxy.serve.any_primary import AnyPrimary
 from proxy.serve.command_catalogs import CommandCatalogs
 from proxy.serve.context import ServeContext
+from proxy.serve.local import log_out
 from proxy.serve.node_infos import NodeInfos
 from proxy.serve.responder import Responder
 from proxy.serve.table import ANSWERERS
+from proxy.serve.words import ADMIN_USER
 from proxy.system import log as logs
 from proxy.system.faults import Faults
 from proxy.system.tcp import keepalive
@@ -371,7 +373,9 @@ class Worker:
         self.subscriptions.tune(self.settings)
         self.status.limits = clients
         self.context.client_password = clients.password or None
-        self.context.admin_password = clients.admin_password or None
+        if self.context.admin_password != (clients.admin_password or None):
+            self.context.admin_password = clients.admin_password or None
+            log_out(self.context, ADMIN_USER)
         self.context.unix_endpoint = self.settings.endpoint
         self._limit()
         # Limits hold for all clients; reads for those of the listener that have not chosen for themselves.

@@ -208,6 +208,35 @@ class TestPipelines:
         assert 0.9 < time.monotonic() - began_s < 4.5
 
 
+@pytest.mark.parametrize("event", ["dead", "hangs"])
+def test_nobody_is_sent_where_nothing_works(server: str, start_proxy: StartProxy, event: str) -> None:
+    """One shard is dead and its nodes refuse everything, or all of them hang: even where a part would be enough."""
+    with EmbeddedCluster(server, replicas=0, node_timeout_ms=500) as shards:
+        config = {"ready": {"partial": True}, "requests": {"failover_timeout": "1s"}}
+        daemon = start_proxy(shards.seeds, config)
+        wait_for(lambda: daemon.http("/readyz")[0] == 200, 5, "ready")
+        victim = shards.primaries()[0]
+        suspected = {node.address: f'redis_proxy_node_suspected{{node="{node.address}"}}' for node in shards.nodes}
+        assert {daemon.metrics()[name] for name in suspected.values()} == {0}
+        if event == "dead":
+            shards.kill(victim)
+        else:
+            for node in shards.nodes:
+                shards.pause(node)
+        wait_for(lambda: daemon.http("/readyz")[0] == 503, 8, "it is said")
+        reason = "the nodes say that the cluster is down" if event == "dead" else "no primary answers"
+        assert reason in daemon.http("/readyz?verbose")[1]
+        assert daemon.metric("redis_proxy_cluster_down") == (event == "dead")
+        assert daemon.metrics()[suspected[victim.address]] == 1
+        if event == "dead":
+            shards.restart(victim)
+        else:
+            for node in shards.nodes:
+                shards.resume(node)
+        wait_for(lambda: daemon.http("/readyz")[0] == 200, 10, "it is over")
+        wait_for(lambda: {daemon.metrics()[name] for name in suspected.values()} == {0}, 10, "nobody is suspected")
+
+
 def test_no_more_than_its_share_is_held(shards: EmbeddedCluster, start_proxy: StartProxy) -> None:
     """What is above it is refused at once; what is held goes on when the node is back, without an error."""
     limits = {"max_held": 20, "timeout": "20s", "failover_timeout": "20s"}

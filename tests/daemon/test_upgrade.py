@@ -95,6 +95,23 @@ def test_by_the_command_line(small_cluster: EmbeddedCluster, start_proxy: StartP
     wait_for(lambda: not alive(int(pid)), 20, "the successor has ended")
 
 
+def test_not_while_nodes_are_paused(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """The successor would know nothing of it, and nobody would tell whoever works on the node."""
+    daemon = start_proxy(small_cluster.seeds, {"clients": {"admin_password": "x"}})
+    with daemon.raw() as raw:
+        assert raw.command("AUTH", "admin", "x") == b"+OK\r\n"
+        assert raw.command("PROXY", "PAUSE", "NODE", small_cluster.primaries()[0].address) == b"+OK\r\n"
+        refused = run_cli("upgrade", "--admin", f"{HOST}:{daemon.admin_port}", timeout_s=60)
+        assert refused.returncode == 1
+        assert "not upgraded: nodes are paused: PROXY RESUME first" in refused.stderr
+        assert fails(daemon, 2) == "nodes are paused: PROXY RESUME first"
+        assert daemon.log_contains('level=error .*not upgraded.*"nodes are paused: PROXY RESUME first"')
+        assert raw.command("PROXY", "RESUME") == b"+OK\r\n"
+    successor = daemon.upgrade()
+    assert daemon.exit_code("the upgrade") == 0
+    successor.stop()
+
+
 def test_another_configuration_for_the_successor(
     small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_path: Path
 ) -> None:

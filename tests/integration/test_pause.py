@@ -115,8 +115,22 @@ def test_who_may_and_how_it_is_said(cluster: EmbeddedCluster, start_proxy: Start
         assert raw.command("PROXY", "RESUME").startswith(b"-ERR Command")
         assert raw.command("EXEC").startswith(b"-EXECABORT")
         assert daemon.metric("redis_proxy_commands_total", command="proxy") >= 10
+        # Whoever knew the old password is no administrator by it.
+        daemon.reload({"clients": {"admin_password": "another"}})
+        assert raw.command("ACL", "WHOAMI") == b"$7\r\ndefault\r\n"
+        assert raw.command("PROXY", "INFO").startswith(b"-NOPERM")
+        assert raw.command("AUTH", "admin", "another") == b"+OK\r\n"
+        daemon.reload({"clients": {"admin_password": "another", "password": "of all"}})
+        assert raw.command("ACL", "WHOAMI") == b"$5\r\nadmin\r\n"
+        daemon.reload({"clients": {"admin_password": "s3cret", "password": "of all"}})
+        assert raw.command("PING").startswith(b"-NOAUTH")
+        daemon.reload(ADMIN)
+        assert raw.command("AUTH", "admin", "s3cret") == b"+OK\r\n"
         assert raw.command("RESET") == b"+RESET\r\n"
         assert raw.command("PROXY", "INFO").startswith(b"-NOPERM")
+        daemon.reload(ADMIN | {"commands": {"deny": ["proxy"]}})
+        assert raw.command("AUTH", "admin", "s3cret") == b"+OK\r\n"
+        assert raw.command("PROXY", "INFO").startswith(b"-ERR command 'proxy' is not allowed")
     assert "s3cret" not in daemon.log
 
 

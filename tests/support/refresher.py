@@ -27,11 +27,13 @@ def at(node: FakeNode) -> Address:
     return Address(HOST, node.port)
 
 
-def tell(node: FakeNode, *nodes: FakeNode, epoch: int = 5, slots: list[tuple[int, int]] | None = None) -> None:
+def tell(
+    node: FakeNode, *nodes: FakeNode, epoch: int = 5, slots: list[tuple[int, int]] | None = None, state: str = "ok"
+) -> None:
     """The node answers that the first of `nodes` owns the slots and the others are its replicas."""
     shard = Shard(WHOLE if slots is None else slots, [(n, "replica" if i else "master") for i, n in enumerate(nodes)])
     node.shards = shards_reply([shard])
-    node.on("CLUSTER INFO", bulk(b"cluster_state:ok\r\ncluster_current_epoch:%d\r\n" % epoch))
+    node.on("CLUSTER INFO", bulk(b"cluster_state:%s\r\ncluster_current_epoch:%d\r\n" % (state.encode(), epoch)))
 
 
 def settings(*seeds: FakeNode | Address, **more: Any) -> RefreshSettings:

@@ -160,10 +160,21 @@ def test_files_with_secrets_that_others_can_read(write, mode):
     ]
 
 
+def test_the_password_of_administrators_alone_is_a_secret(write):
+    path = write("proxy.yaml", "cluster: {seeds: ['a:1']}\nclients: {admin_password: x}\n", 0o644)
+    assert check.warnings(config.load(path), path) == [
+        f"{path} has a password in it and can be read by other users (mode 0644)"
+    ]
+
+
 def test_a_password_of_the_environment_is_not_in_the_file(write, monkeypatch):
     monkeypatch.setenv("PASSWORD", "x")
     path = write("proxy.yaml", "cluster: {seeds: ['a:1'], password: '${PASSWORD}'}\n", 0o644)
     assert check.warnings(config.load(path), path) == []
+
+
+def test_a_command_of_our_own_can_be_denied():
+    assert check.command_warnings(settings(commands={"deny": ["proxy"]})) == []
 
 
 def test_too_few_descriptors():

@@ -83,6 +83,7 @@ def topology(
     success_s: float | None = 1700000000.5,
     refreshes: int = 1,
     error: str = "",
+    down_s: float = 0.0,
 ) -> TopologyValues:
     return {
         "known": known,
@@ -92,6 +93,7 @@ def topology(
         "last_success_s": success_s,
         "refreshes": {("start", "changed"): refreshes, ("moved", "failed"): 0},
         "error": error,
+        "down_s": down_s,
     }
 
 
@@ -130,6 +132,8 @@ def own(workers: int = 2, known: TopologyValues | None = None) -> OwnValues:
         "background_failures": {"topology": 1, "health": 0},
         "topology": known or topology(),
         "owners_down": {"10.0.0.1:7000": 0.0, "10.0.0.3:7000": 0.0},
+        "suspected": {"10.0.0.1:7000": 0.0, "10.0.0.3:7000": 1.5},
+        "paused": [],
     }
 
 

@@ -66,6 +66,8 @@ FAMILIES = {
     "backend_held_bytes": ("gauge", {"node"}),
     "node_up": ("gauge", {"node", "role"}),
     "node_paused": ("gauge", {"node"}),
+    "node_suspected": ("gauge", {"node"}),
+    "cluster_down": ("gauge", set()),
     "slots_covered": ("gauge", set()),
     "topology_refreshes_total": ("counter", {"trigger", "outcome"}),
     "topology_last_success_timestamp_seconds": ("gauge", set()),

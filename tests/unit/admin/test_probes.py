@@ -53,6 +53,30 @@ def having(known: TopologyValues | None = None, **changes: Any) -> OwnValues:
             False,
             ["5 of 6 primaries cannot be reached: 0:1, 1:1, 2:1"],
         ),
+        # The nodes refuse every command, wherever it goes; in a failover they do so for a moment.
+        (having(topology(down_s=PATIENCE_S)), False, []),
+        (having(topology(down_s=5.1)), False, ["the nodes say that the cluster is down"]),
+        (having(topology(down_s=5.1)), True, ["the nodes say that the cluster is down"]),
+        # Those that hang keep their connections.
+        (having(suspected={"a:1": 9.0, "b:1": 3.1}), False, ["no primary answers"]),
+        (having(suspected={"a:1": 9.0, "b:1": 3.1}), True, ["no primary answers"]),
+        (having(suspected={"a:1": 3.0, "b:1": 3.1}), True, []),
+        (
+            having(suspected={"a:1": 4.0, "b:1": 0.5}, owners_down={"a:1": 0.0, "b:1": 0.1}),
+            True,
+            ["no primary answers"],
+        ),
+        (having(suspected={"a:1": PATIENCE_S, "b:1": 0.0}), False, []),
+        (having(suspected={"a:1": 5.1, "b:1": 0.0}), False, ["1 of 2 primaries do not answer: a:1"]),
+        (having(suspected={"a:1": 5.1, "b:1": 0.0}), True, []),
+        (
+            having(suspected={"a:1": 6.0, "b:1": 6.0, "c:1": 0.0}, owners_down={"a:1": 6.0, "b:1": 0.0, "c:1": 0.0}),
+            False,
+            ["1 of 3 primaries cannot be reached: a:1", "1 of 3 primaries do not answer: b:1"],
+        ),
+        # Work on a node that is paused is not to be seen.
+        (having(suspected={"a:1": 60.0, "b:1": 0.0}, paused=["a:1"]), False, []),
+        (having(suspected={"a:1": 60.0}, paused=["a:1"]), False, []),
         (
             having(topology(known=False, fresh=False, slots=0), listening=[], workers=0),
             False,
@@ -76,7 +100,13 @@ def test_readiness(known: OwnValues, partial: bool, reasons: list[str]) -> None:
 
 
 def test_what_verbose_shows_of_readiness() -> None:
-    late = having(topology(error="late"), workers=1, owners_down={"a:1": 0.0, "b:1": 7.12345})
+    late = having(
+        topology(error="late", down_s=1.23456),
+        workers=1,
+        owners_down={"a:1": 0.0, "b:1": 7.12345},
+        suspected={"a:1": 0.0, "b:1": 7.65432},
+        paused=["a:1"],
+    )
     _, details = readiness(late, True, PATIENCE_S)
     assert json.loads(json.dumps(details)) == {
         "reasons": [],
@@ -91,8 +121,11 @@ def test_what_verbose_shows_of_readiness() -> None:
             "epoch": 12,
             "last_success": 1700000000.5,
             "last_error": "late",
+            "down": 1.235,
         },
         "unreachable": {"b:1": 7.123},
+        "suspected": {"b:1": 7.654},
+        "paused": ["a:1"],
     }
 
 

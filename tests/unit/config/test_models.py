@@ -341,6 +341,8 @@ commands: [debug]
         ),
         ("clients: {output_soft_limit: 2gb}", "2: clients.output_soft_limit: more than output_hard_limit"),
         ("backends: {batch_pause: 10001us}", "2: backends.batch_pause: should be at most 10ms"),
+        ("backends: {suspect_timeout: 99ms}", "2: backends.suspect_timeout: should be from 100ms to 60s"),
+        ("backends: {suspect_timeout: 61s}", "2: backends.suspect_timeout: should be from 100ms to 60s"),
         ("backends: {batch_pause: 1s}", "2: backends.batch_pause: should be at most 10ms"),
         ("backends: {max_window: 65535b}", "2: backends.max_window: should be at least 64kb"),
         ("backends: {max_window: 0}", "2: backends.max_window: should be"),

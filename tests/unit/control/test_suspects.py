@@ -71,9 +71,14 @@ def test_no_answer_is_suspicious_until_there_is_one(node: FakeNode, answer: Any)
         suspects.set_nodes([at(node)])
         await until(lambda: pings(node))
         node.on("PING", answer)
+        assert suspects.ages == {at(node): 0.0}
         await until(lambda: suspects.suspected == {at(node)})
+        assert 0 < suspects.ages[at(node)] < 5
         node.on("PING", b"+PONG\r\n")
         await until(lambda: not suspects.suspected)
+        assert suspects.ages == {at(node): 0.0}
+        suspects.set_nodes([])
+        assert suspects.ages == {}
 
     assert run(scene, timeout_s=0.1) == [{at(node)}, frozenset()]
 

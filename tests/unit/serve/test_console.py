@@ -22,12 +22,15 @@ class FakePauses:
         self.orders: dict[str, NodePause] = {}
         self.left = left
         self.prepared: list[str] = []
+        self.resumed: list[str] = []
 
     @property
     def present(self) -> Collection[NodePause]:
         return self.orders.values()
 
     def obey(self, pause: NodePause, /) -> None:
+        if not pause.until_ns:
+            self.resumed.append(pause.subject)
         if pause.until_ns:
             self.orders[pause.subject] = pause
         elif pause.subject:
@@ -88,7 +91,9 @@ def test_pause_and_resume() -> None:
     assert (set(pauses.orders), pauses.prepared) == ({"h:1"}, [ID])
     ask(ctx, client, "RESUME")
     assert (set(pauses.orders), pauses.prepared) == (set(), [ID, ""])
-    assert ask(ctx, client, "RESUME") == b"+OK\r\n"
+    # A PAUSE that has not come here yet must not come last.
+    ask(ctx, client, "RESUME")
+    assert (pauses.prepared, pauses.resumed) == ([ID, "", ""], [ID, "", ""])
 
 
 def test_grammar() -> None:

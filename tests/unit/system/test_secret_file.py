@@ -1,10 +1,11 @@
 """proxy.system.secret_file: what a file with a secret gives, and what it must not show."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from proxy.system.secret_file import SecretFile, read_secret
+from proxy.system.secret_file import MOST, SecretFile, read_secret
 
 
 def test_a_secret(tmp_path):
@@ -25,6 +26,25 @@ def test_no_secret(tmp_path, content, reason):
         (tmp_path / "secret").write_bytes(content)
     with pytest.raises(ValueError, match=reason):
         read_secret("secret", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("/dev/zero", "cannot read the secret in '/dev/zero': not a regular file"),
+        ("pipe", "cannot read the secret in 'pipe': not a regular file"),
+        ("folder", "cannot read the secret in 'folder': "),
+        ("long", "cannot read the secret in 'long': longer than 64 KB"),
+    ],
+)
+def test_what_has_no_end(tmp_path, name, reason):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "long").write_bytes(b"x" * (MOST + 1))
+    with pytest.raises(ValueError, match=reason):
+        read_secret(name, tmp_path)
+    (tmp_path / "most").write_bytes(b"x" * MOST)
+    assert len(read_secret("most", tmp_path).secret) == MOST
 
 
 def test_no_path(tmp_path):
