@@ -1,4 +1,4 @@
-"""Chaos takes minutes: the usual run breaks Valkey clusters only, and in one way of each kind; `-m long` does the rest."""
+"""Chaos takes minutes: the usual run breaks Valkey clusters only, in one way of each kind; `-m long` does the rest."""
 
 from __future__ import annotations
 
