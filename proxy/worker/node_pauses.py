@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from proxy.cluster.topology import Address
 from proxy.forward.backend import Backend
@@ -69,7 +69,7 @@ class NodePauses:
         self._pauses: dict[str, NodePause] = {}  # by subject
         self._lifted = False
         self._said: list[float] = []  # when, within the last second
-        self._unsaid: dict[str, tuple[str, dict[str, object]]] = {}  # by subject
+        self._unsaid: dict[str, tuple[str, dict[str, Any]]] = {}  # by subject
 
     @property
     def present(self) -> Collection[NodePause]:
