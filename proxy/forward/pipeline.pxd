@@ -31,8 +31,7 @@ cdef class Pipeline(Peer):
     cdef readonly size_t pending
     cdef bint wary                          # its node is silent: nothing more is sent before it is heard
     cdef bint fenced                        # some of its reads are suspects: see fence
-    cdef readonly bint served               # of the last connection: it has answered something
-    cdef readonly bint asked                # ... it was sent something
+    cdef readonly bint asked                # the last connection was sent something
     cdef bint full                          # takes nothing new, until half of it is empty
     cdef uint64_t unsettled_to              # clients of what stands before this position: see Router.unsettle_slot
     cdef int64_t progress_ns                # when bytes last came, or bytes of the oldest request went

@@ -197,7 +197,6 @@ cdef class Pipeline(Peer):
         self.head = self.tail = self.cancelled = NULL
         self.pending = 0
         self.fenced = False
-        self.served = win_pos > 0
         self.asked = sent_pos > 0
         self.win_pos = self.sent_pos = self.unsettled_to = 0
         while r != NULL:

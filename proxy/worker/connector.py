@@ -35,7 +35,7 @@ from proxy.worker.breaker import Breakers, backoff
 
 log = get("worker.connector")
 
-# A connection that lived shorter than this, and has answered nothing, counts as a failed attempt.
+# A connection that lived shorter than this, and was not used, counts as a failed attempt.
 _SHORT_LIFE_S: Final = 1.0
 # Between two first attempts: those of a topology of hundreds of nodes must not all be made in one turn of the loop.
 _SPACING_S: Final = 0.0002
@@ -121,13 +121,13 @@ class Connector:
             return
         warn_limited(log, f"lost:{label}", "connection to node lost", node=label, reason=reason)
         self._on_trouble("lost")
-        short = lived < _SHORT_LIFE_S and not backend.served
+        short = lived < _SHORT_LIFE_S and not backend.asked
         if not short:
             self._breakers.proved(label)
             self._failures.pop(backend, None)
         if backend.state == BackendState.CLOSED:
             return
-        if short and not backend.asked and not backend.node.up:
+        if short and not backend.node.up:
             self._breakers.failed(label)
             backend.connect_failed()
             self._start(backend)

@@ -14,7 +14,8 @@ ARGS = [b"CONFIG", b"SET"]
 @pytest.mark.parametrize(
     "name",
     [
-        *("requirepass", "RequirePass", "requirepass\0x", "masterauth", "port", "maxclients", "tls-port", "cluster-port"),
+        *("requirepass", "RequirePass", "requirepass\0x", "masterauth", "port", "maxclients"),
+        *("tls-port", "cluster-port"),
         *("client-output-buffer-limit", "client-query-buffer-limit", "maxmemory-clients", "proto-max-bulk-len"),
         "timeout",
     ],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +15,8 @@ from proxy.commands.lookup import CommandTable
 from proxy.commands.table import ROWS, SOURCE
 from proxy.embedded import HOST, free_port
 from proxy.forward.backend import Backend, BackendState
-from proxy.forward.clients import accept, close_all
 from proxy.forward.counters import Counters
-from proxy.forward.datapath import ClientSettings, DataPath
+from proxy.forward.datapath import DataPath
 from proxy.forward.exchange import Exchange
 from proxy.forward.node import Node
 from proxy.forward.pipeline import BackendSettings
@@ -27,7 +26,7 @@ from proxy.ipc.settings import Backends
 from proxy.resp import errors
 from proxy.worker.connector import Connector
 from tests.support.fake_node import SILENCE, Cut, FakeNode, Session
-from tests.support.raw import array, bulk, encode
+from tests.support.raw import array, bulk
 from tests.unit.worker.scene import WHOLE, configured, publish, topology, until
 
 
@@ -82,7 +81,9 @@ class Nodes:
             max_redirections=5,
             texts=errors.EXCHANGE_TEXTS,
         )
-        self.path = DataPath(self.reactor, self.exchange, counters, CommandTable(ROWS, SOURCE, counters.metrics), None)
+        responder = SimpleNamespace(closed=lambda client, reason: None)
+        commands = CommandTable(ROWS, SOURCE, counters.metrics)
+        self.path = DataPath(self.reactor, self.exchange, counters, commands, responder)
         self.reactor.start()
 
     def on_up(self, backend: Backend) -> None:
@@ -309,35 +310,6 @@ class TestBreaker:
             await until(lambda: len(nodes.up) == 6)
             assert opened.failures == 4
             assert nodes.connector._breakers._of == {}
-
-        run(settings(), scene)
-
-    def test_a_node_that_lets_go_of_a_connection_over_a_command(self, node: FakeNode) -> None:
-        """It was reached, so nobody else is held up; a read that it cannot bear costs three connections."""
-        node.on("GET", Cut()).on("SET", b"+OK\r\n")
-
-        async def scene(nodes: Nodes) -> None:
-            nodes.want(Address(HOST, node.port))
-            await until(lambda: len(nodes.up) == 1)
-            loop = asyncio.get_running_loop()
-            ends = []
-            for number in (1, 2):
-                near, far = socket.socketpair()
-                near.setblocking(False)
-                far.setblocking(False)
-                accept(nodes.path, near.detach(), ClientSettings(timeout_ns=5 * 10**9), "a:1", "b:1", number)
-                ends.append(far)
-            await loop.sock_sendall(ends[0], encode("GET", "a"))
-            await until(lambda: node.seen("GET"))
-            await loop.sock_sendall(ends[1], encode("SET", "a", "b"))
-            async with asyncio.timeout(5):
-                assert await loop.sock_recv(ends[1], 100) == b"+OK\r\n"
-                assert await loop.sock_recv(ends[0], 200) == errors.NODE_CUTS
-            assert len(node.seen("GET")) == 3
-            assert nodes.connector._breakers._of == {}
-            close_all(nodes.path)
-            for far in ends:
-                far.close()
 
         run(settings(), scene)
 
