@@ -10,7 +10,7 @@ first has found its way there.
 How many are parked is bounded, in number and bytes. Each shard may have as much as is left for the others: one dead
 shard comes to half of the whole at most, two to a third each, and there is always room for the next. In the same way
 each client may have as much of its shard's share as is left there for other clients: the parts of one huge MGET come to
-half of it. The longest command for a shard is not counted in bytes, so that one is held however long it is. Above that
+half of it; and the last quarter is for clients that have few. The longest command for a shard is not counted in bytes, so that one is held however long it is. Above that
 a command is refused, when it would be parked for the first time; so is one for which there is no hope, because another
 one of its client's pipeline has waited in vain (Account.weary): a pipeline waits for one deadline, and not for one
 deadline for each of its commands.
@@ -34,6 +34,8 @@ from proxy.forward.scripts cimport SHA_LEN, sha_of
 TICK_S = 0.005      # how often the parked are looked at,
 LATEST_S = 0.1      # ... and at least,
 cdef enum:
+    FEW = 16            # commands of one client, for which the last quarter of a share is kept,
+    FEW_BYTES = 65536   # ... and bytes of them
     TICK_EACH = 1024    # ... a tick later for so many of them: a look at each takes time from everybody else
 
 
@@ -193,10 +195,14 @@ cdef class Parking:
         cdef Held held = self.held_for(r)
         cdef Held mine = held.of_client(r.affinity)
         cdef size_t counted = min(n, held.longest)          # of the two, the longer one is free
+        cdef size_t others = 2 * mine.count, other_bytes = 2 * (mine.bytes - mine.longest)
+        if mine.count >= FEW or mine.bytes >= FEW_BYTES:
+            others = max(others, self.max_held // 4)
+            other_bytes = max(other_bytes, self.max_held_bytes // 4)
         return (
-            self.max_held and held.count + self.waiting + 2 * mine.count >= self.max_held
+            self.max_held and held.count + self.waiting + others >= self.max_held
             or self.max_held_bytes and counted and (
-                held.bytes - held.longest + self.held_bytes - self.spared + 2 * (mine.bytes - mine.longest + counted)
+                held.bytes - held.longest + self.held_bytes - self.spared + other_bytes + 2 * counted
                 > self.max_held_bytes
             )
         )

@@ -2,8 +2,9 @@
 
 Why: the proxy has one password for the servers and its clients another. CONFIG SET requirepass, which on one Redis only
 concerns those who come later, would shut the proxy itself out of every node, for all of its clients and until somebody
-logs in to the servers; so would another port, or few maxclients. Nor may a client say what makes a server close its connections
-(client-output-buffer-limit, timeout): the proxy's are everybody's, and what was under way there would be lost for all. Like ACL and CLUSTER changes it is done there.
+logs in to the servers; so would another port, or few maxclients. Nor may a client say what makes a server close its
+connections (client-output-buffer-limit, timeout): the proxy's are everybody's, and what was under way there would be
+lost for all. Like ACL and CLUSTER changes it is done there.
 Called by serve.config_set.
 
 Invariant: a command with one such parameter is refused whole, before any node sees it.

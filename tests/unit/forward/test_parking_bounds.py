@@ -14,7 +14,7 @@ from tests.support.dialogue import GET_A, GET_B, REFUSALS, SET_A, SET_B, exchang
 
 HELD = errors.NODE_DOWN_HELD
 PATIENT = {"backoff_s": 1000.0, "timeout_s": 5000.0, "failover_s": 5000.0}
-KEYS_A = [n for n in range(60) if slot_of(f"k{n}") <= 5460]  # in slots of A
+KEYS_A = list({slot: n for n in range(9000) if (slot := slot_of(f"k{n}")) <= 5460}.values())  # one of each slot of A
 SETS = {address: encode_command("SET", key, "1") for address, key in ((A, KEY_A), (B, KEY_B), (C, KEY_C))}
 
 
@@ -75,7 +75,7 @@ class TestBounds:
         assert len(hold(stage, encode_command("SET", KEY_A, b"x" * 9000), 2)) == (first < 2100)
 
     def test_one_client_leaves_room_for_others(self, play: Play) -> None:
-        """It has half of its node's share at most, whether with one command of many parts or with many commands."""
+        """It has half of its node's share at most, as with one command of many parts."""
         stage = play(**PATIENT)
         stage.parking.max_held = 16
         stage.unreachable |= {A, B}
@@ -83,27 +83,36 @@ class TestBounds:
         parts.send(encode_command("MGET", *(b"k%d" % n for n in KEYS_A[:9])))
         stage.turn()
         assert stage.parking.held_of(number(stage, A))[0] == 4
-        many = stage.client()
-        many.send(SETS[A] * 9)
-        stage.turn()
-        assert stage.parking.held_of(number(stage, A))[0] == 6
         for _ in range(3):  # a look at them changes nothing
             stage.parking.wake_all()
             stage.turn()
-        many.send(SETS[A])
-        stage.turn()
-        assert stage.parking.held_of(number(stage, A))[0] == 6
         others = hold(stage, SETS[A], 9)
-        assert len(others) == 2
-        many.send(SETS[B] * 9)  # another node's share is another one
-        stage.turn()
-        assert stage.parking.held_of(number(stage, B))[0] == 2
-        for client in (parts, many):
-            client.close()
+        assert len(others) == 4
+        parts.close()
         stage.turn()
         stage.parking.wake_all()
         assert stage.parking.waiting == len(others)
         assert len(hold(stage, SETS[A], 9)) == 8 - len(others)
+
+    def test_two_large_clients_leave_room_too(self, play: Play) -> None:
+        stage = play(**PATIENT)
+        stage.parking.max_held = 36
+        stage.unreachable |= {A}
+        for held in (9, 14):
+            stage.client().send(encode_command("MGET", *(b"k%d" % n for n in KEYS_A[:14])))
+            stage.turn()
+            assert stage.parking.held_of(number(stage, A))[0] == held
+        assert len(hold(stage, SETS[A], 9)) == 18 - 14
+
+    def test_any_number_of_large_clients_leaves_room_for_small_ones(self, play: Play) -> None:
+        stage = play(**PATIENT)
+        stage.parking.max_held = 4000
+        stage.unreachable |= {A}
+        for held in (1000, 1500, 1516, 1532):
+            stage.client().send(encode_command("MGET", *(b"k%d" % n for n in KEYS_A[:1100])))
+            stage.turn()
+            assert stage.parking.held_of(number(stage, A))[0] == held
+        assert len(hold(stage, SETS[A], 9)) == 9
 
     def test_the_bytes_of_one_client_leave_room_for_others(self, play: Play) -> None:
         stage = play(**PATIENT)

@@ -16,7 +16,7 @@ from tests.unit.worker.scene import until
 from tests.unit.worker.test_connector import Nodes, run, settings
 
 
-def test_a_node_that_lets_go_of_a_connection_over_a_command(self, node: FakeNode) -> None:
+def test_a_node_that_lets_go_of_a_connection_over_a_command(node: FakeNode) -> None:
     """It was reached, so nobody else is held up; a read that it cannot bear costs three connections."""
     node.on("GET", Cut()).on("SET", b"+OK\r\n")
 
