@@ -167,7 +167,9 @@ class Requests(Section):
     retry_backoff_max: kind.Seconds = _option("100ms", "Longest such pause.")
     max_redirections: kind.Redirections = _option(5, "MOVED and ASK followed for one command.")
     max_held: kind.Count = _option(
-        50000, "Commands held in all until they can be sent, half of them for one node at most; more are refused."
+        50000,
+        "Commands held until they can be sent: half of them for one node at most, a quarter for one client; more are"
+        " refused.",
     )
     max_held_bytes: kind.Bytes = _option("64mb", "Bytes of such commands, shared out in the same way.")
 

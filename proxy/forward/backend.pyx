@@ -215,10 +215,9 @@ cdef class Backend(Pipeline):
             return False
         n = self.receive(buf + left, SHARED - left)
         if n <= 0:
-            if n == 0:
-                self.lose("closed by the node")
-            elif n == BROKEN:
-                self.lose(strerror(errno).decode())
+            if n == 0 or n == BROKEN:
+                self.accuse()
+                self.lose("closed by the node" if n == 0 else strerror(errno).decode())
             return False
         if left:
             memcpy(buf, self.rest.data + self.rest.start, left)
@@ -227,6 +226,8 @@ cdef class Backend(Pipeline):
         self.progress_ns = self.node.heard_ns = self.reactor.now
         if self.node.silent:
             self.node.heard()
+        if self.fenced:
+            self.reactor.touch(self)        # when these are answered, more may be sent
         return self.process(buf, left + n) and <size_t> n == SHARED - left
 
     cdef void salvage(self) noexcept:

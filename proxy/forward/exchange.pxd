@@ -32,6 +32,7 @@ cdef class Exchange(Recovery):
     cdef bytes text_timeout
     cdef bytes text_timeout_sent
     cdef bytes text_lost
+    cdef bytes text_cut
     cdef bytes text_gone
     cdef bytes text_memory
     cdef int must_wait(self, Request* r) noexcept

@@ -16,7 +16,7 @@ from proxy.forward.counters cimport (
     REFUSED_UNCOVERED, REFUSED_UNKNOWN, RETRY_DOWN, RETRY_FULL, RETRY_LOST, RETRY_MOVED, RETRY_NOSCRIPT, RETRY_PAUSED,
     Counters,
 )
-from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
+from proxy.forward.pipeline cimport ENQUEUED, MOST_CUTS, WINDOW_FULL
 from proxy.forward.ports cimport SENT_PARTLY, SENT_WHOLLY, Outlet, Sink
 from proxy.forward.reactor cimport Peer, Reactor
 from proxy.forward.redirect cimport ORDINARY, STRANDED
@@ -39,7 +39,7 @@ cdef inline bint redirects(const char* p, size_t n) noexcept nogil:
 cdef class Exchange(Recovery):
     """One per worker.
 
-    texts: ready error lines `uncovered unknown down held full timeout timeout_sent lost gone memory`.
+    texts: ready error lines `uncovered unknown down held full timeout timeout_sent lost cut gone memory`.
     """
 
     def __cinit__(self, Reactor reactor, Router router, Counters counters, loop, *, backoff_min_ns, backoff_max_ns,
@@ -61,6 +61,7 @@ cdef class Exchange(Recovery):
         self.text_timeout = texts["timeout"]
         self.text_timeout_sent = texts["timeout_sent"]
         self.text_lost = texts["lost"]
+        self.text_cut = texts["cut"]
         self.text_gone = texts["gone"]
         self.text_memory = texts["memory"]
         router.recovery = self
@@ -131,6 +132,9 @@ cdef class Exchange(Recovery):
         if sent == SENT_WHOLLY and not r.flags & REQ_READ or sent == SENT_PARTLY and r.flags & REQ_BLAMED:
             self.counts.retries[RETRY_LOST][OUTCOME_UNSAFE] += 1
             self.fail(r, self.text_lost)
+            return
+        if sent == SENT_WHOLLY and r.cuts >= MOST_CUTS:
+            self.fail(r, self.text_cut)
             return
         if sent == SENT_PARTLY:
             r.flags |= REQ_BLAMED           # perhaps the node cannot stand it: it may cost the others one connection

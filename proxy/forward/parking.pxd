@@ -11,6 +11,12 @@ from proxy.forward.router cimport Router
 cdef class Held:
     cdef readonly size_t count              # requests
     cdef readonly size_t bytes              # of them
+    cdef size_t longest                     # of one of them: it is not counted against a share, see Parking.too_many
+    cdef dict clients                       # their own part of it: Request.affinity -> Held; of one client: None
+    cdef Held last_client                   # ... that of last_affinity
+    cdef uint32_t last_affinity
+    cdef Held of_client(self, uint32_t affinity)
+    cdef size_t add(self, size_t n) noexcept
 
 cdef class Parking:
     cdef Reactor reactor
@@ -23,6 +29,7 @@ cdef class Parking:
     cdef bint unsorted
     cdef readonly size_t waiting    # requests parked
     cdef readonly size_t held_bytes     # of them
+    cdef size_t spared              # ... the longest for each node
     cdef dict held                  # by the number of the node that they wait for, 0 = none is known -> Held
     cdef Held last_held             # ... that of last_number
     cdef uint32_t last_number

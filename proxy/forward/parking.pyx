@@ -8,8 +8,10 @@ writes to one key must not. They also go on together: what went later could find
 first has found its way there.
 
 How many are parked is bounded, in number and bytes. Each shard may have as much as is left for the others: one dead
-shard comes to half of the whole at most, two to a third each, and there is always room for the next. Above that a
-command is refused, when it would be parked for the first time; so is one for which there is no hope, because another
+shard comes to half of the whole at most, two to a third each, and there is always room for the next. In the same way
+each client may have as much of its shard's share as is left there for other clients: the parts of one huge MGET come to
+half of it; and the last quarter is for clients that have few. The longest command for a shard is not counted in bytes, so that one is held however long it is. Above that
+a command is refused, when it would be parked for the first time; so is one for which there is no hope, because another
 one of its client's pipeline has waited in vain (Account.weary): a pipeline waits for one deadline, and not for one
 deadline for each of its commands.
 
@@ -32,6 +34,8 @@ from proxy.forward.scripts cimport SHA_LEN, sha_of
 TICK_S = 0.005      # how often the parked are looked at,
 LATEST_S = 0.1      # ... and at least,
 cdef enum:
+    FEW = 16            # commands of one client, for which the last quarter of a share is kept,
+    FEW_BYTES = 65536   # ... and bytes of them
     TICK_EACH = 1024    # ... a tick later for so many of them: a look at each takes time from everybody else
 
 
@@ -92,7 +96,27 @@ cdef inline bint hopeless(const Request* r, int reason) noexcept nogil:
 
 @cython.final
 cdef class Held:
-    """What is parked for one node."""
+    """What is parked for one node, or of it for one client."""
+
+    cdef Held of_client(self, uint32_t affinity):
+        cdef Held found = self.last_client
+        if found is None or affinity != self.last_affinity:
+            if self.clients is None:
+                self.clients = {}
+            found = self.clients.get(affinity)
+            if found is None:
+                found = self.clients[affinity] = Held.__new__(Held)
+            self.last_client = found
+            self.last_affinity = affinity
+        return found
+
+    cdef size_t add(self, size_t n) noexcept:
+        """One more, of n bytes. By how much the longest is longer now."""
+        cdef size_t more = n - self.longest if n > self.longest else 0
+        self.count += 1
+        self.bytes += n
+        self.longest += more
+        return more
 
 
 @cython.final
@@ -166,11 +190,21 @@ cdef class Parking:
         return found
 
     cdef bint too_many(self, Request* r, size_t n):
-        """Whether a further request of n bytes would be more than its node's share: what is left for all others."""
+        """Whether a further request of n bytes would be more than its node's share, which is what is left for all other
+        nodes, or more than its client's part of that, which is what is left of it for all other clients."""
         cdef Held held = self.held_for(r)
+        cdef Held mine = held.of_client(r.affinity)
+        cdef size_t counted = min(n, held.longest)          # of the two, the longer one is free
+        cdef size_t others = 2 * mine.count, other_bytes = 2 * (mine.bytes - mine.longest)
+        if mine.count >= FEW or mine.bytes >= FEW_BYTES:
+            others = max(others, self.max_held // 4)
+            other_bytes = max(other_bytes, self.max_held_bytes // 4)
         return (
-            self.max_held and held.count + self.waiting >= self.max_held
-            or self.max_held_bytes and held.bytes + self.held_bytes + 2 * n > self.max_held_bytes
+            self.max_held and held.count + self.waiting + others >= self.max_held
+            or self.max_held_bytes and counted and (
+                held.bytes - held.longest + self.held_bytes - self.spared + other_bytes + 2 * counted
+                > self.max_held_bytes
+            )
         )
 
     def held_of(self, uint32_t number):
@@ -194,8 +228,8 @@ cdef class Parking:
                 self.unsorted = True
         self.last = r
         held = self.held_for(r)
-        held.count += 1
-        held.bytes += r.len
+        self.spared += held.add(r.len)
+        held.of_client(r.affinity).add(r.len)
         self.waiting += 1
         self.held_bytes += r.len
 
@@ -208,7 +242,7 @@ cdef class Parking:
                 self.parked_in[r.slot] = 0
             r = r.bnext
         self.first = NULL
-        self.waiting = self.held_bytes = 0
+        self.waiting = self.held_bytes = self.spared = 0
         self.held.clear()
         self.last_held = None
         self.unsorted = False

@@ -11,6 +11,9 @@ cdef enum EnqueueResult:
     WINDOW_FULL = 1             # too many unanswered bytes: try again when there is room
     NO_MEMORY = 2
 
+cdef enum:
+    MOST_CUTS = 3               # connections that a read may cost: then it fails
+
 cdef class BackendSettings:
     cdef public int64_t stall_ns
     cdef public int64_t silent_ns
@@ -27,6 +30,8 @@ cdef class Pipeline(Peer):
     cdef Request* cancelled                 # the first cancelled request in the queue
     cdef readonly size_t pending
     cdef bint wary                          # its node is silent: nothing more is sent before it is heard
+    cdef bint fenced                        # some of its reads are suspects: see fence
+    cdef readonly bint asked                # the last connection was sent something
     cdef bint full                          # takes nothing new, until half of it is empty
     cdef uint64_t unsettled_to              # clients of what stands before this position: see Router.unsettle_slot
     cdef int64_t progress_ns                # when bytes last came, or bytes of the oldest request went
@@ -37,6 +42,8 @@ cdef class Pipeline(Peer):
                             size_t n) noexcept
     cdef int announce(self, Request* r, const char* p, size_t n) noexcept
     cdef size_t sendable(self) noexcept
+    cdef uint64_t fence(self) noexcept
+    cdef void accuse(self) noexcept
     cdef void answered(self) noexcept
     cdef void abandon_all(self) noexcept
     cdef void expire(self, int64_t now, bint passing) noexcept

@@ -9,6 +9,12 @@ itself does not want (MULTI's +OK and +QUEUED).
 A timed-out request that was sent leaves a ghost in the queue that swallows the late reply; one that was not leaves a
 cancelled place, whose bytes are passed over and never sent.
 
+A read whose reply the node cannot bear (it is beyond the node's output limit, say) makes it close the connection, and
+what else was under way there is lost with it. Which read that was cannot be seen: the node takes back the replies to
+those before it, too. So all that were lost are suspects (Request.cuts) when they are sent again, and nothing else is
+under way together with them (`fence`): the first time they go together, then each by itself, and the one that costs
+its third connection fails (Exchange.lost).
+
 Invariant: win_pos <= sent_pos <= win_pos + bytes in the window. Backend is the one subclass: it moves the bytes.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint64_t
@@ -17,11 +23,12 @@ from proxy.forward.buffer cimport Buffer, buffer_append, buffer_release, buffer_
 from proxy.forward.ports cimport SENT_NOTHING, SENT_PARTLY, SENT_WHOLLY
 from proxy.forward.reactor cimport Peer
 from proxy.forward.request cimport (
-    REQ_CACHING, REQ_EMBEDDED, REQ_STREAMING, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, STATE_QUEUED, Request,
+    REQ_CACHING, REQ_EMBEDDED, REQ_READ, REQ_STREAMING, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, STATE_QUEUED, Request,
     request_free, request_keep, request_move, request_new,
 )
 
 cdef enum:
+    CALLED = 64 << 10           # what a node has read at once, at most: bytes in which the reason for a close stands
     KEEP = 4 << 20              # an empty window keeps at most this much, until the next sweep finds it empty
 
 
@@ -62,6 +69,8 @@ cdef class Pipeline(Peer):
             return WINDOW_FULL
         if not buffer_append(&self.win, p, n):
             return NO_MEMORY
+        if r.cuts:
+            self.fenced = True
         if live + n >= self.settings.max_window and not self.full:
             self.full = True
             self.recovery.filled()
@@ -116,13 +125,39 @@ cdef class Pipeline(Peer):
         return ENQUEUED
 
     cdef size_t sendable(self) noexcept:
-        """Bytes that may be sent at once from sent_pos on: up to the end, or to the next cancelled request."""
+        """Bytes that may be sent at once from sent_pos on: up to the end, the fence, or the next cancelled request."""
+        cdef uint64_t end = self.fence() if self.fenced else self.win_pos + (self.win.end - self.win.start)
         while self.cancelled != NULL:
             if self.cancelled.pos > self.sent_pos:
-                return self.cancelled.pos - self.sent_pos
+                if self.cancelled.pos < end:
+                    end = self.cancelled.pos
+                break
             self.sent_pos = self.cancelled.pos + span(self.cancelled)
             self.cancelled = next_cancelled(self.cancelled.bnext)
-        return self.win.end - self.win.start - (self.sent_pos - self.win_pos)
+        return end - self.sent_pos if end > self.sent_pos else 0
+
+    cdef uint64_t fence(self) noexcept:
+        """Stream position up to which may be sent: suspects are under way by themselves, those that have cost more than
+        one connection one at a time. (The oldest request is never behind it.)"""
+        cdef Request* r = self.head
+        if r != NULL and r.cuts > 1:
+            return r.pos + span(r)
+        if r != NULL and r.cuts:
+            while r != NULL and r.cuts == 1:
+                r = r.bnext
+        else:
+            while r != NULL and not r.cuts:
+                r = r.bnext
+            self.fenced = r != NULL
+        return self.win_pos + (self.win.end - self.win.start) if r == NULL else r.pos
+
+    cdef void accuse(self) noexcept:
+        """The node has closed the connection: the reads that it owed a reply may be why."""
+        cdef Request* r = self.head
+        while r != NULL and r.pos + span(r) <= self.sent_pos and r.pos - self.win_pos < CALLED:
+            if r.flags & REQ_READ and r.cuts < MOST_CUTS:
+                r.cuts += 1
+            r = r.bnext
 
     cdef void answered(self) noexcept:
         """The window's start has moved on: what was cancelled right behind it is of no use any more, either."""
@@ -161,6 +196,8 @@ cdef class Pipeline(Peer):
         self.win.start = self.win.end = self.win.cap = 0
         self.head = self.tail = self.cancelled = NULL
         self.pending = 0
+        self.fenced = False
+        self.asked = sent_pos > 0
         self.win_pos = self.sent_pos = self.unsettled_to = 0
         while r != NULL:
             following = r.bnext
@@ -259,6 +296,7 @@ cdef class Pipeline(Peer):
         ghost.len = r.len
         ghost.prefix = r.prefix
         ghost.swallow = r.swallow
+        ghost.cuts = r.cuts
         ghost.sent_ns = r.sent_ns
         ghost.deadline_ns = INT64_MAX
         ghost.bnext = r.bnext

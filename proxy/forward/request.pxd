@@ -69,6 +69,7 @@ cdef struct Request:
     uint8_t reason          # RetryReason it was last parked for
     uint8_t doubted         # a redirection that only its script named was tried
     uint8_t repaired        # the node was given the script that it runs: see Redirect.repair
+    uint8_t cuts            # connections that its node closed while it waited for the reply: see Pipeline.accuse
     uint32_t own_swallow    # what `swallow` is when it is sent (again) without a prefix
     void* gather            # Sink, borrowed: of a command with parts, the one that makes its reply
     void* lease             # Backend, borrowed: TARGET_LEASE

@@ -207,6 +207,7 @@ NODE_DOWN_HELD = line("CLUSTERDOWN The node for this command cannot be reached a
 REDIRECTED_IN_VAIN = line("CLUSTERDOWN The redirections of this command lead to no node that serves it")
 NODE_FULL = line("ERR max number of clients reached at the node for this command")
 NODE_BUSY = line("ERR the node does not take its commands fast enough; this one was not sent")
+NODE_CUTS = line("ERR the node closes the connection instead of answering this command; it is not tried again")
 NODE_GONE = line("ERR the connection or the node this command was for is gone; it was not executed")
 OUT_OF_MEMORY = line("OOM the proxy is out of memory")
 
@@ -220,6 +221,7 @@ EXCHANGE_TEXTS = {
     "timeout": TIMED_OUT,
     "timeout_sent": TIMED_OUT_WRITE,
     "lost": MAYBE_EXECUTED,
+    "cut": NODE_CUTS,
     "gone": NODE_GONE,
     "memory": OUT_OF_MEMORY,
 }

@@ -1,8 +1,10 @@
-"""CONFIG SET: what would change who can reach the servers, and where, is not for clients.
+"""CONFIG SET: what would change who can reach the servers, where, and for how long, is not for clients.
 
 Why: the proxy has one password for the servers and its clients another. CONFIG SET requirepass, which on one Redis only
 concerns those who come later, would shut the proxy itself out of every node, for all of its clients and until somebody
-logs in to the servers; so would another port, or few maxclients. Like ACL and CLUSTER changes it is done there.
+logs in to the servers; so would another port, or few maxclients. Nor may a client say what makes a server close its
+connections (client-output-buffer-limit, timeout): the proxy's are everybody's, and what was under way there would be
+lost for all. Like ACL and CLUSTER changes it is done there.
 Called by serve.config_set.
 
 Invariant: a command with one such parameter is refused whole, before any node sees it.
@@ -18,12 +20,16 @@ GUARDED: Final = frozenset(
     {
         b"bind",
         b"bind-source-addr",
+        b"client-output-buffer-limit",
+        b"client-query-buffer-limit",
         b"masterauth",
         b"masteruser",
         b"maxclients",
+        b"maxmemory-clients",
         b"port",
         b"primaryauth",
         b"primaryuser",
+        b"proto-max-bulk-len",
         b"protected-mode",
         b"replica-announce-ip",
         b"replica-announce-port",
@@ -31,6 +37,7 @@ GUARDED: Final = frozenset(
         b"requirepass",
         b"slave-announce-ip",
         b"slave-announce-port",
+        b"timeout",
     }
 )
 GUARDED_PREFIXES: Final = (b"cluster-", b"rdma-", b"tls-")

@@ -6,7 +6,8 @@ Why: the data path only moves bytes; whatever awaits is here. Called by worker.w
 Invariants: at most one task per backend; one attempt at a time at a node that was not reached (worker.breaker); a name
 is resolved anew at every attempt, off the loop; a descriptor belongs to the task until `attach` took it, and is closed
 otherwise; a backend that drops its connection right after the handshake backs off like one that cannot be reached; so
-does one whose task died of a fault of ours.
+does one whose task died of a fault of ours. What ends a connection that was in use may be a client's command: that is
+no reason to hold up the others (a node that is gone refuses the next attempt).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from proxy.worker.breaker import Breakers, backoff
 
 log = get("worker.connector")
 
-# A connection that lived shorter than this counts as a failed attempt.
+# A connection that lived shorter than this, and was not used, counts as a failed attempt.
 _SHORT_LIFE_S: Final = 1.0
 # Between two first attempts: those of a topology of hundreds of nodes must not all be made in one turn of the loop.
 _SPACING_S: Final = 0.0002
@@ -120,17 +121,18 @@ class Connector:
             return
         warn_limited(log, f"lost:{label}", "connection to node lost", node=label, reason=reason)
         self._on_trouble("lost")
-        if lived >= _SHORT_LIFE_S:
+        short = lived < _SHORT_LIFE_S and not backend.asked
+        if not short:
             self._breakers.proved(label)
             self._failures.pop(backend, None)
         if backend.state == BackendState.CLOSED:
             return
-        if lived < _SHORT_LIFE_S and not backend.node.up:
+        if short and not backend.node.up:
             self._breakers.failed(label)
             backend.connect_failed()
             self._start(backend)
         else:
-            self._start(backend, again=lived < _SHORT_LIFE_S)
+            self._start(backend, again=short)
 
     def forget(self, backend: Backend) -> None:
         """It will not be used any more."""

@@ -8,11 +8,13 @@ import pytest
 
 from proxy.resp import errors
 from proxy.resp.encode import encode_command
+from tests.support.cluster import slot_of
 from tests.support.datapath import KEY_A, KEY_B, KEY_C, A, B, C, End, Play, Stage
 from tests.support.dialogue import GET_A, GET_B, REFUSALS, SET_A, SET_B, exchange, moved
 
 HELD = errors.NODE_DOWN_HELD
 PATIENT = {"backoff_s": 1000.0, "timeout_s": 5000.0, "failover_s": 5000.0}
+KEYS_A = list({slot: n for n in range(9000) if (slot := slot_of(f"k{n}")) <= 5460}.values())  # one of each slot of A
 SETS = {address: encode_command("SET", key, "1") for address, key in ((A, KEY_A), (B, KEY_B), (C, KEY_C))}
 
 
@@ -54,11 +56,72 @@ class TestBounds:
         stage = play(**PATIENT)
         stage.parking.max_held_bytes = 4000
         stage.unreachable |= {A, B}
-        assert len(hold(stage, encode_command("SET", KEY_A, b"x" * 2100), 1)) == 0  # more than a half by itself
+        big = encode_command("SET", KEY_A, b"x" * 2100)  # more than a half by itself: of such, there is one
+        assert len(hold(stage, big, 3)) == 1
         assert len(hold(stage, encode_command("SET", KEY_A, b"x" * 900), 9)) == 2
         assert len(hold(stage, SETS[A], 1)) == 1
-        assert len(hold(stage, encode_command("SET", KEY_B, b"x" * 900), 9)) == 1
+        assert len(hold(stage, encode_command("SET", KEY_B, b"x" * 900), 9)) == 2
         assert stage.parking.held_bytes == sum(stage.parking.held_of(number(stage, one))[1] for one in (A, B))
+
+    @pytest.mark.parametrize("first", [20, 2100, 9000])
+    def test_one_is_held_however_long_it_is(self, play: Play, first: int) -> None:
+        """Whatever else is held for other nodes; and it takes nothing away from those that come after it."""
+        stage = play(**PATIENT)
+        stage.parking.max_held_bytes = 4000
+        stage.unreachable |= {A, B}
+        assert len(hold(stage, encode_command("SET", KEY_B, b"x" * 900), 9)) == 3
+        assert len(hold(stage, encode_command("SET", KEY_A, b"x" * first), 1)) == 1
+        assert len(hold(stage, SETS[A], 3)) == 3
+        assert len(hold(stage, encode_command("SET", KEY_A, b"x" * 9000), 2)) == (first < 2100)
+
+    def test_one_client_leaves_room_for_others(self, play: Play) -> None:
+        """It has half of its node's share at most, as with one command of many parts."""
+        stage = play(**PATIENT)
+        stage.parking.max_held = 16
+        stage.unreachable |= {A, B}
+        parts = stage.client()
+        parts.send(encode_command("MGET", *(b"k%d" % n for n in KEYS_A[:9])))
+        stage.turn()
+        assert stage.parking.held_of(number(stage, A))[0] == 4
+        for _ in range(3):  # a look at them changes nothing
+            stage.parking.wake_all()
+            stage.turn()
+        others = hold(stage, SETS[A], 9)
+        assert len(others) == 4
+        parts.close()
+        stage.turn()
+        stage.parking.wake_all()
+        assert stage.parking.waiting == len(others)
+        assert len(hold(stage, SETS[A], 9)) == 8 - len(others)
+
+    def test_two_large_clients_leave_room_too(self, play: Play) -> None:
+        stage = play(**PATIENT)
+        stage.parking.max_held = 36
+        stage.unreachable |= {A}
+        for held in (9, 14):
+            stage.client().send(encode_command("MGET", *(b"k%d" % n for n in KEYS_A[:14])))
+            stage.turn()
+            assert stage.parking.held_of(number(stage, A))[0] == held
+        assert len(hold(stage, SETS[A], 9)) == 18 - 14
+
+    def test_any_number_of_large_clients_leaves_room_for_small_ones(self, play: Play) -> None:
+        stage = play(**PATIENT)
+        stage.parking.max_held = 4000
+        stage.unreachable |= {A}
+        for held in (1000, 1500, 1516, 1532):
+            stage.client().send(encode_command("MGET", *(b"k%d" % n for n in KEYS_A[:1100])))
+            stage.turn()
+            assert stage.parking.held_of(number(stage, A))[0] == held
+        assert len(hold(stage, SETS[A], 9)) == 9
+
+    def test_the_bytes_of_one_client_leave_room_for_others(self, play: Play) -> None:
+        stage = play(**PATIENT)
+        stage.parking.max_held_bytes = 8000
+        stage.unreachable |= {A}
+        stage.client().send(encode_command("SET", KEY_A, b"x" * 900) * 9)
+        stage.turn()
+        assert stage.parking.held_of(number(stage, A))[0] == 3
+        assert len(hold(stage, encode_command("SET", KEY_A, b"x" * 900), 9)) == 2
 
     def test_what_is_held_stays_held(self, play: Play) -> None:
         """Others that come, a look at it, or a lower limit take nothing away from it; it goes on in its order."""

@@ -13,7 +13,12 @@ ARGS = [b"CONFIG", b"SET"]
 
 @pytest.mark.parametrize(
     "name",
-    ["requirepass", "RequirePass", "requirepass\0x", "masterauth", "port", "maxclients", "tls-port", "cluster-port"],
+    [
+        *("requirepass", "RequirePass", "requirepass\0x", "masterauth", "port", "maxclients"),
+        *("tls-port", "cluster-port"),
+        *("client-output-buffer-limit", "client-query-buffer-limit", "maxmemory-clients", "proto-max-bulk-len"),
+        "timeout",
+    ],
 )
 @pytest.mark.parametrize("before", [[], [b"maxmemory", b"0"]])
 def test_who_can_reach_the_servers_is_not_for_clients(name: str, before: list[bytes]) -> None:

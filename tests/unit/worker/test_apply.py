@@ -222,7 +222,7 @@ class TestRequests:
             await until(lambda: known.down)
             await first.send("GET", "k")
             await until(lambda: worker.exchange.parking.waiting == 1)
-            for limits in ({"max_held": 2}, {"max_held_bytes": 50}):
+            for limits in ({"max_held": 2}, {"max_held_bytes": 30}):
                 worker.apply(configured(requests=patient | limits))
                 answer = await second.ask("GET", "k")
                 assert isinstance(answer, ReplyError)

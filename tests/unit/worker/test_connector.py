@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,7 +81,9 @@ class Nodes:
             max_redirections=5,
             texts=errors.EXCHANGE_TEXTS,
         )
-        self.path = DataPath(self.reactor, self.exchange, counters, CommandTable(ROWS, SOURCE, counters.metrics), None)
+        responder = SimpleNamespace(closed=lambda client, reason: None)
+        commands = CommandTable(ROWS, SOURCE, counters.metrics)
+        self.path = DataPath(self.reactor, self.exchange, counters, commands, responder)
         self.reactor.start()
 
     def on_up(self, backend: Backend) -> None:
