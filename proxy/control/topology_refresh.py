@@ -33,6 +33,7 @@ from typing import Final
 from proxy.cluster.topology import Address, Topology, TopologyError, Verdict, accept, diff
 from proxy.cluster.topology_replies import AddressRules, EndpointChoice, build
 from proxy.control.node_client import ErrorReply, NodeAuthError, NodeClientError, NodeClientSettings, node_client
+from proxy.control.refresh_pace import RefreshPace
 from proxy.control.tasks import keep
 from proxy.system.log import get, warn_limited
 
@@ -42,30 +43,11 @@ OUTCOMES: Final = ("changed", "unchanged", "refused", "failed")
 _FRESH_INTERVALS: Final = 3.0
 _JITTER: Final = 0.2
 _FIRST_BACKOFF_S: Final = 0.05
-# While a shard is without a working primary, look again sooner than refresh_interval_s, but ever less often. So after a
-# sign of a failover too: it comes a node timeout and an election before the cluster knows of one itself; and that a
-# node is back some others know a few pings later.
-_FIRST_RECHECK_S: Final = 0.5
-_EARLY_SIGNS: Final = ("lost", "uncovered", "back")
-# While any node is failed, or a primary without slots: nobody reads from it, and it gives no sign when it is back. One
-# that stays dead is no reason to ask that often for ever.
-_EXPECTED_S: Final = 1.0
-_EXPECTED_LONG_S: Final = 5.0
-_EXPECTED_FOR_S: Final = 60.0
-# While a primary is suspected (control.suspects): the cluster needs a node timeout and an election, which nobody here
-# knows the length of. Not for ever so often, for it may stay dead.
-_SUSPECTED_S: Final = 0.25
-_SUSPECTED_LONG_S: Final = 2.0
-_SUSPECTED_FOR_S: Final = 60.0
-# While the nodes say that the cluster is down: its end gives no sign.
-_DOWN_S: Final = 1.0
 # A node that a partition has cut off says so alone: so many others are asked before it is believed.
 _WITNESSES: Final = 2
 # ... and where one node hangs, another may: the first few are not waited for as long as they may take.
 _HASTY_S: Final = 0.5
 _HASTY: Final = 2
-# While clients rely on being told what changes: a slot that moves in order gives no sign to one who sends nothing.
-_FOLLOWED_S: Final = 2.0
 # New seeds that do not answer are asked again this much later, then ever less often: each of them may cost a timeout.
 _FIRST_SEEDS_PAUSE_S: Final = 0.5
 # Seeds come before the rest of the known nodes: after a restart of a whole cluster in Kubernetes all of those are gone,
@@ -127,21 +109,15 @@ class TopologyRefresher:
         self._first = asyncio.Event()
         self._pending = ""
         self._fresh_since: float | None = None
-        self._down_since: float | None = None
         self._failed_at: dict[Address, float] = {}
         self._seed_addresses: set[Address] = set()
         self._without_since: float | None = None
         self._backoff_s = 0.0
-        self._recheck_s = 0.0
+        self._pace = RefreshPace(clock)
         self._undecided = False  # the seeds are new, and none of them has said yet which cluster is ours
         self._seeds_pause_s = 0.0
         self._seeds_due = 0.0
         self._seeds_error = ""
-        self._followed = False
-        self._suspects: frozenset[Address] = frozenset()
-        self._suspected_at = 0.0
-        self._expected: frozenset[str] = frozenset()
-        self._expected_at = 0.0
 
     # --- for the control plane
 
@@ -172,16 +148,14 @@ class TopologyRefresher:
 
     def follow(self, wanted: bool) -> None:
         """Whether changes that nobody gives a sign of matter: then refreshes are never more than some 2 s apart."""
-        if wanted and not self._followed:
+        if wanted and not self._pace.followed:
             self.trigger("interval")
-        self._followed = wanted
+        self._pace.followed = wanted
 
     def suspect(self, suspects: frozenset[Address]) -> None:
         """Primaries that may hang: the others are asked again and again, until they say who takes over."""
-        if suspects - self._suspects:
-            self._suspected_at = self._clock()
+        if self._pace.suspect(suspects):
             self.trigger("silent")
-        self._suspects = suspects
 
     def reconfigure(self, settings: RefreshSettings) -> None:
         """New settings, at once: what is under way is given up, and a refresh begins.
@@ -206,7 +180,8 @@ class TopologyRefresher:
     @property
     def down_s(self) -> float:
         """For how many seconds the nodes have said that the cluster is down; 0 = it is not."""
-        return 0.0 if self._down_since is None else max(self._clock() - self._down_since, 1e-9)
+        since = self._pace.down_since
+        return 0.0 if since is None else max(self._clock() - since, 1e-9)
 
     # --- the task
 
@@ -250,25 +225,9 @@ class TopologyRefresher:
         return self._take_pending() or "interval"
 
     def _interval_s(self, trigger: str, outcome: str) -> float:
-        interval_s = self.settings.refresh_interval_s
         settled = self.topology is None or self.topology.settled
-        if settled and outcome == "changed":
-            self._recheck_s = 0.0
-        elif outcome == "changed" or trigger in _EARLY_SIGNS or (not settled and not self._recheck_s):
-            self._recheck_s = max(_FIRST_RECHECK_S, self.settings.min_gap_s)
-        else:
-            self._recheck_s *= 2
-        if self._recheck_s >= interval_s and settled:
-            self._recheck_s = 0.0
-        if self._suspects:
-            young = self._clock() - self._suspected_at < _SUSPECTED_FOR_S
-            interval_s = min(interval_s, _SUSPECTED_S if young else _SUSPECTED_LONG_S)
-        if self._expected:
-            young = self._clock() - self._expected_at < _EXPECTED_FOR_S
-            interval_s = min(interval_s, _EXPECTED_S if young else _EXPECTED_LONG_S)
-        if self._down_since is not None:
-            interval_s = min(interval_s, _DOWN_S)
-        return min(self._recheck_s or interval_s, interval_s, _FOLLOWED_S if self._followed else interval_s)
+        usual_s, gap_s = self.settings.refresh_interval_s, self.settings.min_gap_s
+        return self._pace.next_s(usual_s, gap_s, settled=settled, changed=outcome == "changed", trigger=trigger)
 
     def _jittered(self, seconds: float) -> float:
         return seconds * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
@@ -299,7 +258,7 @@ class TopologyRefresher:
                 if {candidate.dial, candidate.asked} & tried:
                     continue
                 tried |= {candidate.dial, candidate.asked}
-                hasty = down or (self._suspects and len(errors) < _HASTY)
+                hasty = down or (self._pace.suspects and len(errors) < _HASTY)
                 if (new := await self._answer(candidate, errors, _HASTY_S if hasty else None)) is None:
                     continue
                 verdict = accept(self.topology, new)
@@ -362,12 +321,11 @@ class TopologyRefresher:
         self._rng.shuffle(known)
         recently = self._clock() - self.settings.refresh_interval_s
         self._failed_at = {address: at for address, at in self._failed_at.items() if at > recently}
-        known.sort(
-            key=lambda node: (node.health == "fail" or node.address in self._suspects, node.address in self._failed_at)
-        )
+        suspects, failed_at = self._pace.suspects, self._failed_at
+        known.sort(key=lambda node: (node.health == "fail" or node.address in suspects, node.address in failed_at))
         nodes = [_Candidate(node.address, node.address) for node in known]
         self._rng.shuffle(seeds)
-        seeds.sort(key=lambda seed: seed in self._suspects)
+        seeds.sort(key=lambda seed: seed in self._pace.suspects)
         return [*nodes[:_KNOWN_BEFORE_SEEDS], *seeds, *nodes[_KNOWN_BEFORE_SEEDS:]]
 
     async def _seed(self, seed: Address, errors: list[str]) -> list[_Candidate]:
@@ -427,12 +385,9 @@ class TopologyRefresher:
         self.last_success = time.time()
         self._fresh_since = self._clock()
         self.last_error = self._seeds_error
-        if new.expected != self._expected:
-            self._expected, self._expected_at = new.expected, self._clock()
         if changes:
             log.info("topology changed", what=changes, epoch=new.epoch, covered=new.covered, asked=new.asked)
-        if new.down != (self._down_since is not None):
-            self._down_since = self._clock() if new.down else None
+        if self._pace.took(new):
             text = f"the nodes say that the cluster {'is down' if new.down else 'works again'}"
             log.warning(text, asked=new.asked)
         try:

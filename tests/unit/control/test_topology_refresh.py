@@ -191,7 +191,7 @@ class TestWhen:
 
         asyncio.run(once())
         # What the task asks for between refreshes that change nothing.
-        refresher._recheck_s = 0.0
+        refresher._pace._recheck_s = 0.0
         asked_for = [refresher._interval_s(trigger, "unchanged")]
         asked_for += [refresher._interval_s("interval", "unchanged") for _ in waits[1:]]
         assert asked_for == waits
