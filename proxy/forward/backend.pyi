@@ -55,6 +55,9 @@ class Backend(Pipeline):
     def leased(self) -> bool:
         """Owned by one client; never made again once it is lost."""
     @property
+    def asked(self) -> bool:
+        """The last connection was sent something."""
+    @property
     def draining(self) -> bool:
         """Closed once nothing is pending."""
     @property

@@ -10,10 +10,10 @@ first has found its way there.
 How many are parked is bounded, in number and bytes. Each shard may have as much as is left for the others: one dead
 shard comes to half of the whole at most, two to a third each, and there is always room for the next. In the same way
 each client may have as much of its shard's share as is left there for other clients: the parts of one huge MGET come to
-half of it; and the last quarter is for clients that have few. The longest command for a shard is not counted in bytes, so that one is held however long it is. Above that
-a command is refused, when it would be parked for the first time; so is one for which there is no hope, because another
-one of its client's pipeline has waited in vain (Account.weary): a pipeline waits for one deadline, and not for one
-deadline for each of its commands.
+half of it; and the last quarter is for clients that have few. The longest command for a shard is not counted in bytes,
+so that one is held however long it is. Above that a command is refused, when it would be parked for the first time; so
+is one for which there is no hope, because another one of its client's pipeline has waited in vain (Account.weary): a
+pipeline waits for one deadline, and not for one deadline for each of its commands.
 
 Time stands still for what waits for a paused node (PROXY PAUSE), and for what waits behind that: its deadline is put
 off by as long as it waits.

@@ -23,8 +23,8 @@ from proxy.forward.buffer cimport Buffer, buffer_append, buffer_release, buffer_
 from proxy.forward.ports cimport SENT_NOTHING, SENT_PARTLY, SENT_WHOLLY
 from proxy.forward.reactor cimport Peer
 from proxy.forward.request cimport (
-    REQ_CACHING, REQ_EMBEDDED, REQ_READ, REQ_STREAMING, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, STATE_QUEUED, Request,
-    request_free, request_keep, request_move, request_new,
+    REQ_CACHING, REQ_EMBEDDED, REQ_READ, REQ_STREAMING, STATE_CANCELLED, STATE_GHOST, STATE_PAIRING, STATE_QUEUED,
+    Request, request_free, request_keep, request_move, request_new,
 )
 
 cdef enum:

@@ -201,7 +201,8 @@ def test_a_connection_lost_on_the_way(play: Play) -> None:
     stage.node(A).close()
     stage.until(lambda: len(stage.nodes[A]) == 2)
     exchange(stage, A, frame, NOSCRIPT)
-    exchange(stage, A, LOAD + frame, LOADED + b":1\r\n")
+    exchange(stage, A, LOAD, LOADED)  # what may have cost a connection goes by itself
+    exchange(stage, A, frame, b":1\r\n")
     assert client.get() == b":1\r\n"
 
 
