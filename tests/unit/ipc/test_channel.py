@@ -65,7 +65,7 @@ def run(test: Callable[[End, End], Coroutine[Any, Any, None]]) -> None:
     uvloop.run(asyncio.sleep(0))  # the first loop of a process keeps two descriptors
     before = open_descriptors()
     uvloop.run(body())
-    assert open_descriptors() == before
+    assert open_descriptors() <= before  # fewer: what other tests of the process left is collected
 
 
 def open_descriptors() -> int:
