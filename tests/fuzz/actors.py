@@ -374,7 +374,7 @@ class Speaker:
             script = words[0] in SCRIPTS
             fine = right is None or said == right or (reset and said.startswith(LOCKED))
             if mood.redirect and words[0] == b"ECHO" and words[1].startswith(AIMED):
-                fine = fine or said.startswith((b"-MOVED ", b"-ASK "))  # for that connection or node and no other
+                fine = fine or said.startswith((b"-MOVED ", b"-ASK ", *_REFUSALS))  # for it and no other
             if not fine and not (script and mood.forged and said in FORGERIES):
                 assert not calm, (words, said[:200])
                 assert said.startswith(ERRORS), (words, said[:200])
