@@ -16,5 +16,9 @@ class Pipeline(Peer):
     """What is under way on a connection; never made by itself."""
 
     @property
+    def asked(self) -> bool:
+        """Whether the last connection was sent something."""
+
+    @property
     def pending(self) -> int:
         """Requests that wait for a reply."""

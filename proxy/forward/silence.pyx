@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Nodes that owe replies and say nothing; nodes that the cluster has given up.
 
-A node is silent when a command was sent to it, none of its connections has brought a byte for BackendSettings.silent_ns
-and the command is not one that blocks. It may hang, or be cut off; it may also be busy with something slow. So that is
+A node is silent when a command was wholly sent to it, none of its connections has brought a byte for so long
+(BackendSettings.silent_ns), and the command is not one that blocks. It may hang, or be cut off; it may also be busy with something slow. So that is
 a suspicion, which costs a healthy node nothing:
 
     what is sent    nothing more on the connection: what comes for it waits in the window, unsent, and can go to
@@ -19,6 +19,7 @@ does not know yet; one that has lost its role in order answers what it has got.
 from libc.stdint cimport int64_t
 
 from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CONNECTING, BACKEND_UP, Backend
+from proxy.forward.pipeline cimport span
 
 cdef int64_t TELL_NS = 250_000_000      # between two times that control is told
 cdef enum:
@@ -26,9 +27,12 @@ cdef enum:
 
 
 cdef bint owes(Backend b, int64_t silent_ns, int64_t now) noexcept:
-    """Whether nothing has come for so long, though something was sent that is to be answered at once."""
+    """Whether nothing has come for so long, though something was wholly sent that is to be answered at once.
+
+    Half a command is answered by nobody: held back, the rest of it would be waited for by the node for ever.
+    """
     return (
-        b.state == BACKEND_UP and b.head != NULL and b.sent_pos > b.head.pos and not b.deaf
+        b.state == BACKEND_UP and b.head != NULL and b.sent_pos >= b.head.pos + span(b.head) and not b.deaf
         and (not b.patient or b.passing)
         and now - b.progress_ns > silent_ns and now - b.node.heard_ns > silent_ns
     )

@@ -53,6 +53,20 @@ def test_nothing_more_is_sent_until_it_is_heard(play: Play) -> None:
     assert stage.lost_for == []
 
 
+def test_half_a_command_is_sent_to_its_end(play: Play) -> None:
+    """A node that does not read for a while has no answer to give before it has the rest."""
+    stage = play(PAIR, silent_s=SILENT_S)
+    client = stage.client()
+    frame = encode_command("SET", KEY_A, b"x" * 3_000_000)
+    stage.pour(client, frame)
+    sweeps(stage)
+    node = stage.node(A)
+    assert stage.drink(node) == frame
+    node.send(OK)
+    stage.turn()
+    assert client.get() == OK
+
+
 def test_one_that_closes_connections_is_not_silent(play: Play) -> None:
     """Control is told of it all the same: by `silent` it sees which it is."""
     stage = play(PAIR, silent_s=SILENT_S)
