@@ -2,8 +2,8 @@
 """Nodes that owe replies and say nothing; nodes that the cluster has given up.
 
 A node is silent when a command was wholly sent to it, none of its connections has brought a byte for so long
-(BackendSettings.silent_ns), and the command is not one that blocks. It may hang, or be cut off; it may also be busy with something slow. So that is
-a suspicion, which costs a healthy node nothing:
+(BackendSettings.silent_ns), and the command is not one that blocks. It may hang, or be cut off; it may also be busy
+with something slow. So that is a suspicion, which costs a healthy node nothing:
 
     what is sent    nothing more on the connection: what comes for it waits in the window, unsent, and can go to
                     another node without a doubt about it, whoever that may be
