@@ -4,6 +4,7 @@
       a command, or        answer,     |            +--> client_all                     CLIENT over all workers
       malformed input      refuse ...  |            +--> all_shards, scripts, scan      what concerns many nodes
                                        |            +--> pubsub, monitor, tracking     what is pushed, and to whom
+                                       |            +--> console                       PROXY, for administrators
                                      |            '--> info, command_info, acl_view   the servers' answers as one's
                                        '--> transaction    WATCH, and EXEC that is more than one server's
 

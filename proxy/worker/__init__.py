@@ -2,9 +2,11 @@
 
 ```
 main process --channel--> conversation --> worker --> forward (clients, backends), serve (answers of our own)
-                                             |-- connector: connects and hands shakes     report: what it saw, told
+                                             |-- connector, breaker: connects, shakes     report: what it saw, told
+                                             |   hands; who may try a node that is down   rounds: looked at regularly
                                              |-- subscriptions > upstream > feed: what clients subscribe to, at nodes
                                              |-- monitors: who is shown what passes       inquiries: asked of all
-                                             '-- drain: parts with clients                status: what it counts, told
+                                             |-- node_pauses: PROXY PAUSE                 status: what it counts, told
+                                             '-- drain: parts with clients
 ```
 """
