@@ -32,10 +32,10 @@ Neither clients nor nodes are trusted: a node answers only what it was wholly se
 the published topology, and a client has a budget of time per batch, a limit on what is under way, and one on what is
 held for it. What all clients hold together is counted (account) and bounded (memory).
 
-Modules import one way: account < buffer < request < reactor < ports, counters < node, pipeline < backend <
-connections, silence < router < pulse; router < scripts, parking < redirect < exchange < question, leases; reply_queue < gather; topics <
-hub; router, reply_queue < tracking; split, call < datapath < queued, client_info < client < prepare, hold < ask <
-answer < transaction < dispatch, memory < clients; question, timeout, replicated < leg < blocked < blocking < dispatch
-< monitor; blocked < gate. Nothing here imports asyncio, logging, redis or prometheus_client; a loop is only asked to
-call back.
+Modules import one way: account < buffer < request < reactor < ports, counters < node, pipeline < backend < connections,
+silence < router < pulse; router < scripts, parking < redirect < exchange < question, leases; reply_queue < gather;
+topics < hub; router, reply_queue < tracking; split, call < datapath < queued, client_info < client < prepare, hold <
+ask < answer < transaction < dispatch, memory < clients; question, timeout, replicated < leg < blocked < blocking <
+dispatch < monitor; blocked < gate. Nothing here imports asyncio, logging, redis or prometheus_client; a loop is only
+asked to call back.
 """
