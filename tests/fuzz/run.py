@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: the build with sanitizers has a proxy/ of its own
 
 from tests.support import sanitizers
 from tests.support.sanitizers import BUILD, ROOT
@@ -55,7 +55,9 @@ def fuzz(name: str, seed: int, seconds: float, plain: bool) -> bool:
 
 def child(name: str, seed: int, seconds: float) -> None:
     """One target, inside the process with the sanitizer; servers it starts must not inherit that."""
-    os.environ.pop("LD_PRELOAD", None)
+    sanitized = os.environ.pop("LD_PRELOAD", None) is not None
+    used = Path(importlib.import_module("proxy").__file__ or "")
+    assert used.is_relative_to(BUILD) == sanitized, f"{used} is not what was built for this"
     began = time.monotonic()
     cases = importlib.import_module(f"tests.fuzz.target_{name}").run(seed, began + seconds)
     print(f"{name}: {cases} cases in {time.monotonic() - began:.0f} s, seed {seed}", flush=True)
