@@ -425,9 +425,9 @@ def test_while_draining(pair: EmbeddedCluster, start_proxy: StartProxy) -> None:
 def test_a_file_that_never_answers(pair: EmbeddedCluster, start_proxy: StartProxy) -> None:
     """A pipe that nobody writes to, as a disk on a dead network: the proxy serves on, and ends when it is told to."""
     daemon = start_proxy(pair.seeds)
-    secret = daemon.folder / "secret"
-    os.mkfifo(secret)
-    daemon.configure({"clients": {"password_file": str(secret)}})
+    more = daemon.folder / "more.yaml"
+    os.mkfifo(more)
+    daemon.configure({"include": [str(more)]})
     daemon.signal(signal.SIGHUP)
     time.sleep(0.3)  # it is being read
     with daemon.raw() as raw:
@@ -440,16 +440,16 @@ def test_a_file_that_never_answers(pair: EmbeddedCluster, start_proxy: StartProx
 def test_whose_reload_it_was(pair: EmbeddedCluster, start_proxy: StartProxy) -> None:
     """`redis-proxy reload` during somebody else's reload waits for its own."""
     daemon = start_proxy(pair.seeds)
-    secret = daemon.folder / "secret"
-    os.mkfifo(secret)
-    daemon.configure({"cluster": {"password_file": str(secret)}})
+    more = daemon.folder / "more.yaml"
+    os.mkfifo(more)
+    daemon.configure({"include": [str(more)]})
     daemon.signal(signal.SIGHUP)
     time.sleep(0.3)  # it is being read
     daemon.configure({"nonsense": 1})
     command = [*COMMAND, "reload", "--admin", f"{HOST}:{daemon.admin_port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as mine:
         time.sleep(1.0)  # it has sent its signal
-        secret.write_text("x\n")
+        more.write_text("{}\n")
         told, _ = mine.communicate(timeout=20)
     assert mine.returncode == 1
     assert "nonsense" in told

@@ -170,7 +170,11 @@ def test_a_monitor_that_does_not_read_holds_nobody_up(proxy: ProxyDaemon, proto:
     with proxy.raw() as deaf, proxy.raw() as client:
         deaf.command("HELLO", str(proto))
         assert deaf.command("MONITOR") == b"+OK\r\n"
-        sent = 0
+        client.command("ECHO", "first")
+        assert b'"first"' in deaf.frame()
+        client.send(encode("ECHO", b"x" * 20_000) * 5)  # which is little enough to be shown, before it is too much
+        client.frames(5)
+        sent = 5
         while dropped(proxy) == before:
             client.send(encode("ECHO", b"x" * 20_000) * 100)
             client.frames(100)

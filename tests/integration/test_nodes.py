@@ -175,10 +175,13 @@ def test_other_errors_pass_untouched(node: FakeNode, start_proxy: StartProxy) ->
 
 
 def test_a_read_whose_connection_breaks_is_repeated(node: FakeNode, start_proxy: StartProxy) -> None:
-    node.on("GET", in_turn(Cut(), Cut(b"$5\r\nhe"), Cut(b"$"), bulk(b"hello")))
+    """On two further connections: what the node closes three of is what it cannot bear (forward.pipeline)."""
+    node.on("GET", in_turn(Cut(), Cut(b"$5\r\nhe"), bulk(b"hello"), Cut(), Cut(), Cut(b"$"), bulk(b"again")))
     with start_proxy([node.address]).raw() as raw:
         assert raw.command("GET", "a") == bulk(b"hello")
-    assert len(node.seen("GET")) == 4
+        assert b"the node closes the connection instead of answering" in raw.command("GET", "a")
+        assert raw.command("GET", "a") == bulk(b"again")
+    assert len(node.seen("GET")) == 7
 
 
 def test_a_write_whose_connection_breaks_is_not(node: FakeNode, start_proxy: StartProxy) -> None:
