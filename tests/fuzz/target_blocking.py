@@ -294,14 +294,14 @@ def play(conversations: list[list[list[bytes]]], chance: random.Random) -> None:
 
 
 def anything(chance: random.Random) -> list[list[list[bytes]]]:
-    """Longer conversations than Hypothesis likes to make."""
+    """Mostly longer conversations than Hypothesis likes to make."""
 
     def one() -> list[bytes]:
         if chance.random() < 0.4:
             return chance.choice(PLAIN)
         return [chance.choice(BLOCKING), chance.choice(TAGS), chance.choice(TIMEOUTS)]
 
-    return [[one() for _ in range(chance.randint(1, 20))] for _ in range(chance.randint(1, 6))]
+    return [[one() for _ in range(chance.randint(1, 8))] for _ in range(chance.randint(1, 4))]
 
 
 def check(case: Any, chance: random.Random) -> None:

@@ -260,7 +260,7 @@ def test_a_topology_change_does_not_hold_the_loop() -> None:
             held_s.append(time.perf_counter() - begun_s)
             await asyncio.sleep(0)
         print(f"held for {min(held_s) * 1000:.2f} to {max(held_s) * 1000:.2f} ms")
-        assert min(held_s) < 0.002
+        assert min(held_s) < 0.003  # 0.8 ms on a quiet machine; 0.1.0 took 6 to 74 ms
 
     run(configured(), scene)
 
