@@ -56,7 +56,8 @@ cdef class Reactor:
     cdef list waiting                       # peers with more to do, each of which gets one turn per batch
     cdef list late                          # those of them for which there was no time for Python any more
     cdef bint in_turns                      # the turns are being taken
-    cdef int64_t python_ns                  # time left for Python in this batch
+    cdef int64_t python_most_ns             # that answers of Python's may take of a batch
+    cdef int64_t python_ns                  # ... and what is left of it in this one
     cdef list put_off                       # peers whose flush was postponed in the batch before
     cdef bint busy                          # inside a batch
     cdef bint armed                         # a call_soon for the end of a batch of one is under way

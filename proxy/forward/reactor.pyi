@@ -8,10 +8,15 @@ class Peer:
         """Its descriptor; -1 = closed or not connected."""
 
 class Reactor:
-    """One per event loop. Raises OSError without epoll, MemoryError."""
+    """One per event loop. Raises OSError without epoll, MemoryError.
+
+    python_most_ns: what answers of proxy.serve may take of a batch, for which everybody waits.
+    """
 
     pause_ns: int  # how long a batch waits for more events when many clients are active
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, pause_ns: int = 50_000) -> None: ...
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, pause_ns: int = 50_000, python_most_ns: int = 5_000_000
+    ) -> None: ...
     @property
     def batches(self) -> int:
         """Batches of events so far."""

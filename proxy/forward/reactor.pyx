@@ -64,7 +64,6 @@ cdef extern from "sys/prctl.h" nogil:
 cdef enum:
     EVENTS = 256                # taken with one epoll_wait
     ROUNDS = 4                  # full batches before uvloop gets its turn
-    PYTHON_NS = 5_000_000       # what answers of proxy.serve may take of a batch, which everybody waits for
     PAUSE_FROM = 24             # active clients from which a pause before a batch gains more than it costs ...
     PAUSE_FOR = 4               # ... if at least so many events are to be expected meanwhile
     PERIOD_NS = 5000000         # clients heard within this are active
@@ -182,9 +181,12 @@ cdef class Peer:
 
 @cython.final
 cdef class Reactor:
-    """One per event loop. `start()` hangs it on the loop, `stop()` takes it off; peers must be closed before that."""
+    """One per event loop. `start()` hangs it on the loop, `stop()` takes it off; peers must be closed before that.
 
-    def __cinit__(self, loop, *, int64_t pause_ns=50_000):
+    python_most_ns: what answers of proxy.serve may take of a batch, for which everybody waits.
+    """
+
+    def __cinit__(self, loop, *, int64_t pause_ns=50_000, int64_t python_most_ns=5_000_000):
         cdef epoll_event ev
         self.alarm_fd = -1
         self.set_guard(None, INT64_MIN, INT64_MAX)
@@ -195,7 +197,7 @@ cdef class Reactor:
         self.closed_peers = []
         self.waiting = []
         self.late = []
-        self.python_ns = PYTHON_NS
+        self.python_ns = self.python_most_ns = python_most_ns
         self.put_off = []
         self._end = self._end_soon
         self._more = self._ready_again
@@ -284,7 +286,7 @@ cdef class Reactor:
         """Counts active clients, and waits for more of them when there are many."""
         cdef timespec pause
         self.now = monotonic_ns()
-        self.python_ns = PYTHON_NS
+        self.python_ns = self.python_most_ns
         if self.now >= self.period_ends:
             # A silent period leaves nobody active: many of them may have passed.
             self.active = self.heard if self.now < self.period_ends + PERIOD_NS else 0

@@ -104,6 +104,18 @@ def test_what_python_answers_costs_more(play: Play) -> None:
     assert done[TIME] < done[b"PING\r\n"] < done[PING] <= 512
 
 
+@pytest.mark.parametrize(("most_ns", "order"), [(1 << 60, "1234"), (1, "1423")])
+def test_no_time_for_python_puts_off_who_wants_an_answer_of_its_own(play: Play, most_ns: int, order: str) -> None:
+    """One such answer is made in any batch, the others wait for the next ones; what is forwarded overtakes them."""
+    stage = play(python_most_ns=most_ns)
+    clients = [stage.client() for _ in range(4)]
+    for n, client in enumerate(clients, 1):
+        client.send((TIME if n < 4 else b"") + encode_command("GET", "{b}" + str(n)))
+    stage.turn()
+    assert [times(client.get()) for client in clients] == [1, 1, 1, 0]
+    assert stage.node(A).get() == b"".join(encode_command("GET", "{b}" + n) for n in order)
+
+
 def test_large_commands_are_counted_by_their_bytes(play: Play) -> None:
     """60 of 20 KB each are in the receive buffer; not all are carried out at once."""
     stage = play(max_pending_bytes=1 << 40, max_window=1 << 30)
