@@ -12,7 +12,7 @@ from proxy.forward.reactor cimport Reactor, monotonic_ns
 cdef enum:
     COST_PYTHON = 16        # units of a turn that an answer of proxy.serve takes at least: some 5 us
     TURN_MOST = 1 << 20
-    UNIT_NS = 300           # ... and a unit more for each so many nanoseconds it took
+    COST_SHARE = 1 << 14    # ... and that it would take if it used up all of Python's share of the batch
     WORDS_MAX = 20000       # a million words would hold up everybody for a second
     TOO_MANY_LEN = 69
 
@@ -62,7 +62,7 @@ cdef int ask_serve(Client client, Call* call, object method, tuple more) noexcep
         client.failed(metric, words[0].decode("ascii", "replace"), error)
     took_ns = monotonic_ns() - began_ns
     reactor.python_ns -= took_ns
-    client.budget -= COST_PYTHON + <int> min(took_ns // UNIT_NS, <int64_t> TURN_MOST)
+    client.budget -= COST_PYTHON + <int> min(took_ns * COST_SHARE // reactor.python_most_ns, <int64_t> TURN_MOST)
     return CALL_DONE
 
 
