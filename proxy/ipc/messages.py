@@ -111,7 +111,7 @@ class NodeStatus(msgspec.Struct, array_like=True):
     buckets: list[int]
     sum_s: float
     owner: bool = False  # it owns slots
-    down_s: float = 0.0  # for how long its breaker has been open; 0 = it is closed
+    down_s: float = 0.0  # for how long its breaker has been open; 0 = it is closed, or the node is paused
     breakers: int = 0  # workers whose breaker is open
     held: int = 0  # commands held for it, or for others of its shard
     held_bytes: int = 0
