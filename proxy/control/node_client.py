@@ -1,11 +1,11 @@
 """Control's own connections to nodes: short, few, and apart from those that carry traffic.
 
-Why: learning the topology, probing replicas and reading the command table are a handful of commands a minute, for
-which redis-py's connection (address, credentials, RESP2 framing) does all that is needed. Called by topology_refresh,
-node_health and command_table; the data path never comes here.
+Why: learning the topology, probing nodes and reading the command table are a few commands a second, for which
+redis-py's connection (address, credentials, RESP2 framing) does all that is needed. Called by the other modules of
+proxy.control; the data path never comes here.
 
-Invariants: what goes wrong is an NodeClientError (NodeAuthError when it is the credentials), except a server's plain
-error reply, which is a value in ask()'s list; every wait ends after the settings' timeout_s; close() always leaves no
+Invariants: what goes wrong is a NodeClientError (NodeRefusal when the node has said so), except a server's plain error
+reply, which is a value in ask()'s list; every wait ends after the settings' timeout_s; close() always leaves no
 socket. Passwords appear in no text and no repr.
 """
 
@@ -32,7 +32,11 @@ class NodeClientError(Exception):
     """A node could not be asked: refused, unreachable, too slow, or it broke off."""
 
 
-class NodeAuthError(NodeClientError):
+class NodeRefusal(NodeClientError):
+    """A node has answered, and does not want to talk with us: it takes no more clients, for example."""
+
+
+class NodeAuthError(NodeRefusal):
     """A node does not take our credentials, or wants some and we have none."""
 
 
@@ -129,9 +133,11 @@ def _own_errors(address: Address) -> Any:
     except (TimeoutError, RedisTimeoutError) as error:
         raise NodeClientError(f"{address} does not answer in time") from error
     except ResponseError as error:
-        raise NodeClientError(_line(error)) from error
+        raise NodeRefusal(_line(error)) from error
     except (RedisError, OSError) as error:
-        raise NodeClientError(_reason(error)) from error
+        # "ERR max number of clients reached" is a lost connection to redis-py; so is LOADING, from a node of no use.
+        kind = NodeRefusal if isinstance(error, RedisError) and error.status_code == "ERR" else NodeClientError
+        raise kind(_reason(error)) from error
     except (ValueError, TypeError, AssertionError) as error:
         # What redis-py makes of bytes that are no RESP, or of a connection closed under it.
         raise NodeClientError(f"{address} does not speak RESP: {error}") from error

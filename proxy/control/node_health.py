@@ -8,8 +8,9 @@ worker was refused a read, on_change() back.
 Invariants: a primary that has become a replica is not read from before a probe says so: one that has come back after
 it hung may have writes that the cluster has lost. One connection and one task per replica, kept between probes, gone
 with the replica; at most `concurrency` probes at a time; on_change() comes only when the answer changes, and must not
-block. Before its first probe a replica is what the topology says; a probe overrules that until the topology gives the
-replica up. That it is up again says nothing of whether it has its data: the next probe does.
+block. Before its first probe a replica is what the topology says, and so it is when it refuses to be asked (while its
+password is changed, connections that carry reads go on); a probe overrules that until the topology gives the replica
+up. That it is up again says nothing of whether it has its data: the next probe does.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from proxy.control.node_client import (
     NodeClient,
     NodeClientError,
     NodeClientSettings,
+    NodeRefusal,
     connect,
 )
 from proxy.control.tasks import keep
@@ -173,9 +175,10 @@ class NodeHealth:
                         if connection is not None:
                             await connection.close()
                             connection = None
-                        verdict = (False, str(error), False)
+                        verdict = None if isinstance(error, NodeRefusal) else (False, str(error), False)
                         self._report(watched.address, error)
-                if verdict is None:  # the server would not say
+                # The server would not say. (To a worker that it refuses, too, its connections are down.)
+                if verdict is None:
                     verdict = (watched.told == "online", f"{watched.told} in the topology", False)
                 self._set(watched, *verdict)
                 delay = self.settings.health_interval_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
@@ -187,7 +190,8 @@ class NodeHealth:
         return NodeClientSettings(self.settings.username, self.settings.password, self.settings.timeout_s)
 
     def _report(self, address: Address, error: NodeClientError) -> None:
-        text = "node refuses the upstream credentials" if isinstance(error, NodeAuthError) else "replica is down"
+        text = "node refuses to be asked" if isinstance(error, NodeRefusal) else "replica is down"
+        text = "node refuses the upstream credentials" if isinstance(error, NodeAuthError) else text
         warn_limited(log, f"replica-down:{address}", text, node=address, error=error)
 
 

@@ -7,7 +7,8 @@ after each topology, suspect() when a worker says so, on_change() back.
 
 Invariants: one connection and one task per primary that owns slots, gone with its slots; at most `concurrency` probes
 at a time; a suspicion begins with a probe that fails, a worker's report or another node's doubt, and ends with the
-first answer or with the node's slots. on_change() must not block. A node that is only busy answers no PING either: a
+first answer, be it a refusal (of a password that is being changed, say), or with the node's slots. on_change() must not
+block. A node that is only busy answers no PING either: a
 suspicion makes others be asked, and nothing worse.
 """
 
@@ -22,7 +23,7 @@ from functools import partial
 from typing import Final
 
 from proxy.cluster.topology import Address
-from proxy.control.node_client import NodeClient, NodeClientError, NodeClientSettings, connect
+from proxy.control.node_client import NodeClient, NodeClientError, NodeClientSettings, NodeRefusal, connect
 from proxy.control.node_health import HealthSettings
 from proxy.control.tasks import keep
 from proxy.system.log import get, warn_limited
@@ -164,18 +165,19 @@ class Suspects:
                     connection = None
                 async with self._slots:
                     upstream = self._upstream()
+                    fault: NodeClientError | None = None
                     try:
                         if connection is None:
                             connection = await connect(watched.address, upstream)
-                        await connection.ask(("PING",))  # an error is an answer, too
+                        await connection.ask(("PING",))
                     except NodeClientError as error:
                         if connection is not None:
                             await connection.close()
                             connection = None
-                        self._set(watched, True, str(error))
-                    else:
+                        fault = None if isinstance(error, NodeRefusal) else error  # an error is an answer, too
+                    if fault is None:
                         watched.answered_s = self._clock()
-                        self._set(watched, False, "")
+                    self._set(watched, fault is not None, str(fault))
                 pause_s = _AGAIN_S if watched.suspected else self.settings.health_interval_s
                 delay = min(pause_s, self.settings.health_interval_s) * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
         finally:

@@ -111,7 +111,7 @@ class NodeStatus(msgspec.Struct, array_like=True):
     buckets: list[int]
     sum_s: float
     owner: bool = False  # it owns slots
-    down_s: float = 0.0  # for how long its breaker has been open; 0 = it is closed
+    down_s: float = 0.0  # for how long its breaker has been open; 0 = it is closed, or the node is paused
     breakers: int = 0  # workers whose breaker is open
     held: int = 0  # commands held for it, or for others of its shard
     held_bytes: int = 0
@@ -252,7 +252,7 @@ class Report(msgspec.Struct, tag=True, array_like=True):
     """What only a worker sees, coalesced: signs that the topology has changed, and replicas that refused reads.
 
     signs, each once: moved, readonly, clusterdown, uncovered, unknown (of the data path), lost, connect (of the
-    connector); unfit, by "host:port": a replica not used from that moment until NodeFacts or a Topology says otherwise;
+    connector), paused (of node_pauses: nothing that goes to such a node would tell); unfit, by "host:port": a replica not used from that moment until NodeFacts or a Topology says otherwise;
     silent: nodes that owe replies and say nothing; unreached: primaries that close connections or take none; both told
     again while that is so.
     """

@@ -88,7 +88,7 @@ def _node(ctx: ServeContext, word: bytes) -> tuple[str, str] | None:
     """(subject, label) of the node that is called so; None = there is none."""
     name = word.decode("utf-8", "replace")
     for node in ctx.nodes():
-        if name in (node.address, node.id):
+        if name and name in (node.address, node.id):
             return node.id or node.address, node.address
     for pause in ctx.node_pauses.present if ctx.node_pauses is not None else ():  # it may have left the topology
         if pause.subject and name in (pause.subject, pause.label):
@@ -178,15 +178,17 @@ def _resume(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
     later = Later(barrier=True)
 
     def ready(missing: int) -> bytes:
-        ctx.inquire(_order(order, lambda parts, missing: missing), resumed)
+        told = ctx.inquire(_order(order, lambda parts, missing: missing), resumed)
+        if isinstance(told, bytes):  # it is not even asked
+            later.answer(told)
         return OK
 
     def resumed(missing: int) -> bytes:
         later.answer(OK if missing >= 0 else NO_MAIN_PROCESS)
         return OK
 
-    ctx.inquire(Inquiry("proxy|prepare", subject.encode(), lambda parts, missing: missing), ready)
-    return later
+    told = ctx.inquire(Inquiry("proxy|prepare", subject.encode(), lambda parts, missing: missing), ready)
+    return told if isinstance(told, bytes) else later
 
 
 def _prepare_own(ctx: ServeContext, body: bytes) -> Iterator[bytes | None]:

@@ -279,7 +279,6 @@ class ServeContext:
         there is none.
     owners: (first slot, last slot, label of its primary), ascending; slots without a known primary are left out.
     key_counts: (database, label of a primary) -> its keys when SCAN last saw them; kept small by SCAN.
-    rows: the command table, by name ("get", "config|get").
     spare_connections: a RESP2 connection to each primary on which no client's command runs, for what must get through
         to a node that is busy with a script.
     rows: the command table, by name ("get", "config|get"). refused: names of what is not let through; another object
@@ -287,7 +286,7 @@ class ServeContext:
     infos: the nodes' INFO documents; catalogs: of the servers' commands; None = nobody to ask.
     scripts: what is remembered of scripts; None = nothing.
     clients: of this worker; one of them may be closed (fd below 0) by the time it is looked at.
-    inquire: asks all workers; reply makes the answer of what Inquiry.merge has made.
+    inquire: asks all workers; reply makes the answer of what Inquiry.merge has made. An error at once: not asked.
     pubsub: the clients' subscriptions; None = there can be none. keyspace_events: a client has set
         notify-keyspace-events to this on all nodes but these ("host:port") that have not confirmed it.
     pause: sets what CLIENT PAUSE holds in this worker (0 nothing, 1 what may write, 2 all; until this

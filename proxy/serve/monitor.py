@@ -28,7 +28,10 @@ def _monitor(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer
         return OK
 
     # Nothing is asked: whoever answers has been told before that its clients' commands are to be shown.
-    return ctx.inquire(Inquiry("monitor", b"", lambda parts, missing: None), begin)
+    told = ctx.inquire(Inquiry("monitor", b"", lambda parts, missing: None), begin)
+    if isinstance(told, bytes) and told != OK:
+        monitors.remove(client)
+    return told
 
 
 def _answer(ctx: ServeContext, body: bytes) -> Iterator[bytes]:

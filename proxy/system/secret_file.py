@@ -47,7 +47,7 @@ def read_secret(written: object, folder: Path) -> SecretFile:
 def _read(path: Path) -> bytes:
     """What is in a file; OSError, _Unfit. A device may have no end, and a pipe nobody who writes to it."""
     # Not blocking, for it may be a pipe; the file is known only when it is open.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as file:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise _Unfit("not a regular file")
         found = file.read(MOST + 1)

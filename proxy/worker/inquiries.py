@@ -80,19 +80,16 @@ class Inquiries:
 
     # -- this worker asks ----------------------------------------------------------------------------------------
 
-    def inquire(self, inquiry: Inquiry, reply: Callable[[Any], bytes | Ask]) -> Later:
+    def inquire(self, inquiry: Inquiry, reply: Callable[[Any], bytes | Ask]) -> Later | bytes:
         """ServeContext.inquire."""
-        later = Later(barrier=True)
         if self._ended:
-            later.answer(_ENDED)
-            return later
-        if inquiry.shared:
-            for asked in self._queue:
-                if asked.inquiry.kind == inquiry.kind and asked.inquiry.body == inquiry.body:
-                    asked.waiting.append((later, reply))
-                    return later
-        if self._queued > QUEUED:
-            later.answer(_TOO_MANY)
+            return _ENDED
+        asked = self._shared(inquiry)
+        if asked is None and self._queued > QUEUED:
+            return _TOO_MANY
+        later = Later(barrier=True)
+        if asked is not None:
+            asked.waiting.append((later, reply))
             return later
         asked = _Asked(inquiry)
         asked.waiting.append((later, reply))
@@ -100,6 +97,13 @@ class Inquiries:
         self._queued += len(inquiry.body)
         self._next()
         return later
+
+    def _shared(self, inquiry: Inquiry) -> _Asked | None:
+        """A question that waits and whose answer will do for this one, too."""
+        if not inquiry.shared:
+            return None
+        question = inquiry.kind, inquiry.body
+        return next((asked for asked in self._queue if question == (asked.inquiry.kind, asked.inquiry.body)), None)
 
     def _next(self) -> None:
         """Begins what there is room for."""

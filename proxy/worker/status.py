@@ -106,8 +106,8 @@ class WorkerStatus:
             seen = node.figures()
             rest = (seen[name] for name in ("connect_failures", "pending", "buckets", "sum_s", "owner"))
             told = nodes[node.label] = NodeStatus(seen["role"], seen["up"], seen["connections"], *rest)
-            if since_ns := seen["down_since_ns"]:
+            told.paused = seen["paused"]
+            if (since_ns := seen["down_since_ns"]) and not told.paused:  # then nobody tries, and nothing is refused
                 told.down_s, told.breakers = max((time.monotonic_ns() - since_ns) / 1e9, 1e-9), 1
             told.held, told.held_bytes = self._exchange.parking.held_of(node.number)
-            told.paused = seen["paused"]
         return nodes

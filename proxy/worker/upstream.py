@@ -106,6 +106,7 @@ class Upstream:
         self._events: set[Key] = set()
         self._flushing: asyncio.Handle | None = None
         self._retrying: set[Feed] = set()  # that have been refused something, and will ask again
+        self._opening: set[Feed] = set()  # that have no connection, and will try again
         self._cut = 0  # Hub.wide.cut as it was last told
         self._timers: set[asyncio.TimerHandle] = set()
         self._look: asyncio.TimerHandle | None = None
@@ -363,8 +364,13 @@ class Upstream:
             return  # the next topology
         if feed.opens_at_s <= now_s:
             feed.open(now_s)
-        else:
-            self._later(feed.opens_at_s - now_s, self._flush)
+        elif feed not in self._opening:
+            self._opening.add(feed)
+            self._later(feed.opens_at_s - now_s, self._reopen, feed)
+
+    def _reopen(self, feed: Feed) -> None:
+        self._opening.discard(feed)
+        self._flush()
 
     def _any_primary(self, not_this: Node | None) -> Node | None:
         """The primary of slot 0, where PUBLISH goes (forward.dispatch), or another one when that was just lost."""

@@ -159,7 +159,7 @@ class Worker:
         primary = AnyPrimary(lambda: self.router.primaries, partial(ask_node, self.exchange, raised=faults.show))
         self.context.catalogs = CommandCatalogs(primary)
         self.context.owners = self.router.owners
-        self._reports = Reports(loop, send)
+        self._reports = Reports(loop, send, backlog)
         self.scripts = self.context.scripts = WorkerScripts(
             loop,
             send,

@@ -94,6 +94,40 @@ def test_an_error_is_an_answer(node: FakeNode) -> None:
     assert run(scene) == []
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"-WRONGPASS invalid username-password pair or user is disabled.\r\n",
+        Cut(b"-ERR max number of clients reached\r\n"),
+        Cut(b"-ERR max number of clients + cluster connections reached\r\n"),
+    ],
+)
+def test_a_refusal_is_an_answer(node: FakeNode, reply: Any) -> None:
+    """The password is changed at the servers first: the connections that carry traffic go on, and nothing hangs."""
+
+    async def scene(suspects: Suspects, told: Told) -> None:
+        suspects.set_nodes([at(node)])
+        await until(lambda: pings(node))
+        node.on("AUTH", reply).on("PING", Cut())
+        await until(lambda: len(node.seen("AUTH")) >= 3)
+        assert suspects.suspected == frozenset()
+        suspects.suspect(at(node), "it closes connections")
+        assert suspects.suspected == frozenset()
+
+    told = run(scene, password="old")
+    assert told in ([], [{at(node)}, frozenset()])  # the lost connection may have been noticed first
+
+
+def test_a_node_that_is_loading_is_of_no_use(node: FakeNode) -> None:
+    node.on("PING", b"-LOADING Redis is loading the dataset in memory\r\n")
+
+    async def scene(suspects: Suspects, told: Told) -> None:
+        suspects.set_nodes([at(node)])
+        await until(lambda: suspects.suspected == {at(node)})
+
+    run(scene)
+
+
 def test_one_that_is_not_there() -> None:
     nobody = Address(HOST, free_port())
 

@@ -96,6 +96,46 @@ def test_pause_and_resume() -> None:
     assert (pauses.prepared, pauses.resumed) == ([ID, "", ""], [ID, "", ""])
 
 
+class NotedLater:
+    """What the client is answered with."""
+
+    def __init__(self, barrier: bool = False) -> None:
+        self.made: bytes | None = None
+
+    def answer(self, made: bytes, /) -> None:
+        self.made = self.made or made
+
+
+def test_what_cannot_be_asked_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The questions of all clients wait in one queue, and it may be full: be it at the second step of RESUME."""
+    refusal = b"-ERR too many questions to all workers are waiting\r\n"
+    ctx, client, pauses = stage()
+    inner, asked = ctx.inquire, 0
+
+    def inquire(inquiry: Any, reply: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == full:
+            return refusal
+        inner(inquiry, reply)
+        return NotedLater()  # as the real one does
+
+    monkeypatch.setattr(console, "Later", NotedLater)
+    ctx.inquire = inquire
+    full = 1
+    assert ask(ctx, client, "RESUME") == refusal
+    full = 3
+    assert ask(ctx, client, "RESUME").made == refusal
+    full = 0
+    assert ask(ctx, client, "RESUME").made == b"+OK\r\n"
+    assert pauses.resumed == [""]
+
+
+def test_an_empty_name_is_nobodys() -> None:
+    ctx, client, _ = stage()
+    assert ask(ctx, client, "PAUSE", "NODE", "") == b"-ERR Unknown node \r\n"
+
+
 def test_grammar() -> None:
     ctx, client, pauses = stage()
     for words in (("NODE",), ("NODE", ID, "1", "2"), ("1", "2")):

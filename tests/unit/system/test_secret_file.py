@@ -47,6 +47,16 @@ def test_what_has_no_end(tmp_path, name, reason):
     assert len(read_secret("most", tmp_path).secret) == MOST
 
 
+def test_nothing_stays_open(tmp_path):
+    """A reload is tried again and again until the file is mended."""
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("/dev/zero", str(tmp_path)):
+        for _ in range(3):
+            with pytest.raises(ValueError, match="cannot read the secret"):
+                read_secret(name, tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_no_path(tmp_path):
     with pytest.raises(ValueError, match="should be the path of a file"):
         read_secret(5, tmp_path)

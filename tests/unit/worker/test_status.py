@@ -7,6 +7,7 @@ import time
 import msgspec
 
 from proxy.ipc.messages import FROM_WORKER
+from proxy.serve.context import NodePause
 from proxy.worker.worker import Worker
 from tests.support.fake_node import FakeNode
 from tests.unit.worker.scene import RUN_ID, Client, Port, configured, run, until
@@ -83,3 +84,21 @@ def test_how_late_the_loop_is(node: FakeNode) -> None:
         await until(lambda: worker.status.status(0).event_loop_lag_s < 0.05)
 
     run(configured(), scene, node.address)
+
+
+def test_a_node_that_is_paused_is_not_found_down(node: FakeNode) -> None:
+    """It is worked on: nobody tries to reach it, and what is for it waits and is not refused."""
+
+    async def scene(worker: Worker, port: Port) -> None:
+        def told() -> tuple[bool, bool, int]:
+            ((_, seen),) = worker.status.status(0).nodes.items()
+            return seen.paused, seen.down_s > 0, seen.breakers
+
+        node.close()
+        await until(lambda: told() == (False, True, 1))
+        worker.node_pauses.obey(NodePause("", "", time.monotonic_ns() + 60_000_000_000, "a:1"))
+        assert told() == (True, False, 0)
+        worker.node_pauses.obey(NodePause("", "", 0, "a:1"))
+        await until(lambda: told() == (False, True, 1))
+
+    run(configured(backends={"backoff_min": 0.01, "backoff_max": 0.05}), scene, node.address)

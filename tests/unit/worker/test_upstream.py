@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from proxy.forward.hub import CHANNELS, PATTERNS, SHARDS
 from proxy.resp.glob import literal_prefix
 from proxy.worker.upstream import scope
+from proxy.worker.worker import Worker
+from tests.support.fake_node import FakeNode
+from tests.unit.worker.scene import Client, Port, configured, run, until
 
 
 @pytest.mark.parametrize(
@@ -51,3 +56,23 @@ def test_what_every_name_begins_with(pattern: bytes, literal: bytes, whole: bool
 )
 def test_scope(kind: int, name: bytes, where: str) -> None:
     assert scope(kind, name) == where
+
+
+def test_who_subscribes_while_a_node_is_down(node: FakeNode) -> None:
+    """However many do, the next attempt to connect is one."""
+
+    async def scene(worker: Worker, port: Port) -> None:
+        upstream, client = worker.subscriptions.upstream, Client(worker)
+        await client.send("SUBSCRIBE", "a")
+        await until(lambda: node.seen("SUBSCRIBE"))
+        node.close()
+        await until(lambda: upstream._main.opens_at_s)
+        for n in range(1000):
+            topic = worker.subscriptions.hub.topic(CHANNELS, b"%d" % n)
+            topic.waiting += 1
+            upstream.place(topic)
+            await asyncio.sleep(0)
+        assert len(upstream._timers) < 5
+        client.close()
+
+    run(configured(backends={"backoff_min": 60.0, "backoff_max": 60.0}), scene, node.address)
