@@ -150,10 +150,10 @@ class Workload:
     # In its own thread
 
     async def _run(self) -> None:
-        await asyncio.gather(*(self._client(number, kinds) for number, kinds in enumerate(self._kinds)))
+        clients = [_Client(self, number, kinds) for number, kinds in enumerate(self._kinds)]  # to find keys takes time
+        await asyncio.gather(*(self._client(number, client) for number, client in enumerate(clients)))
 
-    async def _client(self, number: int, kinds: Sequence[str]) -> None:
-        client = _Client(self, number, kinds)
+    async def _client(self, number: int, client: _Client) -> None:
         try:
             await client.prepare()
             while self.running:
@@ -173,7 +173,6 @@ class _Client:
         self._load, self._told = load, load.told
         self._kinds = kinds
         self._rng = random.Random(number)
-        self._last_s = time.monotonic()
         self._wires: list[Connection] = []
         base = f"{load.name}:{number}"
         self._keys = [_key(f"{base}:{k}", load.hot if k % 2 else range(16384)) for k in range(load.keys)]
@@ -191,6 +190,7 @@ class _Client:
 
     async def prepare(self) -> None:
         """Connects, and brings about what its kinds of steps take for granted."""
+        self._last_s = time.monotonic()
         self._wire = await self._connect()
         if self._load.protocol == 3:
             await self._wire.call("HELLO", 3)
