@@ -1,7 +1,7 @@
 """The page of `redis-proxy status`: what GET /api/state tells, as text for people.
 
 Why: an operator at a terminal wants to see at once whether the proxy, its workers, its clients and the cluster are
-well. Called by proxy.remote. Sans-IO: a mapping in, text out.
+well: what is wrong comes first, in words. Called by proxy.remote. Sans-IO: a mapping in, text out.
 
 Invariants: whatever is missing, as in the answer of another version, is shown as `-`; printable characters only, for
 names and errors come from elsewhere.
@@ -12,11 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from proxy.cluster.topology import SLOTS
+
 
 def page(state: Mapping[str, Any], now_s: float) -> str:
     """Lines of text. now_s: Unix time, as are the times of the state (started_s, last_success_s, at_s)."""
     proxy, workers, clients = (_part(state, name) for name in ("proxy", "workers", "clients"))
     topology, reload, upgrade = (_part(state, name) for name in ("topology", "reload", "upgrade"))
+    commands = _part(state, "commands")
     known = "known" if topology.get("known") else "not known"
     fresh = "fresh" if topology.get("fresh") else "stale"
     most = _size(clients["max_memory"]) if clients.get("max_memory") else "any"
@@ -27,6 +30,8 @@ def page(state: Mapping[str, Any], now_s: float) -> str:
         f"  listening      {', '.join(map(_plain, proxy.get('listening') or [])) or '-'}",
         f"  admin          {_text(proxy, 'admin')}",
         "",
+        *_trouble(workers, topology, state.get("nodes")),
+        "",
         f"workers: {_text(workers, 'running')} of {_text(workers, 'configured')} running,"
         f" {_text(workers, 'restarts')} restarts",
         *_table(("number", "pid", "clients", "silent_s", "lag_s", "leaving"), workers.get("each")),
@@ -35,10 +40,15 @@ def page(state: Mapping[str, Any], now_s: float) -> str:
         f" {_size(clients.get('memory'))} of {most}",
         f"  rejected       {_counts(clients.get('rejected'))}",
         "",
+        f"commands: {_text(commands, 'held')} held until they can be sent, {_text(commands, 'clients_paused')} clients"
+        " wait for paused nodes",
+        f"  held so far    {_counts(commands.get('holds'))}",
+        f"  refused        {_counts(commands.get('refusals'))}",
+        "",
         f"topology: {known}, {fresh}, {_text(topology, 'slots_covered')} slots covered, epoch"
         f" {_text(topology, 'epoch')}, learnt {_since(topology.get('last_success_s'), now_s)} ago",
         *_error(topology),
-        *_table(("address", "role", "up", "connections", "pending", "connect_failures"), state.get("nodes")),
+        *_table(("address", "role", "up", "connections", "pending", "held", "connect_failures"), state.get("nodes")),
         "",
         f"reload: {_text(reload, 'attempts')} attempts, the last {_since(reload.get('at_s'), now_s)} ago"
         if reload.get("attempts")
@@ -50,6 +60,42 @@ def page(state: Mapping[str, Any], now_s: float) -> str:
         f"log: {_text(_part(state, 'log'), 'dropped')} lines dropped",
     ]
     return "\n".join(lines)
+
+
+def _trouble(workers: Mapping[str, Any], topology: Mapping[str, Any], nodes: object) -> list[str]:
+    """What somebody who is called at night has to know, the worst first; what is not told is not guessed."""
+    found: list[str] = []
+    if topology.get("known") is False:
+        found.append("no node has told the topology yet")
+    elif topology.get("fresh") is False:
+        found.append("the topology has not been confirmed lately")
+    if topology.get("down_s"):
+        found.append(f"the nodes have said for {_age(topology['down_s'])} that the cluster is down")
+    covered = topology.get("slots_covered")
+    if isinstance(covered, int) and topology.get("known") and covered < SLOTS:
+        found.append(f"{SLOTS - covered} slots have no primary")
+    rows = [node for node in nodes if isinstance(node, dict)] if isinstance(nodes, list) else []
+    for node in sorted(rows, key=lambda row: row.get("role") != "primary"):
+        if words := _of_node(node):
+            found.append(f"{_text(node, 'role')} {_text(node, 'address')}: {', '.join(words)}")
+    configured, running = workers.get("configured"), workers.get("running")
+    if isinstance(configured, int) and isinstance(running, int) and running < configured:
+        found.append(f"{configured - running} workers are missing")
+    return ["wrong:", *(f"  {line}" for line in found)] if found else ["wrong: nothing that the proxy knows of"]
+
+
+def _of_node(node: Mapping[str, Any]) -> list[str]:
+    """The silence of a node that is paused is none: it is worked on."""
+    words: list[str] = []
+    if node.get("paused"):
+        words.append("paused by PROXY PAUSE")
+    elif node.get("down_s"):
+        words.append(f"not reached for {_age(node['down_s'])}")
+    elif node.get("suspected_s"):
+        words.append(f"no answer to PING for {_age(node['suspected_s'])}")
+    if node.get("held"):
+        words.append(f"{_text(node, 'held')} commands ({_size(node.get('held_bytes'))}) held for it")
+    return words
 
 
 def _part(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -81,9 +127,12 @@ def _counts(counts: object) -> str:
 
 def _since(then_s: object, now_s: float) -> str:
     """How long ago, in the two largest units: `3d 4h`."""
-    if not isinstance(then_s, int | float) or not then_s:
-        return "-"
-    left = max(int(now_s - then_s), 0)
+    return _age(now_s - then_s) if isinstance(then_s, int | float) and then_s else "-"
+
+
+def _age(seconds: object) -> str:
+    """In the two largest units."""
+    left = max(int(seconds), 0) if isinstance(seconds, int | float) else 0
     words: list[str] = []
     for unit, seconds in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         count, left = divmod(left, seconds)

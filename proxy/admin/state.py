@@ -64,6 +64,12 @@ def state(
             "max_memory": own["max_memory"],
             "rejected": own["rejected"],
         },
+        "commands": {
+            "held": snapshot["waiting"],
+            "clients_paused": snapshot["held"],
+            "holds": snapshot["counters"]["holds"],
+            "refusals": snapshot["counters"]["refusals"],
+        },
         "topology": {name: value for name, value in own["topology"].items() if name != "refreshes"},
         "nodes": [
             {
@@ -77,6 +83,7 @@ def state(
                 "suspected_s": round(own["suspected"].get(address, 0.0), 3),
                 "paused": node.paused,
                 "held": node.held,
+                "held_bytes": node.held_bytes,
             }
             for address, node in snapshot["nodes"].items()
         ],

@@ -165,7 +165,7 @@ class Requests(Section):
     failover_timeout: kind.SecondsOrOff = _option("5s", "How long commands wait for a node that is down; 0 = not.")
     retry_backoff_min: kind.Seconds = _option("5ms", "First pause before a refused command is sent again.")
     retry_backoff_max: kind.Seconds = _option("100ms", "Longest such pause.")
-    max_redirections: kind.Redirections = _option(5, "MOVED and ASK followed for one command.")
+    max_redirections: kind.Redirections = _option(5, "MOVED and ASK followed in a row before a command waits.")
     max_held: kind.Count = _option(
         50000,
         "Commands held until they can be sent: half of them for one node at most, a quarter for one client; more are"

@@ -22,9 +22,9 @@ from typing import Any
 
 import hiredis
 
-from tests.chaos.connection import Connection, Lost
 from tests.chaos.history import ADD, DELIVER, ECHO, GET, INCR, OTHER, PAIR, POP, PUSH, SET, Message, Op
 from tests.chaos.workload import UNANSWERED_S, Client, Workload
+from tests.support.connection import Connection, Lost
 
 SCRIPT = "redis.call('RPUSH', KEYS[1], ARGV[1]) redis.call('INCR', KEYS[2]) return redis.call('INCR', KEYS[3])"
 SHA = hashlib.sha1(SCRIPT.encode()).hexdigest()

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from proxy.embedded import die_with_parent
 from tests.chaos.history import kind_of
-from tests.support.proxyd import ROOT
+from tests.chaos.programs import started, tell
 
 DISTURBED_S = 0.25
 
@@ -70,18 +68,8 @@ class Probers:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Probers:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.prober"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            preexec_fn=die_with_parent(),
-            start_new_session=True,
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(self._task) + "\n")
-        self._process.stdin.flush()
+        self._process = started("tests.chaos.prober")
+        tell(self._process, self._task)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

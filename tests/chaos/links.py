@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 import threading
 from types import TracebackType
 from typing import Any
 
-from proxy.embedded import die_with_parent, free_port
+from proxy.embedded import free_port
 from tests.chaos.link import HOST, SOURCE_PREFIX
-from tests.support.proxyd import ROOT
+from tests.chaos.programs import started, tell
 
 __all__ = ["HOST", "SOURCE_PREFIX", "Links"]
 
@@ -27,15 +26,7 @@ class Links:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Links:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.link"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            preexec_fn=die_with_parent(),
-            start_new_session=True,
-        )
+        self._process = started("tests.chaos.link")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -108,10 +99,8 @@ class Links:
     def _order(self, **order: Any) -> dict[str, Any]:
         with self._lock:
             assert self._process is not None
-            assert self._process.stdin is not None
             assert self._process.stdout is not None
-            self._process.stdin.write(json.dumps(order) + "\n")
-            self._process.stdin.flush()
+            tell(self._process, order)
             line = self._process.stdout.readline()
         if not line:
             raise AssertionError("the network has ended")

@@ -23,8 +23,8 @@ from typing import Any
 import hiredis
 import uvloop
 
-from tests.chaos.connection import Connection, Lost
 from tests.chaos.link import SOURCE_PREFIX
+from tests.support.connection import Connection, Lost
 
 EVERY_S = 0.02
 PATIENCE_S = 0.06  # the direct prober's, before it tries the other nodes as well

@@ -10,8 +10,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from proxy.embedded import wait_for
+from proxy.embedded import EmbeddedNode, wait_for
 from tests.chaos.soak import random_faults
 from tests.chaos.stage import Stage
 from tests.support.cluster import slot_of
@@ -34,16 +35,49 @@ class Scenario:
     server: str = ""
 
 
+# -- what many of them have in common
+
+
+def taken_over(
+    stage: Stage, node: EmbeddedNode, fell: Callable[[], object], back: Callable[[], object], stay_s: float = STAY_S
+) -> None:
+    """A primary falls, a replica takes over, and after a while what fell is back."""
+    stage.fault(0)
+    stage.fall(node, fell)
+    stage.await_takeover()
+    stage.sleep(stay_s)
+    back()
+
+
+def for_a_while(stage: Stage, begin: Callable[[], object], seconds: float, end: Callable[[], object]) -> None:
+    """Something is wrong with a node, and nobody takes over."""
+    stage.fault(0)
+    begin()
+    stage.sleep(seconds)
+    end()
+
+
+def bad_links(stage: Stage, seconds: float, mode: str, **rule: Any) -> None:
+    """The network is bad everywhere; see Links.set()."""
+    stage.fault(0, 1, 2)
+    stage.links.set(mode, **rule)
+    stage.sleep(seconds)
+    stage.links.heal()
+
+
+def cut_off(stage: Stage, **rule: Any) -> None:
+    """Of what is between the proxy and a primary, this is lost for 4 s."""
+    name = stage.cluster.name(stage.primary())
+    for_a_while(stage, lambda: stage.links.set("drop", source="proxy", node=name, **rule), 4.0, stage.links.heal)
+
+
 # -- nodes
 
 
 def kill_primary(stage: Stage) -> None:
     node = stage.primary()
-    stage.fault(0)
-    stage.fall(node, lambda: stage.cluster.kill(node))
-    stage.await_takeover()
-    stage.sleep(STAY_S / 2)
-    stage.cluster.start_again(node)
+    cluster = stage.cluster
+    taken_over(stage, node, lambda: cluster.kill(node), lambda: cluster.start_again(node), STAY_S / 2)
 
 
 def kill_lagging_primary(stage: Stage) -> None:
@@ -55,46 +89,29 @@ def kill_lagging_primary(stage: Stage) -> None:
     def kill() -> None:
         stage.links.close("reset", source=replica, node=stage.cluster.name(node))  # and what is on its way
         stage.cluster.kill(node)
+        stage.links.unset(rule)
 
-    stage.fault(0)
-    stage.fall(node, kill)
-    stage.links.unset(rule)
-    stage.await_takeover()
-    stage.sleep(STAY_S / 2)
-    stage.cluster.start_again(node)
+    taken_over(stage, node, kill, lambda: stage.cluster.start_again(node), STAY_S / 2)
 
 
 def stop_primary(stage: Stage) -> None:
     node = stage.primary()
-    stage.fault(0)
-    stage.fall(node, lambda: stage.cluster.pause(node))
-    stage.await_takeover()
-    stage.sleep(STAY_S)
-    stage.cluster.resume(node)
+    taken_over(stage, node, lambda: stage.cluster.pause(node), lambda: stage.cluster.resume(node))
 
 
 def stop_primary_briefly(stage: Stage) -> None:
     node = stage.primary()
-    stage.fault(0)
-    stage.cluster.pause(node)
-    stage.sleep(1.0)
-    stage.cluster.resume(node)
+    for_a_while(stage, lambda: stage.cluster.pause(node), 1.0, lambda: stage.cluster.resume(node))
 
 
 def kill_replica(stage: Stage) -> None:
     node = stage.replica()
-    stage.fault(0)
-    stage.cluster.kill(node)
-    stage.sleep(4.0)
-    stage.cluster.start_again(node)
+    for_a_while(stage, lambda: stage.cluster.kill(node), 4.0, lambda: stage.cluster.start_again(node))
 
 
 def stop_replica(stage: Stage) -> None:
     node = stage.replica()
-    stage.fault(0)
-    stage.cluster.pause(node)
-    stage.sleep(5.0)
-    stage.cluster.resume(node)
+    for_a_while(stage, lambda: stage.cluster.pause(node), 5.0, lambda: stage.cluster.resume(node))
 
 
 def failover(stage: Stage) -> None:
@@ -105,11 +122,8 @@ def failover(stage: Stage) -> None:
 
 
 def failover_force(stage: Stage) -> None:
-    node, replica = stage.primary(), stage.replica()
-    stage.fault(0)
-    stage.fall(node, lambda: replica.command("CLUSTER", "FAILOVER", "FORCE"))
-    stage.await_takeover()
-    stage.sleep(1.0)
+    replica = stage.replica()
+    taken_over(stage, stage.primary(), lambda: replica.command("CLUSTER", "FAILOVER", "FORCE"), lambda: None, 1.0)
 
 
 def all_down(stage: Stage) -> None:
@@ -137,19 +151,12 @@ def rolling_restart(stage: Stage) -> None:
 
 
 def proxy_cut_off(stage: Stage) -> None:
-    stage.fault(0)
-    stage.links.set("drop", source="proxy", node=stage.cluster.name(stage.primary()))
-    stage.sleep(4.0)
-    stage.links.heal()
+    cut_off(stage)
 
 
 def primary_isolated(stage: Stage) -> None:
     node = stage.primary()
-    stage.fault(0)
-    stage.fall(node, lambda: stage.links.isolate(stage.cluster.name(node)))
-    stage.await_takeover()
-    stage.sleep(STAY_S)
-    stage.links.heal()
+    taken_over(stage, node, lambda: stage.links.isolate(stage.cluster.name(node)), stage.links.heal)
 
 
 def primary_unreachable(stage: Stage) -> None:
@@ -160,46 +167,27 @@ def primary_unreachable(stage: Stage) -> None:
         stage.links.set("drop", node=name)
         stage.links.set("drop", source=name)
 
-    stage.fault(0)
-    stage.fall(node, cut)
-    stage.await_takeover()
-    stage.sleep(STAY_S)
-    stage.links.heal()
+    taken_over(stage, node, cut, stage.links.heal)
 
 
 def delay(stage: Stage) -> None:
-    stage.fault(0, 1, 2)
-    stage.links.set("delay", channel="client", delay_s=0.025, jitter_s=0.01)
-    stage.sleep(6.0)
-    stage.links.heal()
+    bad_links(stage, 6.0, "delay", channel="client", delay_s=0.025, jitter_s=0.01)
 
 
 def stalls(stage: Stage) -> None:
-    stage.fault(0, 1, 2)
-    stage.links.set("stall", source="proxy", channel="client", chance=0.003, stall_s=0.8)
-    stage.sleep(6.0)
-    stage.links.heal()
+    bad_links(stage, 6.0, "stall", source="proxy", channel="client", chance=0.003, stall_s=0.8)
 
 
 def deaf_primary(stage: Stage) -> None:
-    stage.fault(0)
-    stage.links.set("drop", source="proxy", node=stage.cluster.name(stage.primary()), direction="up")
-    stage.sleep(4.0)
-    stage.links.heal()
+    cut_off(stage, direction="up")
 
 
 def mute_primary(stage: Stage) -> None:
-    stage.fault(0)
-    stage.links.set("drop", source="proxy", node=stage.cluster.name(stage.primary()), direction="down")
-    stage.sleep(4.0)
-    stage.links.heal()
+    cut_off(stage, direction="down")
 
 
 def cut_bytes(stage: Stage) -> None:
-    stage.fault(0, 1, 2)
-    stage.links.set("cut", source="proxy", channel="client", after=[100, 60000])
-    stage.sleep(6.0)
-    stage.links.heal()
+    bad_links(stage, 6.0, "cut", source="proxy", channel="client", after=[100, 60000])
 
 
 def refused_flapping(stage: Stage) -> None:
@@ -215,31 +203,31 @@ def refused_flapping(stage: Stage) -> None:
 # -- slots
 
 
-def slots_moved(stage: Stage) -> None:
-    """The workload's own slots go from each primary to the next and back, key by key."""
+def there_and_back(stage: Stage, move: Callable[[int, EmbeddedNode, EmbeddedNode], None]) -> None:
+    """The workload's own slots go from each primary to another one and back; move: slot, source, target."""
     stage.fault(0, 1, 2)
     for back in (False, True):
         for place, tag in enumerate(stage.workload.tags):
             slot = slot_of(f"{{{tag}}}")
             source = stage.cluster.owner_of(slot)
             home = stage.cluster.nodes[place]
-            target = home if back else next(node for node in stage.cluster.primaries() if node is not source)
-            stage.cluster.move_slots([slot], source, target, batch=3)
+            move(slot, source, home if back else next(node for node in stage.cluster.primaries() if node is not source))
     stage.sleep(0.5)
+
+
+def slots_moved(stage: Stage) -> None:
+    """Key by key."""
+    there_and_back(stage, lambda slot, source, target: stage.cluster.move_slots([slot], source, target, batch=3))
 
 
 def slots_moved_atomically(stage: Stage) -> None:
-    """The same by CLUSTER MIGRATESLOTS (Valkey 9)."""
-    stage.fault(0, 1, 2)
-    for back in (False, True):
-        for place, tag in enumerate(stage.workload.tags):
-            slot = slot_of(f"{{{tag}}}")
-            source = stage.cluster.owner_of(slot)
-            home = stage.cluster.nodes[place]
-            target = home if back else next(node for node in stage.cluster.primaries() if node is not source)
-            source.command("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target.id)
-            wait_for(lambda: slot in stage.cluster.slots_of(target), 20.0, f"slot {slot} is moved")  # noqa: B023
-    stage.sleep(0.5)
+    """By CLUSTER MIGRATESLOTS (Valkey 9)."""
+
+    def migrate(slot: int, source: EmbeddedNode, target: EmbeddedNode) -> None:
+        source.command("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target.id)
+        wait_for(lambda: slot in stage.cluster.slots_of(target), 20.0, f"slot {slot} is moved")
+
+    there_and_back(stage, migrate)
 
 
 # -- the proxy

@@ -8,7 +8,6 @@ works on every shard.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +15,12 @@ from types import TracebackType
 from typing import Any
 
 import hiredis
-import uvloop
 
 from proxy.embedded import EmbeddedCluster
-from tests.chaos.connection import Connection, Lost
 from tests.chaos.history import History, Op
 from tests.support.cluster import slot_of, spread_keys
+from tests.support.connection import Connection, Lost
+from tests.support.loop_thread import LoopThread
 from tests.support.raw import Word
 
 UNANSWERED_S = 12.0  # an operation's clients stop waiting for it; more than any timeout of the proxy
@@ -169,15 +168,14 @@ class Workload:
         self.running = True
         self.clients: list[Client] = []
         self.failures: list[BaseException] = []
-        self._loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="workload", daemon=True)
+        self._thread = LoopThread("workload")
 
     def __enter__(self) -> Workload:
         from tests.chaos.clients import crew
 
         self._thread.start()
         self.clients = crew(self)
-        self._tasks = [asyncio.run_coroutine_threadsafe(self._guard(client), self._loop) for client in self.clients]
+        self._tasks = [self._thread.submit(self._guard(client)) for client in self.clients]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -189,7 +187,7 @@ class Workload:
 
     def finish(self) -> None:
         """Ends every client when what it is doing is answered (or never will be)."""
-        if not self._thread.is_alive():
+        if not self._thread.running:
             return
         self.running = False
         deadline = time.monotonic() + UNANSWERED_S + 5
@@ -198,9 +196,7 @@ class Workload:
                 task.result(max(0.1, deadline - time.monotonic()))
             except TimeoutError:
                 task.cancel()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._thread.stop()
         if self.failures:
             raise self.failures[0]
 

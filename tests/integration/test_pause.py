@@ -13,10 +13,10 @@ import pytest
 import redis
 
 from proxy.embedded import EmbeddedCluster, EmbeddedNode, wait_for
-from tests.support.busy import Busy
 from tests.support.cluster import key_in
 from tests.support.proxyd import ProxyDaemon
 from tests.support.raw import RawClient, encode
+from tests.support.workload import APART, Workload
 
 StartProxy = Callable[..., ProxyDaemon]
 POOL = ThreadPoolExecutor(32)
@@ -58,25 +58,23 @@ def shut_down(node: EmbeddedNode) -> None:
 def test_a_primary_is_restarted_under_busy_clients(solid: EmbeddedCluster, start_proxy: StartProxy) -> None:
     daemon = start_proxy(solid.seeds, ADMIN)
     victim = solid.owner_of(0)  # where messages come from, too
-    with admin(daemon) as operator, Busy(daemon.address) as busy:
-        wait_for(lambda: busy.done["incr"] > 200, 20, "busy")
-        assert operator.command("PROXY", "PAUSE", "NODE", victim.address, 30000) == b"+OK\r\n"
-        assert all(int(n) == 0 for n in [daemon.metric("redis_proxy_backend_pending", node=victim.address)])
-        shut_down(victim)
-        begun = busy.done.copy()
-        time.sleep(1.0)  # what others do meanwhile
-        others = busy.done - begun
-        solid.restart(victim)
-        assert operator.command("PROXY", "RESUME", "NODE", victim.address) == b"+OK\r\n"
-        before = busy.done.copy()
-        wait_for(lambda: busy.done["incr"] > before["incr"] + 2000, 20, "all go on")
-        busy.stop()
-        assert busy.wrong == []
+    with admin(daemon) as operator:
+        with Workload(daemon.address, 100, apart=True) as busy:
+            done = busy.told.done
+            wait_for(lambda: done["incr"] > 200, 20, "busy")
+            assert operator.command("PROXY", "PAUSE", "NODE", victim.address, 30000) == b"+OK\r\n"
+            assert all(int(n) == 0 for n in [daemon.metric("redis_proxy_backend_pending", node=victim.address)])
+            shut_down(victim)
+            begun = done.copy()
+            time.sleep(1.0)  # what others do meanwhile
+            others = done - begun
+            solid.restart(victim)
+            assert operator.command("PROXY", "RESUME", "NODE", victim.address) == b"+OK\r\n"
+            before = done.copy()
+            wait_for(lambda: done["incr"] > before["incr"] + 2000, 20, "all go on")
+        busy.check(solid)
         assert min(others["incr"], others["get"]) > 100
-        assert set(busy.done) == {"incr", "get", "transaction", "pipeline", "script", "blpop", "message"}
-        with daemon.client() as client:
-            counted = {key: n for key, n in busy.counts.items() if not key.startswith("busy:_list")}
-            assert {key: int(client.get(key) or 0) for key in counted} == counted
+        assert set(done) == set(APART)
         assert daemon.metric("redis_proxy_backend_connect_failures_total", node=victim.address) == 0
         assert re.search(r"node paused.*node=" + re.escape(victim.address), daemon.log)
 

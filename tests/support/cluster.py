@@ -8,13 +8,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 
 import redis
 
-from proxy.embedded import HOST, EmbeddedError, default_server, die_with_parent, free_port, wait_for
+from proxy.embedded import HOST, EmbeddedCluster, EmbeddedError, default_server, die_with_parent, free_port, wait_for
 from tests.support.raw import RawClient
 
 
@@ -51,6 +52,20 @@ def key_in(first: int, last: int, prefix: str = "k") -> str:
 def spread_keys(shards: int = 3, prefix: str = "k") -> list[str]:
     """One key for each of `shards` equal parts of the slot space, so for each primary of a fresh cluster."""
     return [key_in(n * 16384 // shards, (n + 1) * 16384 // shards - 1, prefix) for n in range(shards)]
+
+
+def counters(cluster: EmbeddedCluster, keys: Iterable[str]) -> dict[str, int]:
+    """Key -> the number that its owner holds, of those of these keys that there are."""
+    wanted = list(keys)
+    found: dict[str, int] = {}
+    for node in cluster.primaries():
+        owned = set(cluster.slots_of(node))
+        here = [key for key in wanted if slot_of(key) in owned]
+        with node.client.pipeline(transaction=False) as pipe:
+            for key in here:
+                pipe.get(key)
+            found.update((key, int(value)) for key, value in zip(here, pipe.execute(), strict=True) if value)
+    return found
 
 
 class Standalone:

@@ -6,6 +6,7 @@ Called by: tests/unit/forward.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from proxy.forward.ask import Ask
 from proxy.forward.backend import Backend
 from proxy.resp.encode import encode_command
 from proxy.resp.readers import CommandReader
-from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, A, Stage
+from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, A, End, Stage
 
 D = Address("10.0.0.4", 7004)  # not a node of the usual topology
 ASKING = encode_command("ASKING")
@@ -90,6 +91,21 @@ def always(stage: Stage, *parts: Any, **options: Any) -> None:
 def pending(stage: Stage) -> int:
     """Requests that wait for a reply, at all nodes."""
     return sum(int(node.figures()["pending"]) for node in stage.router.nodes.values())
+
+
+def sent_while_down(stage: Stage, frame: bytes, turns: int = 5) -> End:
+    """A client that has sent this while node A cannot be reached."""
+    stage.unreachable.add(A)
+    client = stage.client()
+    client.send(frame)
+    stage.turn(turns)
+    return client
+
+
+def time_passes(stage: Stage, seconds: float, *, sweep: bool = False) -> None:
+    """And the loop turns meanwhile; see Stage.until()."""
+    until_s = time.monotonic() + seconds
+    stage.until(lambda: time.monotonic() > until_s, sweep=sweep)
 
 
 def sized(size: int, n: object = "v") -> bytes:

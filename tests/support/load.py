@@ -1,7 +1,8 @@
-"""Clients that keep a proxy busy and account for every request: sent, answered, answered wrongly or lost.
+"""Clients that keep requests under way and account for each: sent, answered, answered wrongly, or lost as it ended.
 
-Why: "no client notices" is a claim about all requests of all clients, so all of them are counted. Called by the tests
-of tests/daemon.
+Why: when a proxy drains, reloads or hands over, what counts is what each connection still gets before it ends, and how
+it ends. Called by the tests of tests/daemon. Of what clients of a changing cluster are told, tests.support.workload
+keeps account.
 
 Each client owns a few counters in the cluster and nobody else touches them, so it knows the one right reply to each of
 its requests (INCR, and now and then GET): a reply that is lost, doubled or out of order shows at once, and what the
@@ -16,18 +17,18 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import hiredis
-import uvloop
 
 from proxy.embedded import EmbeddedCluster, wait_for
+from tests.support.cluster import counters
+from tests.support.loop_thread import LoopThread
 from tests.support.raw import encode
 
-T = TypeVar("T")
 Where = tuple[str, int] | str
 KEYS = 3  # counters of one client
 READ_EVERY = 4  # requests of which the last is a GET
@@ -164,13 +165,12 @@ class Load:
         self._count = clients
         self._depths = depths
         self._checked = checked
-        self._loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="load", daemon=True)
+        self._thread = LoopThread("load")
 
     def __enter__(self) -> Load:
         self._thread.start()
         try:
-            self._run(self._connect())
+            self._thread.run(self._connect())
             self.advance()
         except BaseException:
             self._end()
@@ -211,7 +211,7 @@ class Load:
     def finish(self, timeout_s: float = 20.0) -> None:
         """No new requests; returns when the connections still open have got their replies and are closed."""
         self.running = False
-        self._run(self._close_idle())
+        self._thread.run(self._close_idle())
         wait_for(lambda: not self.alive(), timeout_s, "every request is answered")
 
     def check(self) -> None:
@@ -241,14 +241,7 @@ class Load:
 
     def executed(self, cluster: EmbeddedCluster) -> dict[str, int]:
         """Key -> what the servers hold: the INCRs that were executed."""
-        found: dict[str, int] = {}
-        for node in cluster.primaries():
-            keys = list(node.client.scan_iter(f"{self.name}:*", count=1000))
-            with node.client.pipeline(transaction=False) as pipe:
-                for key in keys:
-                    pipe.get(key)
-                found.update(zip(keys, map(int, pipe.execute()), strict=True))
-        return found
+        return counters(cluster, [self.key(client.number, place) for client in self.clients for place in range(KEYS)])
 
     def answered_by_key(self) -> dict[str, int]:
         """Key -> the INCRs that were answered."""
@@ -280,15 +273,10 @@ class Load:
         while any(not client.gone for client in self.clients):
             await asyncio.sleep(0)
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
-
     def _end(self) -> None:
         self.running = False
-        self._run(self._abort())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._thread.run(self._abort())
+        self._thread.stop()
 
 
 class Knocks:

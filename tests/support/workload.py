@@ -1,36 +1,47 @@
-"""Busy clients that go on through errors, and account for them: kinds, gaps, and what must hold all the same.
+"""Clients that know what each reply has to be, and count: what they were told, the gaps, and what must hold at the end.
 
-Why: while a cluster is changed, "no client notices" or "only these errors come" is a claim about every command of every
-client. Unlike tests.support.load, whose clients have no errors to expect, these tell an error that says the command was
-not executed from one that leaves it open, and check what is known either way. Called by tests/chaos.
+Why: "no client notices", or "only these errors come", is a claim about every command of every client. Unlike the
+clients of tests.support.load, which account for requests that a connection takes along as it ends, these tell an error
+that says the command was not executed from one that leaves it open, and check what is known either way. Unlike those of
+tests.chaos.workload they write down no history: what is wrong shows at once. Called by tests/chaos and by the tests of
+PROXY PAUSE.
 
-Each client has keys of its own all over the slots (INCR, GET, MGET), texts (MSET, MGET) and two counters in one slot
-(MULTI .. EXEC), so it knows the right reply to each command, or, after an error that leaves it open, the two that may
-be. All run in one thread with an event loop of its own.
+Each client has keys of its own all over the slots, so it knows the right reply to each command, or, after an error that
+leaves it open, the two that may be. All run in one thread with an event loop of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import secrets
-import threading
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import hiredis
-import uvloop
 
 from proxy.embedded import EmbeddedCluster, wait_for
-from tests.support.cluster import slot_of
-from tests.support.raw import Word, encode
+from tests.support.cluster import counters, slot_of
+from tests.support.connection import Connection
+from tests.support.loop_thread import LoopThread
+from tests.support.raw import Word
 
 KEYS = 6  # counters of one client
 REST_S = 0.001  # of a client after each step
+UNANSWERED_S = 40.0
+MESSAGE_S = 20.0
 OPEN = ("may have been executed",)  # what an error says that leaves open whether the command was executed
+SCRIPT = "return redis.call('INCR', KEYS[1])"
+SHA = hashlib.sha1(SCRIPT.encode()).hexdigest()
+# What a client does, in its turns, each time one of these; see _Client. The last three take no errors.
+MIXED = ("incr", "get", "transaction")
+SPLIT = ("mget", "mset")
+APART = ("incr", "get", "transaction", "pipeline", "script", "pop", "message")
 
 
 @dataclass
@@ -43,12 +54,10 @@ class Known:
     def wrong(self, value: int, added: int = 0) -> str:
         """What is wrong with a value that a reply shows after `added` more; "" = nothing, and it is known now."""
         least = self.sure + added
-        if least <= value <= least + self.doubtful:
-            self.sure, self.doubtful = value, 0
-            return ""
         known = f"{value} instead of {least}" + (f"..{least + self.doubtful}" if self.doubtful else "")
+        right = least <= value <= least + self.doubtful
         self.sure, self.doubtful = value, 0
-        return known
+        return "" if right else known
 
 
 @dataclass
@@ -56,6 +65,7 @@ class Told:
     """What all clients were told."""
 
     answered: int = 0
+    done: Counter[str] = field(default_factory=Counter)  # turns without an error, by what was done
     errors: Counter[str] = field(default_factory=Counter)  # by "COMMAND: the first words of the error"
     wrong: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
@@ -67,7 +77,8 @@ class Told:
 class Workload:
     """The clients, as a context manager; at its end they have stopped, and check() is the test's to call.
 
-    split: with commands of several slots. hot: slots that every second key and all transactions are in.
+    split: with commands of several slots. hot: slots that every second key and all transactions are in. apart: each
+    client does one thing only, with one key and without a rest: who waits for one node keeps nobody else.
     """
 
     def __init__(
@@ -78,30 +89,36 @@ class Workload:
         protocol: int = 2,
         split: bool = True,
         hot: range = range(16384),
+        apart: bool = False,
     ) -> None:
         self.name = f"load:{secrets.token_hex(3)}"
+        self.address = address
         self.told = Told()
-        self._address = address
-        self._count = clients
-        self._protocol = protocol
-        self._split = split
+        self.known: dict[str, Known] = {}
+        self.running = True
+        self.protocol = protocol
         self.hot = hot
-        self._running = True
-        self._counters: dict[str, Known] = {}
+        self.keys, self.rest_s = (1, 0.0) if apart else (KEYS, REST_S)
+        all_do = MIXED + SPLIT if split else MIXED
+        self._kinds = [(APART[number % len(APART)],) if apart else all_do for number in range(clients)]
         self._done = [0] * clients
-        self._loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="workload", daemon=True)
+        self._thread = LoopThread("workload")
 
     def __enter__(self) -> Workload:
         self._thread.start()
+        self._all = self._thread.submit(self._run())
         self.advance()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._running = False
-        self._thread.join(60)
-        assert not self._thread.is_alive(), "a client of the workload hangs"
-        print(f"workload: {self.summary()}")
+        self.running = False
+        try:
+            self._all.result(60)
+        except TimeoutError:
+            raise AssertionError("a client of the workload hangs") from error
+        finally:
+            self._thread.stop()
+            print(f"workload: {self.summary()}")
 
     def advance(self, steps: int = 10, timeout_s: float = 30.0) -> None:
         """Waits until each client has done so many more steps, whatever came of them."""
@@ -126,146 +143,203 @@ class Workload:
         assert not self.told.ended, self.told.ended[:5]
         others = [error for error in self.told.errors if not error.partition(": ")[2].startswith(allowed or ("\0",))]
         assert not others, self.told.errors
-        held = self.held(cluster)
-        off = {key: (held.get(key, 0), known) for key, known in self._counters.items() if known.wrong(held.get(key, 0))}
+        held = counters(cluster, self.known)
+        off = {key: (held.get(key, 0), known) for key, known in self.known.items() if known.wrong(held.get(key, 0))}
         assert not off, off
-
-    def held(self, cluster: EmbeddedCluster) -> dict[str, int]:
-        """Counter -> what the servers hold."""
-        found: dict[str, int] = {}
-        for node in cluster.primaries():
-            owned = set(cluster.slots_of(node))
-            here = [key for key in self._counters if slot_of(key) in owned]
-            with node.client.pipeline(transaction=False) as pipe:
-                for key in here:
-                    pipe.get(key)
-                found.update({key: int(value or 0) for key, value in zip(here, pipe.execute(), strict=True)})
-        return found
 
     # In its own thread
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._all())
-        self._loop.close()
+    async def _run(self) -> None:
+        clients = [_Client(self, number, kinds) for number, kinds in enumerate(self._kinds)]  # to find keys takes time
+        await asyncio.gather(*(self._client(number, client) for number, client in enumerate(clients)))
 
-    async def _all(self) -> None:
-        await asyncio.gather(*(self._client(number) for number in range(self._count)))
-
-    async def _client(self, number: int) -> None:
+    async def _client(self, number: int, client: _Client) -> None:
         try:
-            reader, writer = await asyncio.open_connection(*self._address)
-            client = _Client(self, number, reader, writer)
-            if self._protocol == 3:
-                await client.ask("HELLO", 3)
-            while self._running:
+            await client.prepare()
+            while self.running:
                 await client.step()
                 self._done[number] += 1
-                await asyncio.sleep(REST_S)
-            writer.close()
+                await asyncio.sleep(self.rest_s)
         except Exception as error:
             self.told.ended.append(f"client {number}: {error!r}")
+        finally:
+            client.close()
 
 
 class _Client:
-    def __init__(self, load: Workload, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One client; what it does are its methods' names."""
+
+    def __init__(self, load: Workload, number: int, kinds: Sequence[str]) -> None:
         self._load, self._told = load, load.told
-        self._reader, self._writer = reader, writer
+        self._kinds = kinds
         self._rng = random.Random(number)
-        self._parser = hiredis.Reader()
-        self._last_s = time.monotonic()
+        self._wires: list[Connection] = []
         base = f"{load.name}:{number}"
-        self._keys = [_key(f"{base}:{k}", load.hot if k % 2 else range(16384)) for k in range(KEYS)]
+        self._keys = [_key(f"{base}:{k}", load.hot if k % 2 else range(16384)) for k in range(load.keys)]
         tag = _key(base, load.hot)
         self._pair = [f"{{{tag}}}:a", f"{{{tag}}}:b"]
         texts = [_key(f"{base}:t{k}", load.hot if k % 2 else range(16384)) for k in range(4)]
-        self._texts: dict[str, set[bytes | None]] = {key: {None} for key in texts}
+        self._texts: dict[str, set[str | None]] = {key: {None} for key in texts}
+        self._pipeline = [f"{self._keys[0]}:{k}" for k in range(20)] if "pipeline" in kinds else []
+        self._list = f"{base}:list"
+        self._channel = f"{base}:channel"
+        self._inbox: asyncio.Queue[list[Any]] = asyncio.Queue()
         self._turn = 0
-        self._known = {key: Known() for key in self._keys + self._pair}
-        load._counters.update(self._known)
+        self._known = {key: Known() for key in self._keys + self._pair + self._pipeline}
+        load.known.update(self._known)
+
+    async def prepare(self) -> None:
+        """Connects, and brings about what its kinds of steps take for granted."""
+        self._last_s = time.monotonic()
+        self._wire = await self._connect()
+        if self._load.protocol == 3:
+            await self._wire.call("HELLO", 3)
+        if "get" in self._kinds:  # a value that is not what every other key has
+            for key in self._keys:
+                await self._incr(key)
+        if "script" in self._kinds:
+            await self._wire.call("SCRIPT", "LOAD", SCRIPT)
+        if "pop" in self._kinds:
+            self._pusher = await self._connect()
+        if "message" in self._kinds:
+            subscriber = await self._connect(lambda reply, _: self._inbox.put_nowait(reply))
+            subscriber.write("SUBSCRIBE", self._channel)
+            await self._inbox.get()
+
+    async def _connect(self, push: Callable[[Any, float], None] | None = None) -> Connection:
+        self._wires.append(await Connection.open(self._load.address, push))
+        return self._wires[-1]
+
+    def close(self) -> None:
+        for wire in self._wires:
+            wire.close()
 
     async def step(self) -> None:
         self._turn += 1
-        match self._rng.randrange(5 if self._load._split else 3):
-            case 0:
-                key = self._rng.choice(self._keys)
-                self._count(key, await self.ask("INCR", key), 1)
-            case 1:
-                key = self._rng.choice(self._keys)
-                self._read(key, await self.ask("GET", key))
-            case 2:
-                await self._transaction()
-            case 3:
-                reply = await self.ask("MGET", *self._keys)
-                if isinstance(reply, list):
-                    for key, value in zip(self._keys, reply, strict=True):
-                        self._read(key, value)
-            case 4:
-                await self._write_texts()
+        kind = self._rng.choice(self._kinds)
+        step: Callable[[], Awaitable[bool]] = getattr(self, kind)
+        if await step():
+            self._told.done[kind] += 1
 
-    async def ask(self, *words: Word) -> Any:
-        (reply,) = await self._talk([words])
+    # What it does: True when there was no error
+
+    async def incr(self) -> bool:
+        return await self._incr(self._rng.choice(self._keys))
+
+    async def _incr(self, key: str) -> bool:
+        return self._count(key, await self._ask("INCR", key))
+
+    async def get(self) -> bool:
+        key = self._rng.choice(self._keys)
+        return self._read(key, await self._ask("GET", key))
+
+    async def transaction(self) -> bool:
+        *queued, reply = await self._talk(("MULTI",), *(("INCR", key) for key in self._pair), ("EXEC",))
+        if not isinstance(reply, list):
+            return every([self._count(key, reply) for key in self._pair])
+        self._expect("MULTI", queued, ["OK", "QUEUED", "QUEUED"])
+        return every([self._count(key, value) for key, value in zip(self._pair, reply, strict=True)])
+
+    async def mget(self) -> bool:
+        reply = await self._ask("MGET", *self._keys)
+        if not isinstance(reply, list):
+            return False
+        return every([self._read(key, value) for key, value in zip(self._keys, reply, strict=True)])
+
+    async def mset(self) -> bool:
+        """And what MGET makes of it."""
+        value = str(self._turn)
+        reply = await self._ask("MSET", *(word for key in self._texts for word in (key, value)))
+        for key, known in self._texts.items():
+            self._texts[key] = {value} if reply == "OK" else known | {value}  # a part of it may have failed
+        reply = await self._ask("MGET", *self._texts)
+        if not isinstance(reply, list):
+            return False
+        for (key, known), got in zip(self._texts.items(), reply, strict=True):
+            if got not in known:
+                self._told.wrong.append(f"MGET {key}: {got!r} instead of {known}")
+        return True
+
+    async def pipeline(self) -> bool:
+        replies = await self._talk(*(("INCR", key) for key in self._pipeline))
+        return every([self._count(key, reply) for key, reply in zip(self._pipeline, replies, strict=True)])
+
+    async def script(self) -> bool:
+        return self._count(self._keys[0], await self._ask("EVALSHA", SHA, 1, self._keys[0]))
+
+    async def pop(self) -> bool:
+        """BLPOP of what another connection pushes, a little later each time."""
+        popping = asyncio.create_task(self._ask("BLPOP", self._list, 0))
+        await asyncio.sleep(0.02)
+        self._expect("RPUSH", await self._pusher.call("RPUSH", self._list, self._turn), 1)
+        return self._expect("BLPOP", await popping, [self._list, str(self._turn)])
+
+    async def message(self) -> bool:
+        """What one connection publishes, another one gets."""
+        await self._ask("PUBLISH", self._channel, self._turn)
+        try:
+            async with asyncio.timeout(MESSAGE_S):
+                told = await self._inbox.get()
+        except TimeoutError:
+            raise AssertionError(f"message {self._turn} of {self._channel} is lost") from None
+        return self._expect("message", told, ["message", self._channel, str(self._turn)])
+
+    # What it is told
+
+    async def _ask(self, *words: Word) -> Any:
+        (reply,) = await self._talk(words)
         return reply
 
-    async def _transaction(self) -> None:
-        words: list[tuple[Word, ...]] = [("MULTI",), *(("INCR", key) for key in self._pair), ("EXEC",)]
-        *_, reply = await self._talk(words)
-        if isinstance(reply, list):
-            for key, value in zip(self._pair, reply, strict=True):
-                self._count(key, value, 1)
-        else:
-            for key in self._pair:
-                self._count(key, reply, 1)
-
-    async def _write_texts(self) -> None:
-        value = b"%d" % self._turn
-        reply = await self.ask("MSET", *(word for key in self._texts for word in (key, value)))
-        for key, known in self._texts.items():
-            self._texts[key] = {value} if reply == b"OK" else known | {value}  # a part of it may have failed
-        reply = await self.ask("MGET", *self._texts)
-        if isinstance(reply, list):
-            for (key, known), got in zip(self._texts.items(), reply, strict=True):
-                if got not in known:
-                    self._told.wrong.append(f"MGET {key}: {got!r} instead of {known}")
-
-    async def _talk(self, commands: list[tuple[Word, ...]]) -> list[Any]:
+    async def _talk(self, *commands: tuple[Word, ...]) -> list[Any]:
+        """The replies to these commands, sent together."""
         started_s = time.monotonic()
-        self._writer.write(b"".join(encode(*words) for words in commands))
-        replies: list[Any] = []
-        while len(replies) < len(commands):
-            if not (data := await asyncio.wait_for(self._reader.read(65536), 40)):
-                raise ConnectionError(f"closed after {commands[0][0]!r}")
-            self._parser.feed(data)
-            while (reply := self._parser.gets()) is not False:
-                replies.append(reply)
+        futures = [self._wire.send(*words) for words in commands]
+        async with asyncio.timeout(UNANSWERED_S):
+            replies = [reply for reply, _ in await asyncio.gather(*futures)]
         now_s = time.monotonic()
         told = self._told
         told.slowest_s = max(told.slowest_s, now_s - started_s)
-        if isinstance(replies[-1], hiredis.ReplyError):
-            told.errors[f"{commands[-1][0]!s}: {str(replies[-1])[:90]}"] += 1
-        else:
+        for words, reply in zip(commands, replies, strict=True):
+            if isinstance(reply, hiredis.ReplyError):
+                told.errors[f"{words[0]!s}: {str(reply)[:90]}"] += 1
+        if not isinstance(replies[-1], hiredis.ReplyError):
             told.answered += 1
             if now_s - self._last_s > told.longest_s:
                 told.longest_s, told.longest_at_s = now_s - self._last_s, now_s
             self._last_s = now_s
         return replies
 
-    def _count(self, key: str, reply: object, added: int) -> None:
+    def _expect(self, what: str, told: object, wanted: object) -> bool:
+        if told != wanted:
+            self._told.wrong.append(f"{what}: {told!r} instead of {wanted!r}")
+        return told == wanted
+
+    def _count(self, key: str, reply: object) -> bool:
+        """What an INCR said."""
         known = self._known[key]
         if isinstance(reply, int):
-            if wrong := known.wrong(reply, added):
+            if wrong := known.wrong(reply, 1):
                 self._told.wrong.append(f"INCR {key}: {wrong}")
-        elif any(text in str(reply) for text in OPEN):
-            known.doubtful += added
+            return True
+        if any(text in str(reply) for text in OPEN):
+            known.doubtful += 1
         elif not isinstance(reply, hiredis.ReplyError):
             self._told.wrong.append(f"INCR {key}: {reply!r}")
+        return False
 
-    def _read(self, key: str, reply: object) -> None:
+    def _read(self, key: str, reply: object) -> bool:
+        """What a GET said."""
         if isinstance(reply, hiredis.ReplyError):
-            return
-        value = 0 if reply is None else int(reply) if isinstance(reply, bytes) else -1
+            return False
+        value = 0 if reply is None else int(reply) if isinstance(reply, str) else -1
         if wrong := self._known[key].wrong(value):
             self._told.wrong.append(f"GET {key}: {wrong}")
+        return True
+
+
+def every(done: list[bool]) -> bool:
+    """Of what has been looked at, all of it."""
+    return all(done)
 
 
 def _key(prefix: str, slots: range) -> str:

@@ -29,16 +29,35 @@ STATE = {
         "max_memory": 1 << 30,
         "rejected": {"max_clients": 3, "other": 0},
     },
+    "commands": {
+        "held": 3,
+        "clients_paused": 0,
+        "holds": {"connection_lost": 12, "loading": 0},
+        "refusals": {"node_down": 2},
+    },
     "topology": {
         "known": True,
-        "fresh": False,
+        "fresh": True,
         "slots_covered": 16384,
+        "down_s": 0.0,
         "epoch": 7,
         "last_success_s": 91_000.0,
         "error": "10.0.0.1:1: timed out",
     },
     "nodes": [
-        {"address": "10.0.0.1:1", "role": "primary", "up": True, "connections": 2, "pending": 0, "connect_failures": 4}
+        {
+            "address": "10.0.0.1:1",
+            "role": "primary",
+            "up": True,
+            "connections": 2,
+            "pending": 0,
+            "connect_failures": 4,
+            "down_s": 0.0,
+            "suspected_s": 0.0,
+            "paused": False,
+            "held": 0,
+            "held_bytes": 0,
+        }
     ],
     "reload": {
         "attempts": 2,
@@ -62,6 +81,8 @@ redis-proxy 1.2.3, pid 4711, up 1d 2h
   listening      127.0.0.1:7617, unix:/x
   admin          127.0.0.1:9617
 
+wrong: nothing that the proxy knows of
+
 workers: 2 of 2 running, 1 restarts
   number  pid  clients  silent  lag  leaving
   0       10   7        0.0123  0    no
@@ -70,10 +91,14 @@ workers: 2 of 2 running, 1 restarts
 clients: 12352 of at most 20000, memory 3.0mb of 1.0gb
   rejected       max_clients 3
 
-topology: known, stale, 16384 slots covered, epoch 7, learnt 1h 1m ago
+commands: 3 held until they can be sent, 0 clients wait for paused nodes
+  held so far    connection_lost 12
+  refused        node_down 2
+
+topology: known, fresh, 16384 slots covered, epoch 7, learnt 1h 1m ago
   error          10.0.0.1:1: timed out
-  address     role     up   connections  pending  connect failures
-  10.0.0.1:1  primary  yes  2            0        4
+  address     role     up   connections  pending  held  connect failures
+  10.0.0.1:1  primary  yes  2            0        0     4
 
 reload: 2 attempts, the last 1m 1s ago
   error          1 fault
@@ -83,10 +108,46 @@ log: 0 lines dropped"""
     )
 
 
+def node(number: int, role: str = "primary", **more: object) -> dict[str, object]:
+    return {"address": f"10.0.0.{number}:1", "role": role, "held": 0, "held_bytes": 0, **more}
+
+
+def trouble(**parts: object) -> list[str]:
+    """What stands under `wrong:`."""
+    _, found, tail = page(STATE | parts, 94_661.0).partition("wrong:\n")
+    return [line.strip() for line in tail.partition("\n\n")[0].splitlines()] if found else []
+
+
+def test_what_is_wrong_comes_first_and_the_worst_of_it_first():
+    assert trouble() == []
+    topology = STATE["topology"] | {"fresh": False, "down_s": 75.4, "slots_covered": 10923}
+    nodes = [
+        node(1, "replica", down_s=3.2),
+        node(2, down_s=0.4, held=12, held_bytes=4096, suspected_s=0.2),
+        node(3, suspected_s=2.5),
+        node(4, paused=True, suspected_s=9.0, down_s=9.0),
+        node(5, held=1, held_bytes=90),
+        node(6),
+    ]
+    assert trouble(topology=topology, nodes=nodes, workers=STATE["workers"] | {"running": 1}) == [
+        "the topology has not been confirmed lately",
+        "the nodes have said for 1m 15s that the cluster is down",
+        "5461 slots have no primary",
+        "primary 10.0.0.2:1: not reached for 0s, 12 commands (4.0kb) held for it",
+        "primary 10.0.0.3:1: no answer to PING for 2s",
+        "primary 10.0.0.4:1: paused by PROXY PAUSE",
+        "primary 10.0.0.5:1: 1 commands (90b) held for it",
+        "replica 10.0.0.1:1: not reached for 3s",
+        "1 workers are missing",
+    ]
+    assert trouble(topology={"known": False, "slots_covered": 0}) == ["no node has told the topology yet"]
+
+
 def test_what_is_missing_is_shown_as_such():
     shown = page({"proxy": {"draining": True}, "workers": {"each": [5, {}]}, "nodes": None, "clients": 5}, 0.0)
     assert shown.startswith("redis-proxy -, pid -, up -, draining\n")
     assert "of any\n" in shown
+    assert "wrong: nothing that the proxy knows of\n" in shown
     assert "reload: none\n" in shown
 
 

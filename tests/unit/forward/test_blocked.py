@@ -13,7 +13,7 @@ from proxy.resp import errors
 from proxy.resp.encode import encode_command
 from tests.support.blocked import POP, POPPED, blocked, free, leases, shared, unblock
 from tests.support.datapath import KEY_A, A, B, Play
-from tests.support.dialogue import GET_A, PING, REFUSALS, moved
+from tests.support.dialogue import GET_A, PING, REFUSALS, moved, sent_while_down
 
 
 def test_killed(play: Play) -> None:
@@ -95,10 +95,7 @@ def test_killed_and_redirected(play: Play, line: bytes) -> None:
 
 def test_killed_while_it_waits_for_a_node(play: Play) -> None:
     stage = play()
-    stage.unreachable.add(A)
-    client = stage.client()
-    client.send(POP)
-    stage.turn(2)
+    client = sent_while_down(stage, POP, 2)
     stage.accepted.kill()
     stage.turn()
     free(stage)

@@ -11,7 +11,7 @@ from proxy.resp import errors
 from proxy.resp.encode import array, bulk, encode_command, null_array
 from tests.support.blocked import NODE_ID, POP, POPPED, blocked, free, leases, shared, unblock
 from tests.support.datapath import KEY_A, KEY_B, SLOT_A, A, B, Play
-from tests.support.dialogue import ASKING, GET_A, PING, REFUSALS, ask, moved
+from tests.support.dialogue import ASKING, GET_A, PING, REFUSALS, ask, moved, sent_while_down
 
 
 def test_it_waits_on_a_connection_that_is_taken_again(play: Play) -> None:
@@ -192,10 +192,7 @@ def test_lost_while_it_is_blocked(play: Play) -> None:
 
 def test_not_sent_yet_is_tried_again(play: Play) -> None:
     stage = play()
-    stage.unreachable.add(A)
-    client = stage.client()
-    client.send(POP)
-    stage.turn(5)
+    client = sent_while_down(stage, POP)
     assert stage.accepted.blocked
     assert client.get() == b""
     stage.unreachable.clear()

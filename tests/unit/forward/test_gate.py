@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 
 import pytest
 
@@ -11,7 +10,7 @@ from proxy.forward.clients import close_idle, drain
 from proxy.forward.gate import held, pending, set_paused
 from proxy.resp.encode import encode_command
 from tests.support.datapath import A, B, End, Play, Stage
-from tests.support.dialogue import GET_A, GET_B, PING, REFUSALS, SET_A, exchange, moved, sized
+from tests.support.dialogue import GET_A, GET_B, PING, REFUSALS, SET_A, exchange, moved, sized, time_passes
 
 
 def pause(stage: Stage, *addresses: object) -> None:
@@ -136,8 +135,7 @@ def test_nobody_was_idle(play: Play) -> None:
         client.send(SET_A)
     stage.turn()
     assert held(stage.path) == 300
-    until_s = time.monotonic() + 0.3
-    stage.until(lambda: time.monotonic() > until_s)
+    time_passes(stage, 0.3)
     close_idle(stage.path, 0.25)
     set_paused(stage.path, [])
     close_idle(stage.path, 0.25)  # as a worker does, in the same sweep
@@ -174,8 +172,7 @@ def test_time_stands_still_for_what_was_begun(play: Play) -> None:
     stage.turn()
     pause(stage, A)
     exchange(stage, A, SET_A + GET_A, REFUSALS["loading"] * 2)
-    until_s = time.monotonic() + 0.6
-    stage.until(lambda: time.monotonic() > until_s, sweep=True)
+    time_passes(stage, 0.6, sweep=True)
     assert (client.get(), other.get(), stage.parking.waiting) == (b"", b"", 2)
     pause(stage)
     exchange(stage, A, SET_A + GET_A, b"+OK\r\n$1\r\n1\r\n")
@@ -189,8 +186,7 @@ def test_a_redirection_to_a_paused_node(play: Play) -> None:
     stage.turn()
     pause(stage, B)
     exchange(stage, A, GET_A, moved(B))
-    until_s = time.monotonic() + 0.5
-    stage.until(lambda: time.monotonic() > until_s, sweep=True)
+    time_passes(stage, 0.5, sweep=True)
     assert client.get() == b""
     pause(stage)
     exchange(stage, B, GET_A, b"$1\r\n1\r\n")

@@ -13,7 +13,7 @@ from proxy.forward.clients import close_idle, drain
 from proxy.forward.hold import pause, paused
 from proxy.resp.encode import bulk, encode_command
 from tests.support.datapath import SLOT_A, A, B, End, Play, Stage
-from tests.support.dialogue import GET_A, GET_B, PING, SET_A, exchange, moved, sized
+from tests.support.dialogue import GET_A, GET_B, PING, SET_A, exchange, moved, sized, time_passes
 
 NOTHING, WRITE, ALL = 0, 1, 2
 LONG_NS = 3600 * 10**9
@@ -256,8 +256,7 @@ def test_it_is_not_idle(play: Play) -> None:
     stage.turn()
     assert idle.closed
     assert not held.closed
-    until_s = time.monotonic() + 0.2
-    stage.until(lambda: time.monotonic() > until_s)
+    time_passes(stage, 0.2)
     pause(stage.path, NOTHING, 0)
     close_idle(stage.path, 0.15)  # in the same turn of the loop
     exchange(stage, A, SET_A, b"+OK\r\n")

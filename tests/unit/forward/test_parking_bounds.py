@@ -10,7 +10,7 @@ from proxy.resp import errors
 from proxy.resp.encode import encode_command
 from tests.support.cluster import slot_of
 from tests.support.datapath import KEY_A, KEY_B, KEY_C, A, B, C, End, Play, Stage
-from tests.support.dialogue import GET_A, GET_B, REFUSALS, SET_A, SET_B, exchange, moved
+from tests.support.dialogue import GET_A, GET_B, REFUSALS, SET_A, SET_B, exchange, moved, sent_while_down
 
 HELD = errors.NODE_DOWN_HELD
 PATIENT = {"backoff_s": 1000.0, "timeout_s": 5000.0, "failover_s": 5000.0}
@@ -173,10 +173,7 @@ class TestBounds:
 class TestWhatIsHeldForANodeThatIsDown:
     def test_it_is_not_tried_before_a_probe_has_succeeded(self, play: Play) -> None:
         stage = play(failover_s=100.0, timeout_s=100.0)
-        stage.unreachable.add(A)
-        client = stage.client()
-        client.send(SET_A)
-        stage.turn(30)
+        client = sent_while_down(stage, SET_A, 30)
         retried = stage.count("retries")["node_down", "retried"]
         stage.turn(30)
         assert stage.count("retries")["node_down", "retried"] == retried <= 2
@@ -188,10 +185,7 @@ class TestWhatIsHeldForANodeThatIsDown:
     def test_it_follows_its_slot(self, play: Play) -> None:
         """The slot is another node's now: nothing waits for the dead one any more."""
         stage = play(failover_s=100.0, timeout_s=100.0)
-        stage.unreachable.add(A)
-        client = stage.client()
-        client.send(SET_A)
-        stage.turn(9)
+        client = sent_while_down(stage, SET_A, 9)
         assert stage.parking.held_of(number(stage, A))[0] == 1
         stage.publish([(B, [], [(0, 16383)]), (A, [], [])])
         exchange(stage, B, SET_A, b"+OK\r\n")
@@ -199,9 +193,7 @@ class TestWhatIsHeldForANodeThatIsDown:
 
     def test_a_command_that_comes_later_is_refused_at_once(self, play: Play) -> None:
         stage = play(failover_s=0.05, timeout_s=100.0)
-        stage.unreachable.add(A)
-        client = stage.client()
-        client.send(SET_A)
+        client = sent_while_down(stage, SET_A, 0)
         assert stage.hear(client) == errors.NODE_DOWN
         client.send(SET_A)
         stage.turn(1)

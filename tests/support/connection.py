@@ -1,7 +1,8 @@
-"""One client connection of the recording workload: commands out in pipelines, replies back in order.
+"""One connection of a client in a workload: commands out in pipelines, replies back in order.
 
-Replies are hiredis's values with text as str; an error is a hiredis.ReplyError value. What has no answer when the
-connection ends gets a Lost.
+Called by the workloads (tests.chaos.workload, tests.support.workload) and the chaos bench's prober. Replies are
+hiredis's values with text as str; an error is a hiredis.ReplyError value. What has no answer when the connection ends
+gets a Lost.
 """
 
 from __future__ import annotations
