@@ -255,7 +255,7 @@ def test_no_more_than_its_share_is_held(shards: EmbeddedCluster, start_proxy: St
         for _ in range(20):
             assert raw.command("INCR", lost) == DOWN + b" and too many commands wait for it\r\n"
             assert raw.command("SET", kept, "v") == b"+OK\r\n"
-        assert time.monotonic() - began_s < 1
+        assert time.monotonic() - began_s < 5  # at once: each would wait for 20 s
         assert daemon.metric("redis_proxy_refusals_total", reason="too_many_held") == 20
         assert daemon.metric("redis_proxy_holds_total") == 10
         shards.restart(victim)

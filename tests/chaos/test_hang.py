@@ -250,4 +250,4 @@ def test_a_replica_goes_on_alone(fault: str, server: str, start_proxy: StartProx
         for thread in threads:
             thread.join(30)
         assert [wrong for thread in threads for wrong in thread.wrong] == []
-        assert max(thread.slowest_s for thread in threads) < 1.0
+        assert max(thread.slowest_s for thread in threads) < 1.4  # less than a command may wait
