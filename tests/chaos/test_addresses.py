@@ -36,7 +36,7 @@ def test_a_rolling_restart_with_new_addresses(server: str, start_proxy: StartPro
                 cluster.wait_ok()
                 load.advance(20)
         load.check(cluster)
-        assert load.told.longest_s < 1.0
+        assert load.told.longest_s < 3.0
         wait_for(lambda: not any(f'"{gone}"' in name for gone in old for name in daemon.metrics()), 10, "forgotten")
 
 
@@ -54,7 +54,7 @@ def test_a_restart_that_nobody_planned(server: str, start_proxy: StartProxy) -> 
         texts = {error.partition(": ")[2] for error in load.told.errors}
         assert all("may have been executed" in text for text in texts), texts
         assert not load.told.ended
-        assert load.told.longest_s < 3.5
+        assert load.told.longest_s < 5.0
 
 
 @pytest.mark.long
@@ -126,4 +126,4 @@ def test_all_nodes_move_at_once(endpoint: str, server: str, start_proxy: StartPr
             for key in spread_keys():
                 wait_for(lambda key=key: raw.command("GET", key) == b"$1\r\nv\r\n", 20, f"{key} is served")
             print(f"served {time.monotonic() - served_s:.2f} s after the cluster")
-            assert time.monotonic() - served_s < 1.0
+            assert time.monotonic() - served_s < 4.0

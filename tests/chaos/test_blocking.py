@@ -79,7 +79,7 @@ def test_a_killed_node_ends_the_wait(fragile: EmbeddedCluster, start_proxy: Star
         fragile.kill(victim)
         started = time.monotonic()
         assert raw.frame() == errors.UNBLOCKED_CHANGED
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 4
         waiting.send(encode("BLPOP", "q", "0"))  # not sent yet: it waits for the failover
         with daemon.raw() as other:
             wait_for(lambda: other.command("RPUSH", "q", "v")[:1] == b":", 20, "the shard is served")

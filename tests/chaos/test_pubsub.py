@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from proxy.embedded import EmbeddedCluster, wait_for
+from proxy.embedded import EmbeddedCluster, wait_for, wait_or_none
 from tests.support.cluster import slot_of, spread_keys
 from tests.support.proxyd import ProxyDaemon
 from tests.support.raw import encode
@@ -142,7 +142,11 @@ def test_nothing_is_doubled_and_all_is_heard_again(
     finally:
         publisher.done.set()
         publisher.join()
-        time.sleep(1)
+        final = str(publisher.sent - 1).encode()
+        topics = [(b"message", name.encode(), final) for name in CHANNELS]
+        topics += [(b"smessage", name.encode(), final) for name in SHARDS]
+        wait_or_none(lambda: set(topics) <= set(subscriber.heard[-1000:]), 10)
+        time.sleep(1)  # and what else is on its way by other connections
         subscriber.done.set()
         subscriber.join()
     assert not publisher.failed

@@ -212,13 +212,13 @@ def test_all_is_held_until_the_time_is_over(daemon: ProxyDaemon) -> None:
     with connected(daemon, 4) as clients:
         pauser, *others = clients
         begun_s = time.monotonic()
-        assert pauser.command("CLIENT", "PAUSE", "600") == b"+OK\r\n"
+        assert pauser.command("CLIENT", "PAUSE", "1200") == b"+OK\r\n"
         for client in others:
             client.send(encode("PING"))
         assert held(pauser, "CLIENT", "UNPAUSE")  # as at a real server
         for client in others:
             assert client.frame() == b"+PONG\r\n"
-        assert 0.55 < time.monotonic() - begun_s < 5
+        assert 1.1 < time.monotonic() - begun_s < 6
         assert pauser.frame() == b"+OK\r\n"
 
 
@@ -250,7 +250,7 @@ def test_a_worker_that_dies_in_the_middle(small_cluster: EmbeddedCluster, start_
         assert asker.command("CLIENT", "PAUSE", "60000", "WRITE") == b"+OK\r\n"
         os.kill(victim, signal.SIGSTOP)
         asker.send(encode("CLIENT", "LIST"))
-        killing = threading.Timer(0.2, os.kill, (victim, signal.SIGKILL))
+        killing = threading.Timer(0.05, os.kill, (victim, signal.SIGKILL))
         killing.start()
         begun_s = time.monotonic()
         listed = asker.frame()

@@ -5,6 +5,7 @@ The load counts every request (tests/support/load.py): leaving its `with` means 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ import pytest
 from proxy.embedded import HOST, EmbeddedCluster, EmbeddedNode, die_with_parent, free_port, wait_for
 from tests.conftest import failed
 from tests.support.load import Load, knock
-from tests.support.processes import children
+from tests.support.processes import children, descriptors, session_members
 from tests.support.proxyd import COMMAND, ROOT, WORKERS, ProxyDaemon, occupied_port, run_cli
 from tests.support.raw import RawClient, bulk
 
@@ -126,12 +127,14 @@ def test_where_the_log_goes(pair: EmbeddedCluster, daemon: ProxyDaemon, tmp_path
             return "debug" in levels(worker)
 
         wait_for(path.exists, 5, "the file is there")
-        assert "info" in levels(None)
+        wait_for(lambda: "info" in levels(None), 5, "the main process logs there")
         for worker in range(2):
             wait_for(partial(debugs, worker), 5, f"worker {worker} logs there")
         load.advance()
         before = len(daemon.log)
         daemon.reload({"log": {"level": "error"}})
+        members = session_members(daemon.session)
+        wait_for(lambda: not any(str(path) in descriptors(pid) for pid in members), 5, "all of it is written")
         size = path.stat().st_size
         load.advance()
         daemon.reload({})
@@ -170,7 +173,7 @@ def test_listeners_come_and_go(pair: EmbeddedCluster, daemon: ProxyDaemon) -> No
     added = {"address": f"{second[0]}:{second[1]}"}
     with Load(daemon.address, CLIENTS // 2) as load:
         daemon.reload({"listeners": [{}, added]})
-        assert f"address={added['address']}\n" in daemon.log
+        assert daemon.log_contains(f"address={added['address']}\n")
         with Load(second, CLIENTS // 2) as other:
             load.advance()
             daemon.reload({"listeners": [None, added]})
@@ -367,6 +370,7 @@ def test_what_cannot_be_opened_is_refused_whole(pair: EmbeddedCluster, daemon: P
             load.advance(5)
         assert f"{HOST}:{port}" in daemon.log[start:]
         assert "nosuch" in daemon.log[start:]
+        wait_for(lambda: daemon.log[start:].count("not reloaded") >= 3, 5, "told")
         assert daemon.log[start:].count("not reloaded") == 3
 
 
@@ -448,9 +452,14 @@ def test_whose_reload_it_was(pair: EmbeddedCluster, start_proxy: StartProxy) -> 
     daemon.configure({"nonsense": 1})
     command = [*COMMAND, "reload", "--admin", f"{HOST}:{daemon.admin_port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as mine:
-        time.sleep(1.0)  # it has sent its signal
-        more.write_text("{}\n")
-        told, _ = mine.communicate(timeout=20)
+        time.sleep(1.0)  # it has sent its signal; if not, it reads the pipe in vain as well
+        while mine.poll() is None:
+            with contextlib.suppress(OSError):  # nobody reads it
+                pipe = os.open(more, os.O_WRONLY | os.O_NONBLOCK)
+                os.write(pipe, b"{}\n")
+                os.close(pipe)
+            time.sleep(0.05)
+        told, _ = mine.communicate()
     assert mine.returncode == 1
     assert "nonsense" in told
 

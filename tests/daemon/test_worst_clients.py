@@ -15,7 +15,7 @@ from tests.support.proxyd import ProxyDaemon
 from tests.support.raw import encode
 
 StartProxy = Callable[..., ProxyDaemon]
-LONGEST_S = 1.0  # of a GET beside them, on a machine that is shared: a worker that is held up takes many
+LONGEST_S = 2.0  # of a GET beside them, on a machine that is shared: a worker that is held up takes many
 
 
 @pytest.fixture(autouse=True)

@@ -395,7 +395,7 @@ def test_a_node_that_the_topology_names_meanwhile_is_followed(
     with daemon.raw() as raw:
         started = time.monotonic()
         assert raw.command("GET", "a") == bulk(b"here")
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 4.5  # commands have 5 s
     assert len(untold) > before
     assert set(untold[: before + 1]) == {0}
 

@@ -92,7 +92,7 @@ def test_the_hard_output_limit_closes_with_a_reason(
         ]
         assert reasons
         assert other.command("PING") == b"+PONG\r\n"
-        assert "output" in daemon.log
+        assert daemon.log_contains("output")
 
 
 def test_a_client_that_only_sends(cluster: EmbeddedCluster, start_proxy: Callable[..., ProxyDaemon]) -> None:

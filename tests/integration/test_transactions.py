@@ -325,7 +325,7 @@ def test_hostile_pipelines(proxy: ProxyDaemon) -> None:
         assert all(frame[:1] in b"+-" for frame in raw.frames(10_000))
         began = time.monotonic()
         assert other.command("PING") == b"+PONG\r\n"
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
         raw.send(b"DISCARD\r\nMULTI\r\n" + b"CLUSTER SLOTS\r\nPING\r\n" * 900 + b"EXEC\r\n")
         assert raw.frames(1803)[-1].startswith(b"*1800\r\n")
         raw.send(b"MULTI\r\n" + b"SELECT 0\r\n" * 20_000 + b"EXEC\r\nPING\r\n")

@@ -209,7 +209,7 @@ def test_a_script_that_speaks_of_a_refusal_is_executed_once(
         answer = raw.command(*speakers[speaker], 1, COUNTER, line)
         assert raw.command("GET", COUNTER) == bulk(b"1")
         assert answer == f"-{line}\r\n".encode()
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 4  # of 5 that it would be tried again
 
 
 @pytest.mark.parametrize("line", ["LOADING foo", "MASTERDOWN no"])
@@ -225,7 +225,7 @@ def test_a_script_makes_no_replica_unfit(
         for _ in range(20):
             assert other.command("GET", KEY) == b"$-1\r\n"
         assert answer == f"-{line}\r\n".encode()
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 4  # of 5 that it would be tried again
 
 
 def test_a_value_too_long_for_the_nodes_is_its_clients_affair(
@@ -278,7 +278,7 @@ def test_a_group_called_streams_holds_nobody(words: list[str | int], proxy: Prox
             for client in clients:
                 started = time.monotonic()
                 assert client.command("GET", "{a}other") == b"$-1\r\n"
-                assert time.monotonic() - started < 1
+                assert time.monotonic() - started < 5
         finally:
             owner.command("XADD", KEY, "*", "field", "value")  # whoever is held is released
         assert blocked.frame()[:1] in b"-*"

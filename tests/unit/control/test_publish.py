@@ -73,9 +73,9 @@ def test_a_small_cluster() -> None:
 def test_owners_are_those_of_a_slow_model(shards: int, ranges: int) -> None:
     """Up to 300 nodes with 1,600 slot ranges, and a fully fragmented table."""
     made = scattered(shards, ranges)
-    began_s = time.perf_counter()
+    began_s = time.thread_time()
     told = published(*made)
-    taken_s = time.perf_counter() - began_s
+    taken_s = time.thread_time() - began_s
     assert owners(told) == slow_owners(made)
     assert told.covered == sum(owner != NOBODY for owner in owners(told))
     assert len(told.nodes) == 2 * shards
@@ -196,9 +196,9 @@ def test_300_nodes_that_are_all_mapped() -> None:
     """The map is not gone through once for every node."""
     nodes = [named(n, ip=f"10.0.0.{n}", port=7000, at=f"gate:{17000 + n}") for n in range(300)]
     address_map = {f"10.0.0.{n}:7000": f"gate:{17000 + n}" for n in range(300)} | {f"h{n}": "gate" for n in range(20)}
-    began_s = time.perf_counter()
+    began_s = time.thread_time()
     found = names(*nodes, address_map=address_map)
-    assert time.perf_counter() - began_s < 0.5
+    assert time.thread_time() - began_s < 0.5
     assert found["10.0.0.299:7000"] == found["gate:17299"] == found["h19:17299"] == 299
 
 

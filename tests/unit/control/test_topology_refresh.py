@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -56,7 +57,7 @@ class TestRealCluster:
         async def scene(refresher: TopologyRefresher, published: list[Topology]) -> None:
             started = time.monotonic()
             assert await refresher.ready(5.0)
-            assert time.monotonic() - started < 0.3
+            assert time.monotonic() - started < 3.0
             (topology,) = published
             assert refresher.topology is topology
             assert refresher.fresh
@@ -121,6 +122,7 @@ class TestWhen:
 
     def test_triggers_during_a_refresh_are_one_more(self, node: FakeNode) -> None:
         open_connections: list[int] = []
+        triggered = threading.Event()
 
         def slow(session: object, words: list[bytes]) -> bytes:
             def others() -> int:
@@ -128,7 +130,7 @@ class TestWhen:
 
             wait_or_none(lambda: not others(), 1.0)  # the node may not have noticed yet that one was closed
             open_connections.append(1 + others())
-            time.sleep(0.05)
+            triggered.wait(10)
             return shards_reply([Shard(WHOLE, [(node, "master")])])
 
         node.on("CLUSTER SHARDS", slow)
@@ -139,6 +141,7 @@ class TestWhen:
                 refresher.trigger("lost")
                 await asyncio.sleep(0)
             assert asked(node) == 1
+            triggered.set()
             await until(lambda: refresher.outcomes["lost", "unchanged"])
             await asyncio.sleep(0.1)
 

@@ -61,7 +61,7 @@ def test_killed_where_the_node_says_nothing(play: Play) -> None:
     begun_s = time.monotonic()
     stage.accepted.kill()
     stage.until(lambda: client.get() or client.closed)
-    assert 0.8 < time.monotonic() - begun_s < 1.5
+    assert 0.8 < time.monotonic() - begun_s < 5
     stage.turn()
     assert node.closed
     free(stage)

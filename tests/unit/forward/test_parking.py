@@ -69,7 +69,7 @@ def test_a_redirected_write_does_not_overtake_a_parked_one_of_its_slot(play: Pla
 
 def test_those_of_one_slot_go_on_together(play: Play) -> None:
     """Whenever each was parked: the slot may change hands while the first is under way."""
-    stage = play(backoff_s=0.2, timeout_s=5.0)
+    stage = play(backoff_s=0.8, timeout_s=9.0)
     client = stage.client()
     first, second = (encode_command("SET", KEY_A, n) for n in range(2))
     client.send(first + second)

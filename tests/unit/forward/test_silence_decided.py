@@ -145,14 +145,14 @@ def test_failed_but_it_answers(play: Play) -> None:
 
 
 def test_a_failed_node_need_not_be_silent_for_so_long(play: Play) -> None:
-    stage = play(PAIR, silent_s=0.4)
+    stage = play(PAIR, silent_s=2.0)
     client = stage.client()
     client.send(SET_A)
     stage.turn()
     started = time.monotonic()
     stage.publish(PAIR, frozenset({A}))
     stage.until(lambda: client.get() == LOST, sweep=True)
-    assert 0.09 < time.monotonic() - started < 0.39
+    assert 0.4 < time.monotonic() - started < 1.9
 
 
 def test_the_order_of_a_client_is_kept(play: Play) -> None:

@@ -56,9 +56,9 @@ def test_the_order_of_the_keys_stays() -> None:
 
 def test_a_hostile_pattern_ends_soon() -> None:
     """The recursion that Redis once had took longer than the universe lasts for this."""
-    started = time.monotonic()
+    started = time.thread_time()
     assert Glob(b"a*" * 40 + b"b").matching([b"a" * 20_000], PLENTY) == []
-    assert time.monotonic() - started < 1.0
+    assert time.thread_time() - started < 1.0
 
 
 def test_a_budget_ends_it() -> None:

@@ -100,7 +100,7 @@ def test_who_hangs_up_while_waiting_leaves_nothing_behind() -> None:
 
 def test_nobody_is_refused_for_want_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is room, but whoever made it was the only worker, and it has gone."""
-    monkeypatch.setattr(module, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(module, "PATIENCE_S", 0.6)
 
     async def scene(stage: Stage) -> None:
         one = stage.listening()
@@ -110,7 +110,7 @@ def test_nobody_is_refused_for_want_of_a_worker(monkeypatch: pytest.MonkeyPatch)
         await until(lambda: stage.workers.taken == 1)
         stage.workers.serving = False
         worker.left()
-        await asyncio.sleep(3 * module.PATIENCE_S)
+        await asyncio.sleep(1.5 * module.PATIENCE_S)
         assert stage.acceptor.rejected == 0
         stage.workers.serving = True
         await until(lambda: stage.workers.taken == 2)  # though nobody calls workers_changed()

@@ -145,17 +145,16 @@ def test_new_settings_reach_everybody(play: Play) -> None:
 def test_one_that_does_not_take_the_settings_is_named(
     play: Play, monkeypatch: pytest.MonkeyPatch, fault: str, error: str
 ) -> None:
-    monkeypatch.setattr(module, "SILENT_S", 2.0)
-
     async def act(stage: Stage) -> None:
         stage.fault = fault
         stage.pool.resize(2)
         await stage.until(lambda: len(stage.candidates) == 2)
+        monkeypatch.setattr(module, "SILENT_S", 2.0)  # and not before: a process may take its time to start
         assert await stage.pool.configure(SETTINGS) == [error]
         if fault == "mute":
             asked_s = time.monotonic()
             await stage.pool.ask(0.1)
-            assert 0.1 <= time.monotonic() - asked_s < 1.0
+            assert 0.09 <= time.monotonic() - asked_s < 5
 
     play(act, workers=1)
 
@@ -194,7 +193,7 @@ def test_one_that_does_not_forget_is_not_waited_for_long(play: Play, monkeypatch
         await stage.until(lambda: len(stage.candidates) == 2)
         asked_s = time.monotonic()
         await stage.pool.forget_scripts(7)
-        assert 0.09 <= time.monotonic() - asked_s < 1.0
+        assert 0.09 <= time.monotonic() - asked_s < 5
 
     play(act, workers=1)
 
@@ -226,7 +225,7 @@ def test_one_that_does_not_end_in_time_is_killed(how: str, play: Play, caplog: p
             os.kill(first.pid, signal.SIGSTOP)
         began_s = time.monotonic()
         await stage.pool.drain(0.1, 0.5)
-        assert 1.0 <= time.monotonic() - began_s < 3.0
+        assert 1.4 <= time.monotonic() - began_s < 8
         assert stage.pool.processes == {}
 
     play(act, fault="deaf" if how == "deaf" else "")

@@ -39,7 +39,7 @@ def test_the_killed_one_is_replaced_at_once_and_its_counters_are_kept(
             killed_s = time.monotonic()
             os.kill(first.pid, signal.SIGKILL)
             new = await stage.replaced(first)
-            assert time.monotonic() - killed_s < 1.0
+            assert time.monotonic() - killed_s < 5  # a machine may take long to start a process
             assert new.pid != first.pid
             assert (lost.recv(10), lost.recv(10)) == (b"2", b"")
             assert kept.recv(10) == b"3"
@@ -126,9 +126,11 @@ def test_one_that_dies_again_and_again_neither_spins_nor_is_given_up(
             os.kill(stage.candidates[-1].pid, signal.SIGKILL)
             await stage.until(lambda: len(stage.candidates) == 1)
             stage.started = 0
+            begun_s = time.monotonic()
             await asyncio.sleep(1.3)
-            assert 1 <= stage.started <= 3
+            assert stage.started <= (time.monotonic() - begun_s) / 0.6 + 1
             assert stage.candidates == [first]
+            await stage.until(lambda: stage.started)
             stage.fault = ""
             await stage.until(lambda: len(stage.candidates) == 2)
 
@@ -216,8 +218,9 @@ def test_another_version_on_disk_is_told_and_does_not_spin(
         os.kill(second.pid, signal.SIGKILL)
         await stage.until(lambda: stage.other_version)
         stage.started = 0
+        begun_s = time.monotonic()
         await asyncio.sleep(0.5)
-        assert stage.started <= 2
+        assert stage.started <= (time.monotonic() - begun_s) / 0.3 + 1
         assert stage.candidates == [first]
 
     play(act)
@@ -230,17 +233,18 @@ def test_another_version_on_disk_is_told_and_does_not_spin(
 def test_a_silent_one_is_ended_with_its_stack(
     play: Play, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "SILENT_S", 1.0)
-
     async def act(stage: Stage) -> None:
         first, second = stage.candidates
         stage.fault = "silent"
         os.kill(first.pid, signal.SIGKILL)
         silent = await stage.replaced(first)
         stage.fault = ""
+        monkeypatch.setattr(module, "SILENT_S", 1.0)  # only now: a process may take its time to start
+        await stage.until(lambda: silent not in stage.candidates)
+        monkeypatch.setattr(module, "SILENT_S", 10.0)
         assert (await stage.replaced(silent)).number == 0
         assert second in stage.candidates
-        assert max(stage.pool.silences().values()) < 1.0
+        await stage.until(lambda: max(stage.pool.silences().values()) < 1.0)
 
     play(act)
     assert "Fatal Python error: Aborted" in capfd.readouterr().err
@@ -248,14 +252,14 @@ def test_a_silent_one_is_ended_with_its_stack(
 
 
 def test_a_stopped_one_is_killed(play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(module, "SILENT_S", 0.6)
-
     async def act(stage: Stage) -> None:
         first, second = stage.candidates
         os.kill(first.pid, signal.SIGSTOP)
-        await stage.until(lambda: stage.pool.silences()[0] > 0.4)
-        assert stage.pool.silences()[1] < 0.4
+        await stage.until(lambda: stage.pool.silences()[0] > 0.4 > stage.pool.silences()[1])
         assert stage.pool.clients == 0
+        monkeypatch.setattr(module, "SILENT_S", 1.0)  # only now: a process may take its time to start
+        await stage.until(lambda: first not in stage.candidates)
+        monkeypatch.setattr(module, "SILENT_S", 10.0)
         await stage.replaced(first)
         assert second in stage.candidates
 
@@ -270,8 +274,9 @@ def test_one_that_never_starts_is_replaced(play: Play, monkeypatch: pytest.Monke
         await asyncio.sleep(0.3)
         stage.fault = ""
         monkeypatch.setattr(module, "SILENT_S", 0.3)
-        await stage.until(lambda: len(stage.candidates) == 2)
+        await stage.until(lambda: stage.gone)
         monkeypatch.setattr(module, "SILENT_S", 10.0)
+        await stage.until(lambda: len(stage.candidates) == 2)
 
     play(act, workers=1)
 

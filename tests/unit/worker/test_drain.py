@@ -12,7 +12,7 @@ import pytest
 
 from proxy.embedded import EmbeddedCluster
 from proxy.system.log import FIELDS
-from proxy.worker.drain import NEW_S
+from proxy.worker import drain
 from proxy.worker.worker import Worker
 from tests.support.fake_node import SILENCE, FakeNode, Session
 from tests.unit.worker.scene import TCP, Client, Port, configured, run, until
@@ -49,7 +49,7 @@ class TestDrain:
         async def scene(worker: Worker, port: Port) -> None:
             begun_s = time.monotonic()
             await worker.leaving.drain(5.0, 10.0)
-            assert time.monotonic() - begun_s < 0.5
+            assert time.monotonic() - begun_s < 4
 
         run(configured(), scene, node.address)
 
@@ -60,22 +60,30 @@ class TestDrain:
                 await client.ask("PING")
             begun_s = time.monotonic()
             times: list[float] = []
+            longest_s = 0.0  # that this process stood still
 
             async def idle(client: Client) -> None:
                 assert await client.rest() == []
                 times.append(time.monotonic() - begun_s)
 
-            await asyncio.gather(worker.leaving.drain(0.8, 5.0), *map(idle, clients))
+            async def watch() -> None:
+                nonlocal longest_s
+                while len(times) < 40:
+                    before_s = time.monotonic()
+                    await asyncio.sleep(0.005)
+                    longest_s = max(longest_s, time.monotonic() - before_s)
+
+            await asyncio.gather(worker.leaving.drain(0.8, 5.0), watch(), *map(idle, clients))
             assert worker.path.closed == 40
-            for quarter in range(4):
-                share = sum(quarter * 0.2 <= at_s < (quarter + 1) * 0.2 for at_s in times)
-                assert 6 <= share <= 14, times
-            assert times[-1] < 1.5
+            for place, at_s in enumerate(sorted(times)):
+                assert -0.005 < at_s - 0.8 * place / 40 < 0.08 + 2 * longest_s, times
             assert worker.counters.snapshot()["closed"]["shutdown"] == 40
 
         run(configured(), scene, node.address)
 
-    def test_who_has_just_come_is_heard(self, node: FakeNode) -> None:
+    def test_who_has_just_come_is_heard(self, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(drain, "NEW_S", 1.0)  # more than this process may stand still
+
         async def scene(worker: Worker, port: Port) -> None:
             old, new = many(worker, 2)
             await old.ask("PING")
@@ -83,11 +91,11 @@ class TestDrain:
 
             async def late() -> None:
                 await old.rest()
-                assert time.monotonic() - begun_s < NEW_S
+                assert time.monotonic() - begun_s < 1.0
                 assert await new.ask("PING") == b"PONG"
 
             await asyncio.gather(worker.leaving.drain(0.0, 5.0), late())
-            assert time.monotonic() - begun_s >= NEW_S / 2
+            assert time.monotonic() - begun_s >= 0.5
 
         run(configured(), scene, node.address)
 
@@ -191,7 +199,7 @@ class TestDrain:
             (told,) = await client.rest()
             await drained
             assert str(told).startswith("UNBLOCKED force unblock")
-            assert time.monotonic() - begun_s < 1.6
+            assert time.monotonic() - begun_s < 5
             assert worker.path.closed == 1
 
         run(configured(), scene, node.address)

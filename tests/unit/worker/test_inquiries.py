@@ -61,8 +61,8 @@ class Scene:
 
     def long(self, body: bytes) -> Iterator[bytes]:
         for n in range(int(body)):
-            end_s = time.perf_counter() + 0.00002
-            while time.perf_counter() < end_s:
+            end_s = time.thread_time() + 0.00002
+            while time.thread_time() < end_s:
                 pass
             yield b"%07d" % n
 
@@ -135,6 +135,7 @@ def test_an_order_comes_back_to_who_gave_it(play: Play) -> None:
         await until(scene.answers)
         assert scene.answers() == [Answer(9, b"own q", True)]
         scene.inquiries.query(0, "echo", b"obeyed")
+        await until(lambda: len(scene.asked) == 2)
         await asyncio.sleep(0.01)
         assert scene.asked == [b"q", b"obeyed"]
         assert len(scene.answers()) == 1
@@ -190,12 +191,12 @@ def test_long_work_is_done_in_slices(play: Play) -> None:
         scene.inquiries.query(3, "long", b"5000")
         worst_s, waits = 0.0, 0
         while later.made is None or not any(answer.last for answer in scene.answers()):
-            begun_s = time.perf_counter()
+            begun_s = time.thread_time()  # what other processes take does not count
             await asyncio.sleep(0)
-            worst_s = max(worst_s, time.perf_counter() - begun_s)
+            worst_s = max(worst_s, time.thread_time() - begun_s)
             waits += 1
         assert waits > 100
-        assert worst_s < 0.2  # a busy machine; without slices it is longer
+        assert worst_s < 0.1  # without slices it is longer
         assert len(later.made) >= 35_000
         whole = b"".join(answer.body for answer in scene.answers())
         assert whole == b"".join(b"%07d" % n for n in range(5000))
@@ -210,15 +211,17 @@ def test_what_waits_for_something_else_holds_nobody_up(play: Play) -> None:
     async def act(scene: Scene) -> None:
         scene.inquiries.query(1, "later", b"")
         later = scene.ask()
+        begun_s = time.monotonic()
         await asyncio.sleep(0.05)
-        assert 2 < scene.looked < 40
+        await until(lambda: scene.looked > 2)
+        assert scene.looked <= (time.monotonic() - begun_s) / module.PAUSE_S + 2
         scene.inquiries.found(1, b"other", True, 0)
-        await asyncio.sleep(0.01)
+        await until(lambda: later.made)
         assert later.made == b"other+own q+0"
-        assert not scene.answers()
+        assert [answer for answer in scene.answers() if answer.body or answer.last] == []
         scene.happened = True
-        await asyncio.sleep(0.02)
-        assert scene.answers() == [Answer(1, b"then", True)]
+        await until(lambda: any(answer.last for answer in scene.answers()))
+        assert [answer for answer in scene.answers() if answer.body] == [Answer(1, b"then", True)]
 
     play(act)
 
