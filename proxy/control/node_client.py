@@ -25,7 +25,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from proxy.cluster.topology import Address
 from proxy.control.bounded_parser import BoundedParser
 
-CLIENT_NAME = "redis-proxy-control"
+LINE_MOST = 500  # characters of an error line that are kept: it goes to the log, and whoever sent it may be broken
 
 
 class NodeClientError(Exception):
@@ -154,6 +154,6 @@ def _reason(error: RedisError | OSError) -> str:
 
 
 def _line(error: RedisError) -> str:
-    """The error as the server sent it: redis-py splits the code from the text."""
+    """The error as the server sent it, its beginning: redis-py splits the code from the text."""
     text = str(error)
-    return f"{error.status_code} {text}" if error.status_code else text
+    return (f"{error.status_code} {text}" if error.status_code else text)[:LINE_MOST]
