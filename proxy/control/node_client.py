@@ -114,6 +114,35 @@ async def connect(address: Address, settings: NodeClientSettings) -> NodeClient:
     return upstream
 
 
+class StandingClient:
+    """A connection to one node for questions now and then: made when it is needed, and anew when it was lost or the
+    settings are others. Used by one task, which closes it."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._settings = NodeClientSettings()
+        self._open: NodeClient | None = None
+
+    async def ask(self, settings: NodeClientSettings, *commands: Iterable[str | int | bytes]) -> list[Any]:
+        """As NodeClient.ask()."""
+        if settings != self._settings:
+            await self.close()
+        self._settings = settings
+        try:
+            if self._open is None:
+                self._open = await connect(self._address, settings)
+            return await self._open.ask(*commands)
+        except NodeClientError:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Closes what is open; it may be asked again."""
+        client, self._open = self._open, None
+        if client is not None:
+            await client.close()
+
+
 @contextlib.asynccontextmanager
 async def node_client(address: Address, settings: NodeClientSettings) -> AsyncIterator[NodeClient]:
     """connect() and close() around a block."""
