@@ -3,10 +3,9 @@
 Why: one Redis that was told to send events goes on doing so. CONFIG SET reaches the nodes there are; a node that comes
 later, or has restarted, begins with what its own configuration says. Called by control_plane.
 
-Invariants: nothing is asked or set before a client has set it, nor after all nodes have been told that it is nothing;
-a node is told once
-in each of its lives (run_id), so that whoever changes it there by hand is not contradicted; what goes wrong is tried
-again. It is remembered for the life of the main process: an upgrade or a restart of the proxy forgets it.
+Invariants: nothing is asked or set before a client has set it, nor after all nodes have been told that it is nothing; a
+node is told once in each of its lives (run_id), so that whoever changes it there by hand is not contradicted; what goes
+wrong is tried again. It is remembered for the life of the main process: an upgrade or a restart of the proxy forgets it.
 """
 
 from __future__ import annotations

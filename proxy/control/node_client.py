@@ -25,7 +25,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from proxy.cluster.topology import Address
 from proxy.control.bounded_parser import BoundedParser
 
-CLIENT_NAME = "redis-proxy-control"
+LINE_MOST = 500  # characters of an error line that are kept: it goes to the log, and whoever sent it may be broken
 
 
 class NodeClientError(Exception):
@@ -114,6 +114,35 @@ async def connect(address: Address, settings: NodeClientSettings) -> NodeClient:
     return upstream
 
 
+class StandingClient:
+    """A connection to one node for questions now and then: made when it is needed, and anew when it was lost or the
+    settings are others. Used by one task, which closes it."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._settings = NodeClientSettings()
+        self._open: NodeClient | None = None
+
+    async def ask(self, settings: NodeClientSettings, *commands: Iterable[str | int | bytes]) -> list[Any]:
+        """As NodeClient.ask()."""
+        if settings != self._settings:
+            await self.close()
+        self._settings = settings
+        try:
+            if self._open is None:
+                self._open = await connect(self._address, settings)
+            return await self._open.ask(*commands)
+        except NodeClientError:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Closes what is open; it may be asked again."""
+        client, self._open = self._open, None
+        if client is not None:
+            await client.close()
+
+
 @contextlib.asynccontextmanager
 async def node_client(address: Address, settings: NodeClientSettings) -> AsyncIterator[NodeClient]:
     """connect() and close() around a block."""
@@ -154,6 +183,6 @@ def _reason(error: RedisError | OSError) -> str:
 
 
 def _line(error: RedisError) -> str:
-    """The error as the server sent it: redis-py splits the code from the text."""
+    """The error as the server sent it, its beginning: redis-py splits the code from the text."""
     text = str(error)
-    return f"{error.status_code} {text}" if error.status_code else text
+    return (f"{error.status_code} {text}" if error.status_code else text)[:LINE_MOST]

@@ -26,11 +26,10 @@ from proxy.cluster.topology import Address, Health, Node
 from proxy.control.node_client import (
     ErrorReply,
     NodeAuthError,
-    NodeClient,
     NodeClientError,
     NodeClientSettings,
     NodeRefusal,
-    connect,
+    StandingClient,
 )
 from proxy.control.tasks import keep
 from proxy.system.log import get, warn_limited
@@ -53,6 +52,11 @@ class HealthSettings:
     concurrency: int = 8
     username: str = ""
     password: str = field(default="", repr=False)
+
+    @property
+    def upstream(self) -> NodeClientSettings:
+        """How nodes are talked to."""
+        return NodeClientSettings(self.username, self.password, self.timeout_s)
 
 
 class _Watched:
@@ -153,28 +157,18 @@ class NodeHealth:
                 log.exception("telling a change of a node's health failed", node=watched.address)
 
     async def _watch(self, watched: _Watched) -> None:
-        connection: NodeClient | None = None
-        changed, upstream = self._changed, self._upstream()
+        client, changed = StandingClient(watched.address), self._changed
         delay = self._rng.uniform(0, min(_FIRST_SPREAD_S, self.settings.health_interval_s))
         try:
             while True:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(delay):
                         await changed.wait()
-                if connection is not None and upstream != self._upstream():
-                    await connection.close()
-                    connection = None
                 async with self._slots:
-                    # Before the probe: settings that come while it is under way end the next pause at once.
-                    changed, upstream = self._changed, self._upstream()
+                    changed = self._changed  # settings that come during the probe end the next pause at once
                     try:
-                        if connection is None:
-                            connection = await connect(watched.address, upstream)
-                        verdict = await _probe(connection)
+                        verdict = await _probe(client, self.settings.upstream)
                     except NodeClientError as error:
-                        if connection is not None:
-                            await connection.close()
-                            connection = None
                         verdict = None if isinstance(error, NodeRefusal) else (False, str(error), False)
                         self._report(watched.address, error)
                 # The server would not say. (To a worker that it refuses, too, its connections are down.)
@@ -183,11 +177,7 @@ class NodeHealth:
                 self._set(watched, *verdict)
                 delay = self.settings.health_interval_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
         finally:
-            if connection is not None:
-                await connection.close()
-
-    def _upstream(self) -> NodeClientSettings:
-        return NodeClientSettings(self.settings.username, self.settings.password, self.settings.timeout_s)
+            await client.close()
 
     def _report(self, address: Address, error: NodeClientError) -> None:
         text = "node refuses to be asked" if isinstance(error, NodeRefusal) else "replica is down"
@@ -195,9 +185,9 @@ class NodeHealth:
         warn_limited(log, f"replica-down:{address}", text, node=address, error=error)
 
 
-async def _probe(connection: NodeClient) -> tuple[bool, str, bool] | None:
+async def _probe(client: StandingClient, settings: NodeClientSettings) -> tuple[bool, str, bool] | None:
     """(usable, why, stale), None when the server refuses to say (an ACL without INFO)."""
-    replies = await connection.ask(("INFO", "replication"), ("INFO", "persistence"))
+    replies = await client.ask(settings, ("INFO", "replication"), ("INFO", "persistence"))
     if any(isinstance(reply, ErrorReply) for reply in replies):
         return None
     info = "".join(reply.decode("utf-8", "replace") for reply in replies if isinstance(reply, bytes))

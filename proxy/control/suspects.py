@@ -23,7 +23,7 @@ from functools import partial
 from typing import Final
 
 from proxy.cluster.topology import Address
-from proxy.control.node_client import NodeClient, NodeClientError, NodeClientSettings, NodeRefusal, connect
+from proxy.control.node_client import NodeClientError, NodeRefusal, StandingClient
 from proxy.control.node_health import HealthSettings
 from proxy.control.tasks import keep
 from proxy.system.log import get, warn_limited
@@ -151,8 +151,7 @@ class Suspects:
             log.exception("telling who is suspected failed")
 
     async def _watch(self, watched: _Watched) -> None:
-        connection: NodeClient | None = None
-        upstream = self._upstream()
+        client = StandingClient(watched.address)
         delay = self._rng.uniform(0, min(_FIRST_SPREAD_S, self.settings.health_interval_s))
         try:
             while True:
@@ -160,20 +159,11 @@ class Suspects:
                     async with asyncio.timeout(delay):
                         await watched.wake.wait()
                 watched.wake.clear()
-                if connection is not None and upstream != self._upstream():
-                    await connection.close()
-                    connection = None
                 async with self._slots:
-                    upstream = self._upstream()
                     fault: NodeClientError | None = None
                     try:
-                        if connection is None:
-                            connection = await connect(watched.address, upstream)
-                        await connection.ask(("PING",))
+                        await client.ask(self.settings.upstream, ("PING",))
                     except NodeClientError as error:
-                        if connection is not None:
-                            await connection.close()
-                            connection = None
                         fault = None if isinstance(error, NodeRefusal) else error  # an error is an answer, too
                     if fault is None:
                         watched.answered_s = self._clock()
@@ -181,8 +171,4 @@ class Suspects:
                 pause_s = _AGAIN_S if watched.suspected else self.settings.health_interval_s
                 delay = min(pause_s, self.settings.health_interval_s) * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
         finally:
-            if connection is not None:
-                await connection.close()
-
-    def _upstream(self) -> NodeClientSettings:
-        return NodeClientSettings(self.settings.username, self.settings.password, self.settings.timeout_s)
+            await client.close()

@@ -39,6 +39,7 @@ from proxy.system.log import get, warn_limited
 
 SILENT_S: Final = 10.0  # a worker tells its status every second
 ABORT_S: Final = 2.0  # for the stack to be written, and for a process to end after its channel
+PARTING_S: Final = 5.0  # after a drain's time, for thousands of blocked clients to be unblocked (worker.drain)
 FORGET_S: Final = 1.0  # for all workers to forget scripts
 BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
@@ -210,7 +211,7 @@ class WorkerPool:
 
     async def drain(self, spread_s: float, timeout_s: float) -> None:
         """Has every worker part with its clients and end."""
-        await self._end(messages.Drain(spread_s, timeout_s), timeout_s + ABORT_S)
+        await self._end(messages.Drain(spread_s, timeout_s), timeout_s + PARTING_S)
 
     async def stop(self) -> None:
         """Ends all workers at once."""

@@ -43,8 +43,7 @@ class Upstream(Protocol):
 
 
 class NodePauses:
-    """See the module. forget: ends the attempts to connect a backend; stale(reason): the
-    topology may have changed."""
+    """See the module. forget: ends the attempts to connect a backend; stale(reason): the topology may have changed."""
 
     def __init__(
         self,

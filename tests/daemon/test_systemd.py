@@ -18,7 +18,7 @@ import pytest
 from proxy.admin.probes import SILENT_S as LIVE_S
 from proxy.config.models import from_seeds
 from proxy.embedded import HOST, EmbeddedCluster, free_port, wait_for
-from proxy.supervisor.worker_pool import ABORT_S, SILENT_S
+from proxy.supervisor.worker_pool import ABORT_S, PARTING_S, SILENT_S
 from tests.support.processes import children, descriptors, session_members
 from tests.support.proxyd import COMMAND, ROOT, ProxyDaemon, occupied_port
 from tests.support.raw import Closed, RawClient, encode
@@ -442,7 +442,7 @@ def test_the_units_fit_the_daemon() -> None:
     assert reload == [f"ExecReload={PROGRAM} -t {file}", f"ExecReload={PROGRAM} reload {file}"]
     options = dict(line.split("=", 1) for line in service if "=" in line and not line.startswith("#"))
     drain = from_seeds([f"{HOST}:7001"]).drain
-    assert seconds(options["TimeoutStopSec"]) > drain.delay + drain.timeout + 5  # closing takes a moment, too
+    assert seconds(options["TimeoutStopSec"]) > drain.delay + drain.timeout + PARTING_S
     # Silence is noticed and the worker killed before; a ping may be half the interval old when it begins.
     assert seconds(options["WatchdogSec"]) > 1.5 * (SILENT_S + ABORT_S)
     sockets = (UNITS / "redis-proxy.socket").read_text().splitlines()

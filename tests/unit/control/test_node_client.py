@@ -9,10 +9,12 @@ import uvloop
 
 from proxy.cluster.topology import Address
 from proxy.control.node_client import (
+    LINE_MOST,
     ErrorReply,
     NodeAuthError,
     NodeClientError,
     NodeClientSettings,
+    NodeRefusal,
     connect,
     node_client,
 )
@@ -100,6 +102,22 @@ def test_a_password_the_server_does_not_want(node: FakeNode) -> None:
     with pytest.raises(NodeClientError, match="without any password configured"):
         asyncio.run(connect(at(node), NodeClientSettings(password="s3", timeout_s=5.0)))
     wait_for(lambda: closed(node), 5.0, "the connection is closed")
+
+
+def test_an_endless_error_is_cut(node: FakeNode) -> None:
+    """It goes to the log; the beginning says what it is."""
+    node.on("AUTH", b"-ERR " + b"x" * 1_000_000 + b"\r\n").on("ECHO", b"-NOPERM " + b"y" * 1_000_000 + b"\r\n")
+    with pytest.raises(NodeRefusal, match=r"^ERR x+$") as refused:
+        asyncio.run(connect(at(node), NodeClientSettings(password="s3", timeout_s=5.0)))
+    assert len(str(refused.value)) <= LINE_MOST
+
+    async def scene() -> None:
+        async with node_client(at(node), PATIENT) as upstream:
+            (error,) = await upstream.ask(("ECHO", "x"))
+            assert str(error).startswith("NOPERM y")
+            assert len(str(error)) <= LINE_MOST
+
+    asyncio.run(scene())
 
 
 def test_nobody_there() -> None:

@@ -134,6 +134,7 @@ def player(monkeypatch: pytest.MonkeyPatch) -> Play:
     """
     monkeypatch.setattr(module, "_TICK_S", 0.1)
     monkeypatch.setattr(module, "ABORT_S", 1.0)
+    monkeypatch.setattr(module, "PARTING_S", 0.5)
     monkeypatch.setattr(logs, "_limited", {})
 
     def run(act: Act, workers: int = 2, fault: str = "", began: bool = True) -> Stage:

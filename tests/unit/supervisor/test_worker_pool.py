@@ -232,6 +232,24 @@ def test_one_that_does_not_end_in_time_is_killed(how: str, play: Play, caplog: p
     assert "worker does not end and is killed" in messages_of(caplog)
 
 
+def test_one_that_is_late_may_finish(
+    play: Play, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of blocked clients are unblocked at the end of a drain; killed, they would get no answer."""
+
+    async def act(stage: Stage) -> None:
+        monkeypatch.setattr(module, "PARTING_S", 5.0)
+        first, _ = stage.candidates
+        os.kill(first.pid, signal.SIGSTOP)
+        draining = asyncio.create_task(stage.pool.drain(0.0, 0.1))
+        await asyncio.sleep(0.1 + module.ABORT_S + 0.3)
+        os.kill(first.pid, signal.SIGCONT)
+        await draining
+
+    play(act)
+    assert messages_of(caplog) == []
+
+
 def test_nobody_is_replaced_while_all_end(play: Play) -> None:
     async def act(stage: Stage) -> None:
         first, _ = stage.candidates
