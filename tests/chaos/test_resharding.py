@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import random
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-import redis
 
-from proxy.embedded import EmbeddedCluster, EmbeddedNode, wait_for
+from proxy.embedded import EmbeddedCluster, EmbeddedNode
 from tests.support.cluster import slot_of
 from tests.support.proxyd import ProxyDaemon
+from tests.support.workload import Workload
 
 CLIENTS = 20
-COUNTERS = [f"counter:{n}" for n in range(40)]
-SHARED = [f"shared:{n}" for n in range(60)]
 
 
 @pytest.fixture(scope="module")
@@ -25,83 +21,6 @@ def moving_cluster(server: str) -> Iterator[EmbeddedCluster]:
         yield started
 
 
-class Load:
-    """CLIENTS threads of plain clients that read, write, MGET and INCR until stopped, and note every error."""
-
-    def __init__(self, proxy: ProxyDaemon) -> None:
-        self.proxy = proxy
-        self.errors: list[str] = []
-        self.done = 0
-        self.counted: dict[str, int] = dict.fromkeys(COUNTERS, 0)
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._guard, args=(n,)) for n in range(CLIENTS)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def settle(self, commands: int = 2000, timeout_s: float = 30.0) -> None:
-        """Until that many more rounds are done (or something is wrong already)."""
-        goal = self.done + commands
-        wait_for(lambda: self.done >= goal or self.errors, timeout_s, f"{commands} more rounds of load")
-
-    def _guard(self, number: int) -> None:
-        try:
-            with self.proxy.client(protocol=2 + number % 2) as client:
-                self._talk(client, number, random.Random(number))
-        except Exception as error:
-            self.errors.append(f"client {number}: {error!r}")
-
-    def _talk(self, client: redis.Redis, number: int, rng: random.Random) -> None:
-        own = {f"own:{number}:{n}": "" for n in range(10)}
-        names = list(own)
-        client.mset(own)
-        incremented: dict[str, int] = dict.fromkeys(COUNTERS, 0)
-        turn = 0
-        try:
-            while not self._stop.is_set():
-                turn += 1
-                key = rng.choice(names)
-                match rng.randrange(6):
-                    case 0:
-                        own[key] = f"{turn}"
-                        client.set(key, own[key])
-                    case 1:
-                        assert client.get(key) == own[key], f"GET {key}"
-                    case 2:
-                        some = rng.sample(names, 5)
-                        assert client.mget(some) == [own[name] for name in some], f"MGET {some}"
-                    case 3:
-                        some = rng.sample(names, 4)
-                        own.update(dict.fromkeys(some, f"m{turn}"))
-                        client.mset({name: own[name] for name in some})
-                    case 4:
-                        counter = rng.choice(COUNTERS)
-                        client.incr(counter)
-                        incremented[counter] += 1
-                    case 5:
-                        pipe = client.pipeline(transaction=False)
-                        for counter in rng.sample(COUNTERS, 3):
-                            pipe.incr(counter)
-                            incremented[counter] += 1
-                        pipe.get(key)
-                        pipe.set(rng.choice(SHARED), f"{number}")
-                        assert pipe.execute()[3] == own[key], f"pipelined GET {key}"
-                with self._lock:
-                    self.done += 1
-        finally:
-            with self._lock:
-                for counter, count in incremented.items():
-                    self.counted[counter] += count
-
-
 @pytest.fixture
 def moving_proxy(moving_cluster: EmbeddedCluster, start_proxy: Callable[..., ProxyDaemon]) -> ProxyDaemon:
     for node in moving_cluster.primaries():
@@ -109,34 +28,27 @@ def moving_proxy(moving_cluster: EmbeddedCluster, start_proxy: Callable[..., Pro
     return start_proxy(moving_cluster.seeds[:1])
 
 
-def check(load: Load, proxy: ProxyDaemon) -> None:
-    """No error reached a client, and the counters hold exactly what was counted."""
-    assert load.errors == []
-    with proxy.client() as client:
-        held = [int(str(value or 0)) for value in client.mget(COUNTERS)]
-    assert dict(zip(COUNTERS, held, strict=True)) == load.counted
-    assert sum(held) > 100
+def busy(proxy: ProxyDaemon) -> Workload:
+    return Workload(proxy.address, CLIENTS, protocols=(2, 3), also=("pipeline",))
 
 
-def some_busy_slots(cluster: EmbeddedCluster, node: EmbeddedNode, count: int = 50) -> list[int]:
+def some_busy_slots(load: Workload, cluster: EmbeddedCluster, node: EmbeddedNode, count: int = 50) -> list[int]:
     """Slots of the node with keys of the load in them."""
-    owned = set(cluster.slots_of(node))
-    names = [*COUNTERS, *SHARED, *(f"own:{c}:{n}" for c in range(CLIENTS) for n in range(10))]
-    return sorted({slot_of(name) for name in names} & owned)[:count]
+    return sorted({slot_of(name) for name in load.known} & set(cluster.slots_of(node)))[:count]
 
 
 def test_slots_move_back_and_forth(moving_cluster: EmbeddedCluster, moving_proxy: ProxyDaemon) -> None:
     one, two = moving_cluster.primaries()[:2]
-    slots = some_busy_slots(moving_cluster, one)
     moved = 0
-    with Load(moving_proxy) as load:
-        load.settle(500)
+    with busy(moving_proxy) as load:
+        slots = some_busy_slots(load, moving_cluster, one)
+        load.advance(25)
         for _ in range(2):
             moved += moving_cluster.move_slots(slots, one, two, batch=1)
-            load.settle(300)
+            load.advance(15)
             moved += moving_cluster.move_slots(slots, two, one, batch=10)
-            load.settle(300)
-    check(load, moving_proxy)
+            load.advance(15)
+    load.check(moving_cluster)
     assert moved > 160
     assert moving_proxy.metric("redis_proxy_redirections_total", kind="moved") > 0
     assert moving_proxy.metric("redis_proxy_redirections_total", kind="ask") > 0
@@ -144,27 +56,27 @@ def test_slots_move_back_and_forth(moving_cluster: EmbeddedCluster, moving_proxy
 
 
 def test_manual_failover_and_back(moving_cluster: EmbeddedCluster, moving_proxy: ProxyDaemon) -> None:
-    with Load(moving_proxy) as load:
-        load.settle(500)
+    with busy(moving_proxy) as load:
+        load.advance(25)
         for _ in range(2):
             for primary in moving_cluster.primaries():
                 moving_cluster.failover(moving_cluster.replicas_of(primary)[0])
-                load.settle(200)
-    check(load, moving_proxy)
+                load.advance(10)
+    load.check(moving_cluster)
 
 
 def test_both_at_once(moving_cluster: EmbeddedCluster, moving_proxy: ProxyDaemon) -> None:
     """Slots move between two shards while the third changes its primary."""
     one, two, three = moving_cluster.primaries()
-    slots = some_busy_slots(moving_cluster, one)
-    with Load(moving_proxy) as load:
-        load.settle(300)
+    with busy(moving_proxy) as load:
+        slots = some_busy_slots(load, moving_cluster, one)
+        load.advance(15)
         moving_cluster.move_slots(slots, one, two)
         moving_cluster.failover(moving_cluster.replicas_of(three)[0])
         moving_cluster.move_slots(slots, two, one)
         moving_cluster.failover(three)
-        load.settle(300)
-    check(load, moving_proxy)
+        load.advance(15)
+    load.check(moving_cluster)
 
 
 def test_a_slot_left_half_moved_is_served(moving_cluster: EmbeddedCluster, moving_proxy: ProxyDaemon) -> None:

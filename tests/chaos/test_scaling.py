@@ -32,7 +32,7 @@ def test_scale_out_and_in(protocol: int, server: str, start_proxy: StartProxy) -
     with ChangingCluster(server, replicas=0, node_timeout_ms=1500) as cluster:
         daemon = start_proxy(cluster.seeds, {"cluster": {"refresh_interval": "1s"}})
         first = cluster.nodes[0]
-        with Workload(daemon.address, protocol=protocol, hot=range(MOVED)) as load:
+        with Workload(daemon.address, protocols=(protocol,), hot=range(MOVED)) as load:
             primary = cluster.add()
             replica = cluster.add(replica_of=primary)
             load.advance(20)

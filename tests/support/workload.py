@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import random
 import secrets
 import time
@@ -77,8 +78,9 @@ class Told:
 class Workload:
     """The clients, as a context manager; at its end they have stopped, and check() is the test's to call.
 
-    split: with commands of several slots. hot: slots that every second key and all transactions are in. apart: each
-    client does one thing only, with one key and without a rest: who waits for one node keeps nobody else.
+    protocols: of RESP, given out in turn. split: with commands of several slots. also: what else all of them do. hot:
+    slots that every second key and all transactions are in. apart: each client does one thing only, with one key and
+    without a rest: who waits for one node keeps nobody else.
     """
 
     def __init__(
@@ -86,8 +88,9 @@ class Workload:
         address: tuple[str, int],
         clients: int = 12,
         *,
-        protocol: int = 2,
+        protocols: Sequence[int] = (2,),
         split: bool = True,
+        also: tuple[str, ...] = (),
         hot: range = range(16384),
         apart: bool = False,
     ) -> None:
@@ -96,10 +99,10 @@ class Workload:
         self.told = Told()
         self.known: dict[str, Known] = {}
         self.running = True
-        self.protocol = protocol
         self.hot = hot
         self.keys, self.rest_s = (1, 0.0) if apart else (KEYS, REST_S)
-        all_do = MIXED + SPLIT if split else MIXED
+        all_do = MIXED + also + (SPLIT if split else ())
+        self._protocols = protocols
         self._kinds = [(APART[number % len(APART)],) if apart else all_do for number in range(clients)]
         self._done = [0] * clients
         self._thread = LoopThread("workload")
@@ -150,7 +153,10 @@ class Workload:
     # In its own thread
 
     async def _run(self) -> None:
-        clients = [_Client(self, number, kinds) for number, kinds in enumerate(self._kinds)]  # to find keys takes time
+        protocols = itertools.cycle(self._protocols)
+        clients = [  # all of them first: to find keys takes time
+            _Client(self, number, kinds, next(protocols)) for number, kinds in enumerate(self._kinds)
+        ]
         await asyncio.gather(*(self._client(number, client) for number, client in enumerate(clients)))
 
     async def _client(self, number: int, client: _Client) -> None:
@@ -169,9 +175,10 @@ class Workload:
 class _Client:
     """One client; what it does are its methods' names."""
 
-    def __init__(self, load: Workload, number: int, kinds: Sequence[str]) -> None:
+    def __init__(self, load: Workload, number: int, kinds: Sequence[str], protocol: int) -> None:
         self._load, self._told = load, load.told
         self._kinds = kinds
+        self._protocol = protocol
         self._rng = random.Random(number)
         self._wires: list[Connection] = []
         base = f"{load.name}:{number}"
@@ -192,7 +199,7 @@ class _Client:
         """Connects, and brings about what its kinds of steps take for granted."""
         self._last_s = time.monotonic()
         self._wire = await self._connect()
-        if self._load.protocol == 3:
+        if self._protocol == 3:
             await self._wire.call("HELLO", 3)
         if "get" in self._kinds:  # a value that is not what every other key has
             for key in self._keys:

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -26,14 +25,9 @@ Scene = Callable[[NodeHealth, list[Change]], Awaitable[None]]
 
 
 @pytest.fixture
-def start_node() -> Iterator[Callable[[], FakeNode]]:
-    with ExitStack() as stack:
-        yield lambda: tell(stack.enter_context(FakeNode()))
-
-
-@pytest.fixture
-def node(start_node: Callable[[], FakeNode]) -> FakeNode:
-    return start_node()
+def start_node(start_node: Callable[..., FakeNode]) -> Callable[..., FakeNode]:
+    """Starts a replica that is well."""
+    return lambda name="f": tell(start_node(name))
 
 
 def tell(node: FakeNode, replication: bytes = SYNCED, persistence: bytes = LOADED) -> FakeNode:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -19,17 +18,6 @@ from tests.support.refresher import at, closed, until
 
 Told = list[frozenset[Address]]
 Scene = Callable[[Suspects, Told], Awaitable[None]]
-
-
-@pytest.fixture
-def start_node() -> Iterator[Callable[[], FakeNode]]:
-    with ExitStack() as stack:
-        yield lambda: stack.enter_context(FakeNode())
-
-
-@pytest.fixture
-def node(start_node: Callable[[], FakeNode]) -> FakeNode:
-    return start_node()
 
 
 def run(scene: Scene, *, clock: Callable[[], float] | None = None, **more: Any) -> Told:

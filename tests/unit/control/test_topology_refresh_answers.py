@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 
 import pytest
 
@@ -23,23 +22,6 @@ from tests.support.refresher import (
     tell,
     until,
 )
-
-
-@pytest.fixture(autouse=True)
-def every_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None is left out because a test before had the same address."""
-    monkeypatch.setattr("proxy.system.log._limited", {})
-
-
-@pytest.fixture
-def start_node() -> Iterator[Callable[[str], FakeNode]]:
-    with ExitStack() as stack:
-        yield lambda name: stack.enter_context(FakeNode(name * 40))
-
-
-@pytest.fixture
-def node(start_node: Callable[[str], FakeNode]) -> FakeNode:
-    return start_node("a")
 
 
 class TestWhom:

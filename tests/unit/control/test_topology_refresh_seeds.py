@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 
 import pytest
 
@@ -18,22 +17,16 @@ from tests.support.fake_node import SILENCE, Cut, FakeNode
 from tests.support.refresher import asked, at, closed, refreshed, run, settings, tell, until
 
 
-@pytest.fixture(autouse=True)
-def every_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None is left out because a test before had the same address."""
-    monkeypatch.setattr("proxy.system.log._limited", {})
-
-
 @pytest.fixture
-def start_node() -> Iterator[Callable[[str], FakeNode]]:
-    with ExitStack() as stack:
+def start_node(start_node: Callable[[str], FakeNode]) -> Callable[[str], FakeNode]:
+    """Starts one that is a cluster by itself."""
 
-        def start(name: str) -> FakeNode:
-            node = stack.enter_context(FakeNode(name * 40))
-            tell(node, node)
-            return node
+    def start(name: str) -> FakeNode:
+        node = start_node(name)
+        tell(node, node)
+        return node
 
-        yield start
+    return start
 
 
 def dead() -> Address:
