@@ -254,7 +254,7 @@ def test_a_late_reply_is_dropped(node: FakeNode, start_proxy: StartProxy) -> Non
         return bulk(b"value of " + words[1])
 
     node.on("GET", late)
-    daemon = start_proxy([node.address], {"requests": {"timeout": "400ms"}})
+    daemon = start_proxy([node.address], {"requests": {"timeout": "1s"}})
     with daemon.raw() as raw, daemon.raw() as fresh:
         assert raw.command("GET", "late").startswith(b"-")
         release.set()
@@ -452,11 +452,12 @@ def test_a_topology_is_asked_for_once_however_many_redirections(
     node.on("GET", lambda _, words: b"-MOVED %d %s\r\n" % (slot_of(words[1]), other.address.encode()))
     other.on("GET", bulk(b"v"))
     daemon = start_proxy([node.address], {"cluster": {"refresh_min_gap": "2s"}})
-    before = len(node.seen("CLUSTER")) + len(other.seen("CLUSTER"))
+    before, begun_s = len(node.seen("CLUSTER")) + len(other.seen("CLUSTER")), time.monotonic()
     with daemon.raw() as raw:
         raw.send(b"".join(encode("GET", f"k{n}") for n in range(500)))
         assert raw.frames(500) == [bulk(b"v")] * 500
-    assert len(node.seen("CLUSTER")) + len(other.seen("CLUSTER")) - before <= 3
+    rounds = 1 + (time.monotonic() - begun_s) // 2
+    assert len(node.seen("CLUSTER")) + len(other.seen("CLUSTER")) - before <= 3 * rounds
 
 
 def test_address_map(node: FakeNode, start_proxy: StartProxy) -> None:

@@ -128,7 +128,7 @@ def test_a_name_that_is_not_looked_up_in_time_is_an_error(monkeypatch: pytest.Mo
         asyncio.get_running_loop().getaddrinfo = resolve  # type: ignore[method-assign]
         with pytest.raises(OSError, match=r"slow\.example:1: the name could not be looked up within 0\.1 s$"):
             await admin_of(Proxy()).prepare("slow.example:1")
-        assert turns > 10
+        assert turns > 1  # the loop goes on meanwhile
 
     asyncio.run(main())  # uvloop's loop takes no attributes
 
