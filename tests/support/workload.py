@@ -345,7 +345,7 @@ class _Client:
 
 
 def every(done: list[bool]) -> bool:
-    """Of what has been looked at, all of it."""
+    """all(); a list, because what comes behind a reply that is wrong has to be looked at, too."""
     return all(done)
 
 
