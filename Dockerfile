@@ -1,5 +1,5 @@
 # docker build -t redis-proxy .
-# docker run --read-only --stop-timeout 15 -p 7617:7617 -v ./proxy.yaml:/etc/redis-proxy/proxy.yaml:ro redis-proxy
+# docker run --read-only --stop-timeout 20 -p 7617:7617 -v ./proxy.yaml:/etc/redis-proxy/proxy.yaml:ro redis-proxy
 # In the mounted file the listener has to be 0.0.0.0:7617: the default, 127.0.0.1, is the container's own. So is the
 # admin address, where HEALTHCHECK asks (port 9617); for Prometheus make it 0.0.0.0:9617.
 # A changed file is read at `docker kill --signal HUP`. `workers: auto` keeps to --cpus and --cpuset-cpus.

@@ -5,7 +5,7 @@ later, or has restarted, begins with what its own configuration says. Called by 
 
 Invariants: nothing is asked or set before a client has set it, nor after all nodes have been told that it is nothing; a
 node is told once in each of its lives (run_id), so that whoever changes it there by hand is not contradicted; what goes
-wrong is tried again. It is remembered for the life of the main process: an upgrade or a restart of the proxy forgets it.
+wrong is tried again. It is remembered for the life of the main process: an upgrade or a restart forgets it.
 """
 
 from __future__ import annotations

@@ -252,9 +252,9 @@ class Report(msgspec.Struct, tag=True, array_like=True):
     """What only a worker sees, coalesced: signs that the topology has changed, and replicas that refused reads.
 
     signs, each once: moved, readonly, clusterdown, uncovered, unknown (of the data path), lost, connect (of the
-    connector), paused (of node_pauses: nothing that goes to such a node would tell); unfit, by "host:port": a replica not used from that moment until NodeFacts or a Topology says otherwise;
-    silent: nodes that owe replies and say nothing; unreached: primaries that close connections or take none; both told
-    again while that is so.
+    connector), paused (while PROXY PAUSE holds a node, for nothing that goes there would tell); unfit, by "host:port":
+    a replica not used from that moment until NodeFacts or a Topology says otherwise; silent: nodes that owe replies and
+    say nothing; unreached: primaries that close connections or take none; both told again while that is so.
     """
 
     signs: list[str]
