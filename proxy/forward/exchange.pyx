@@ -88,7 +88,7 @@ cdef class Exchange(Recovery):
                 self.no_memory(r)
         elif choice == WAIT:
             self.park(r, p, n, RETRY_DOWN)
-        elif choice == PAUSED:
+        elif choice == PAUSED and r.account != NULL:
             self.park(r, p, n, RETRY_PAUSED)
         elif choice == UNCOVERED:
             self.port.stale("uncovered")
@@ -98,7 +98,7 @@ cdef class Exchange(Recovery):
             self.refuse(r, REFUSED_UNKNOWN, self.text_unknown)
         elif choice == LOST:
             self.refuse(r, REFUSED_GONE, self.text_gone)
-        else:
+        else:                           # or PAUSED, and it is a question of ours: those do not wait for that
             self.counts.retries[RETRY_DOWN][OUTCOME_GAVE_UP] += 1
             self.refuse(r, REFUSED_DOWN, self.text_down)
 

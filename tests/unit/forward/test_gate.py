@@ -9,7 +9,9 @@ import pytest
 
 from proxy.forward.clients import close_idle, drain
 from proxy.forward.gate import held, pending, set_paused
+from proxy.resp import errors
 from proxy.resp.encode import encode_command
+from tests.support.blocked import NODE_ID, POP, blocked, leases, shared, unblock
 from tests.support.datapath import A, B, End, Play, Stage
 from tests.support.dialogue import GET_A, GET_B, PING, REFUSALS, SET_A, exchange, moved, sized
 
@@ -17,6 +19,11 @@ from tests.support.dialogue import GET_A, GET_B, PING, REFUSALS, SET_A, exchange
 def pause(stage: Stage, *addresses: object) -> None:
     set_paused(stage.path, [stage.router.nodes[address] for address in addresses])  # type: ignore[index]
     stage.turn()
+
+
+def passes(stage: Stage, seconds: float) -> None:
+    until_s = time.monotonic() + seconds
+    stage.until(lambda: time.monotonic() > until_s, sweep=True)
 
 
 def test_what_is_for_the_node_waits_and_the_rest_goes_on(play: Play) -> None:
@@ -174,8 +181,7 @@ def test_time_stands_still_for_what_was_begun(play: Play) -> None:
     stage.turn()
     pause(stage, A)
     exchange(stage, A, SET_A + GET_A, REFUSALS["loading"] * 2)
-    until_s = time.monotonic() + 0.6
-    stage.until(lambda: time.monotonic() > until_s, sweep=True)
+    passes(stage, 0.6)
     assert (client.get(), other.get(), stage.parking.waiting) == (b"", b"", 2)
     pause(stage)
     exchange(stage, A, SET_A + GET_A, b"+OK\r\n$1\r\n1\r\n")
@@ -189,8 +195,7 @@ def test_a_redirection_to_a_paused_node(play: Play) -> None:
     stage.turn()
     pause(stage, B)
     exchange(stage, A, GET_A, moved(B))
-    until_s = time.monotonic() + 0.5
-    stage.until(lambda: time.monotonic() > until_s, sweep=True)
+    passes(stage, 0.5)
     assert client.get() == b""
     pause(stage)
     exchange(stage, B, GET_A, b"$1\r\n1\r\n")
@@ -229,3 +234,92 @@ def test_parts_of_a_command_and_keyless_ones(play: Play) -> None:
     assert [end.get() for end in stage.nodes.get(A, [])] == []
     asked = b"".join(end.get() for address, ends in stage.nodes.items() if address != A for end in ends)
     assert asked == encode_command("LOLWUT") * 4
+
+
+def test_time_stands_still_where_the_node_was_down_before(play: Play) -> None:
+    stage = play(timeout_s=0.2, backoff_s=0.01)
+    stage.unreachable.add(A)
+    client = stage.client()
+    client.send(SET_A)
+    stage.turn()
+    pause(stage, A)
+    passes(stage, 0.4)
+    assert (client.get(), stage.parking.waiting) == (b"", 1)
+    stage.unreachable.clear()
+    pause(stage)
+    exchange(stage, A, SET_A, b"+OK\r\n")
+    assert client.get() == b"+OK\r\n"
+
+
+def test_time_goes_on_for_what_waits_for_another_node(play: Play) -> None:
+    """Each for its own: those of one slot wait behind each other, but not for the pause."""
+    stage = play(timeout_s=0.2, backoff_s=0.01)
+    stage.unreachable.add(A)
+    pause(stage, B)
+    clients = [stage.client() for _ in range(4)]
+    for client in clients:
+        client.send(SET_A)
+        passes(stage, 0.03)
+    assert stage.parking.waiting == 4
+    passes(stage, 0.2)
+    assert [client.get() for client in clients] == [errors.NODE_DOWN] * 4
+
+
+def test_time_stands_still_whatever_is_said_of_scripts(play: Play) -> None:
+    stage = play(timeout_s=0.2, backoff_s=0.01)
+    client = stage.client()
+    client.send(SET_A)
+    stage.turn()
+    pause(stage, A)
+    exchange(stage, A, SET_A, REFUSALS["loading"])
+    until_s = time.monotonic() + 0.4
+    while time.monotonic() < until_s:
+        stage.parking.script_answered(b"0" * 40, False)
+        time.sleep(0.002)
+        stage.parking.script_answered(b"0" * 40, False)
+        stage.turn(1)
+    pause(stage)
+    stage.router.sweep()
+    exchange(stage, A, SET_A, b"+OK\r\n")
+    assert client.get() == b"+OK\r\n"
+
+
+def test_what_blocks_is_ended_in_turns(play: Play) -> None:
+    """Ten thousand would hold up everybody for a fifth of a second."""
+    stage = play()
+    node = shared(stage)
+    clients = [stage.client() for _ in range(200)]
+    for client in clients:
+        client.send(POP)
+    stage.turn()
+    for lease in leases(stage):
+        lease.client_id = NODE_ID
+    set_paused(stage.path, [stage.router.nodes[A]])
+    assert pending(stage.router.nodes[A]) < 200 + 200
+    stage.turn()
+    assert node.get() == unblock() * 200
+    node.send(b":1\r\n" * 200)
+    for end in stage.nodes[A]:
+        if end is not node:
+            end.send(errors.UNBLOCKED)
+    stage.turn()
+    assert pending(stage.router.nodes[A]) == 0
+    assert {client.get() for client in clients} == {b""}
+    pause(stage)
+    assert pending(stage.router.nodes[A]) == 200
+
+
+def test_what_is_asked_about_a_wait_does_not_wait_for_the_pause(play: Play) -> None:
+    """The connection on which it was asked is lost: the wait is held, and can be ended like any other."""
+    stage = play()
+    node = shared(stage)
+    client, waiting = blocked(stage)
+    pause(stage, A)
+    assert node.get() == unblock()
+    waiting.send(errors.UNBLOCKED)
+    node.close()
+    stage.turn()
+    told: list[bool] = []
+    stage.accepted.unblock(True, told.append)
+    stage.turn()
+    assert (told, client.get()) == ([True], errors.UNBLOCKED)
