@@ -12,7 +12,7 @@ from proxy.forward.gate import held, pending, set_paused
 from proxy.resp import errors
 from proxy.resp.encode import encode_command
 from tests.support.blocked import NODE_ID, POP, blocked, leases, shared, unblock
-from tests.support.datapath import A, B, End, Play, Stage
+from tests.support.datapath import KEY_A, A, B, End, Play, Stage
 from tests.support.dialogue import GET_A, GET_B, PING, REFUSALS, SET_A, exchange, moved, sized
 
 
@@ -323,3 +323,19 @@ def test_what_is_asked_about_a_wait_does_not_wait_for_the_pause(play: Play) -> N
     stage.accepted.unblock(True, told.append)
     stage.turn()
     assert (told, client.get()) == ([True], errors.UNBLOCKED)
+
+
+def test_a_redirection_in_doubt_while_its_node_is_paused(play: Play) -> None:
+    """Whether a script has said it cannot be asked now: the script waits for the pause like any command."""
+    stage = play(timeout_s=0.2, backoff_s=0.01)
+    script = encode_command("EVAL", "return redis.call('get', KEYS[1])", "1", KEY_A)
+    client = stage.client()
+    client.send(script)
+    stage.turn()
+    pause(stage, A)
+    exchange(stage, A, script, moved(B))
+    passes(stage, 0.4)
+    assert client.get() == b""
+    pause(stage)
+    exchange(stage, A, script, b"$1\r\n1\r\n")
+    assert client.get() == b"$1\r\n1\r\n"
