@@ -471,6 +471,8 @@ cdef class Client(ClientInfo):
         self.path.clients.discard(self)
         if self.held_back:
             self.path.let_go(self)
+        elif self.waits_for_room:
+            self.path.exchange.waiting.pop(self, None)
         if self.lingering_ns:
             self.path.lingering.discard(self)
         self.path.closed += 1

@@ -22,7 +22,7 @@ cdef class Exchange(Recovery):
     cdef CounterBlock* counts
     cdef object port
     cdef uint32_t full              # connections whose windows are full; and one while any node is paused
-    cdef list waiting               # clients that wait for room on one of them, in that order
+    cdef dict waiting               # clients that wait for room on one of them, in that order
     # Ready error lines (proxy.resp.errors).
     cdef bytes text_uncovered
     cdef bytes text_unknown

@@ -52,7 +52,7 @@ cdef class Exchange(Recovery):
         self.redirect = Redirect(router, self.parking, max_redirections=max_redirections)
         self.redirect.counts = counters.block
         self.scripts = self.redirect.scripts = Scripts()
-        self.waiting = []
+        self.waiting = {}
         self.text_uncovered = texts["uncovered"]
         self.text_unknown = texts["unknown"]
         self.text_down = texts["down"]
@@ -88,7 +88,7 @@ cdef class Exchange(Recovery):
                 self.no_memory(r)
         elif choice == WAIT:
             self.park(r, p, n, RETRY_DOWN)
-        elif choice == PAUSED:
+        elif choice == PAUSED and r.account != NULL:
             self.park(r, p, n, RETRY_PAUSED)
         elif choice == UNCOVERED:
             self.port.stale("uncovered")
@@ -98,7 +98,7 @@ cdef class Exchange(Recovery):
             self.refuse(r, REFUSED_UNKNOWN, self.text_unknown)
         elif choice == LOST:
             self.refuse(r, REFUSED_GONE, self.text_gone)
-        else:
+        else:                           # or PAUSED, and it is a question of ours: those do not wait for that
             self.counts.retries[RETRY_DOWN][OUTCOME_GAVE_UP] += 1
             self.refuse(r, REFUSED_DOWN, self.text_down)
 
@@ -163,11 +163,11 @@ cdef class Exchange(Recovery):
         self.full += 1
 
     cdef void room(self) noexcept:
-        cdef list waiting = self.waiting
+        cdef dict waiting = self.waiting
         cdef Outlet client
         self.full -= 1
         self.parking.wake_soon()
-        self.waiting = []
+        self.waiting = {}
         for client in waiting:              # in the order in which they came to wait
             client.room()
 
@@ -183,7 +183,7 @@ cdef class Exchange(Recovery):
 
     cdef void wait(self, Outlet client):
         """Has the client told (Outlet.room) when there is room somewhere again."""
-        self.waiting.append(client)
+        self.waiting[client] = None
 
     cdef void expired(self, Request* r, int reason) noexcept:
         if reason == RETRY_NOSCRIPT:

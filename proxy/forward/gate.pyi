@@ -10,6 +10,9 @@ def set_paused(path: DataPath, nodes: Iterable[Node]) -> None:
     Also to be called when the topology has changed: what waits may have another owner.
     """
 
+def suspend(path: DataPath, node: Node, blocked: list[Client]) -> None:
+    """Has what blocks at the node ended there, some of it in each turn of the loop."""
+
 def reconnect(path: DataPath, node: Node) -> None:
     """Has the connections made that clients share, where there were some, and those in RESP2."""
 

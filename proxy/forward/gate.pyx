@@ -60,15 +60,26 @@ def set_paused(DataPath path not None, nodes):
 
 cdef void begin(DataPath path, Node node):
     cdef Backend b
-    cdef Client client
     path.exchange.router.unsettle(node, True)       # whose commands are under way there: none of them is overtaken
     for b in node.backends():
         if b.state == BACKEND_CONNECTING or b.state == BACKEND_BACKOFF:
             b.state = BACKEND_IDLE if b.pool is not None and b.pool.owner is None else BACKEND_CLOSED
             b.start_over()
-    for client in list(path.clients):
+    suspend(path, node, [client for client in path.clients if (<Client> client).wait is not None])
+
+
+def suspend(DataPath path not None, Node node not None, list blocked not None):
+    """Has what blocks at the node ended there, some of it in each turn of the loop."""
+    cdef Client client
+    cdef int _
+    path.reactor.tick()
+    for _ in range(AT_ONCE):
+        if not blocked or not node.paused:
+            return
+        client = blocked.pop()
         if client.wait is not None:
             (<Blocking> client.wait).suspend(node)
+    path.reactor.loop.call_soon(partial(suspend, path, node, blocked))
 
 
 def reconnect(DataPath path not None, Node node not None):

@@ -34,6 +34,7 @@ from proxy.forward.datapath cimport DataPath
 from proxy.forward.node cimport Node
 from proxy.forward.pipeline cimport ENQUEUED
 from proxy.forward.reactor cimport monotonic_ns
+from proxy.forward.reply_queue cimport PUSH_SOON
 from proxy.forward.request cimport (
     REQ_READ, STATE_ANSWERED, TARGET_LEASE, Request, request_free, request_hold, request_move, request_new,
     request_unhold,
@@ -357,7 +358,7 @@ cdef class Hub(PushPort):
         if not client.touched:
             self.budget -= COST_SEND
         self.counts.deliveries += 1
-        client.replies.push(push if client.proto == 3 else array, n, False)
+        client.replies.push(push if client.proto == 3 else array, n, PUSH_SOON)
         if client.fd >= 0 and <int64_t> (client.replies.held + buffer_len(&client.replies.out)) > self.soft_limit:
             self.weigh(client)
 

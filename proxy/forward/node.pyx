@@ -92,7 +92,8 @@ cdef class Node:
         return found
 
     cdef void heard(self) noexcept:
-        """It was silent and is not any more: what was held back is sent."""
+        """It was silent and is not any more: what was held back is sent. (Nothing else ends `silent`: a connection that
+        stayed wary would send nothing for ever.)"""
         cdef Pipeline b
         self.silent = False
         for b in self.backends():

@@ -40,7 +40,7 @@ cdef class Parking:
     cdef readonly dict doubts       # slot -> (requests whose redirection is in doubt, number of the oldest at least)
     cdef object timer               # None while nothing is parked
     cdef bint soon                  # a wake_all is under way
-    cdef bint gated                 # some node is paused: see go
+    cdef bint gated                 # some node is paused: see proxy.forward.gate
     cdef int64_t looked_ns          # when the parked were last looked at
     cdef object _wake
     cdef object _wake_all

@@ -268,6 +268,7 @@ cdef class Parking:
         """What waits for this script goes on; when nobody knows it, it gets the node's NOSCRIPT."""
         cdef Request* r = self.first
         cdef Request* following
+        cdef int64_t looked_ns
         self.reactor.tick()
         if known:
             while r != NULL:
@@ -276,6 +277,7 @@ cdef class Parking:
                 r = r.bnext
             self.go(False)
             return
+        looked_ns = self.looked_ns
         r = self.empty()
         while r != NULL:
             following = r.bnext
@@ -287,6 +289,7 @@ cdef class Parking:
             else:
                 self.append(r)
             r = following
+        self.looked_ns = looked_ns              # time is put off by go() alone
 
     cdef bint waits_for(self, Request* r, bytes sha):
         cdef const char* p
@@ -300,6 +303,7 @@ cdef class Parking:
         cdef Request* following
         cdef bint due, paused
         cdef int64_t passed
+        cdef set behind = set()                 # slots whose first request waits for a paused node
         self.reactor.tick()
         passed = self.reactor.now - self.looked_ns
         self.looked_ns = self.reactor.now
@@ -314,7 +318,10 @@ cdef class Parking:
                     everything or (r.wake_ns <= self.reactor.now and not paused)
                     or self.went_ns[r.slot] == self.reactor.now
                 ) and (not self.doubts or not self.behind_doubt(r))
-                paused = paused or self.gated and self.parked_in[r.slot] > 0
+                if paused:
+                    behind.add(r.slot)
+                else:
+                    paused = len(behind) > 0 and r.slot in behind
             if paused:
                 r.deadline_ns += passed
             if abandoned(r):

@@ -1,5 +1,5 @@
 """The nested epoll instance: one Python call per batch of events, C calls inside it."""
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef enum:
     SHARED = 262144             # bytes of the receive buffer all peers share

@@ -30,8 +30,8 @@ from proxy.cluster.redirection cimport (
 )
 from proxy.forward.backend cimport BACKEND_UP
 from proxy.forward.counters cimport (
-    OUTCOME_GAVE_UP, RETRY_CLUSTERDOWN, RETRY_DOWN, RETRY_FULL, RETRY_LOADING, RETRY_LOST, RETRY_MASTERDOWN,
-    RETRY_MOVED, RETRY_NOSCRIPT, RETRY_PAUSED, RETRY_READONLY, RETRY_TRYAGAIN,
+    OUTCOME_GAVE_UP, REFUSED_DOWN, RETRY_CLUSTERDOWN, RETRY_DOWN, RETRY_FULL, RETRY_LOADING, RETRY_LOST,
+    RETRY_MASTERDOWN, RETRY_MOVED, RETRY_NOSCRIPT, RETRY_PAUSED, RETRY_READONLY, RETRY_TRYAGAIN,
 )
 from proxy.forward.pipeline cimport ENQUEUED, WINDOW_FULL
 from proxy.forward.ports cimport Sink
@@ -39,7 +39,7 @@ from proxy.forward.request cimport (
     REQ_READ, REQ_SCRIPT, STATE_ANSWERED, STATE_NEW, STATE_PARKED, TARGET_EXTRA, TARGET_LEASE, TARGET_NODE,
     TARGET_SHARD, request_fault, request_forget, request_free, request_keep, request_move, request_new,
 )
-from proxy.forward.router cimport CHOSEN, HOPELESS, READS_PRIMARY
+from proxy.forward.router cimport CHOSEN, HOPELESS, PAUSED, READS_PRIMARY
 from proxy.forward.scripts cimport SHA_LEN, keys_of, sha_of
 
 cdef int* REASON_OF = [0, RETRY_MOVED, RETRY_MOVED, RETRY_TRYAGAIN, RETRY_CLUSTERDOWN, RETRY_LOADING, RETRY_READONLY,
@@ -131,7 +131,7 @@ cdef class Redirect:
         if r.redirections >= self.max_redirections:
             r.redirections = 0              # the nodes do not agree: they are given time, up to the deadline
             return self.wait(r, bytes, RETRY_MOVED)
-        if node is None or node.failing and not node.owner:     # whoever names that one is behind
+        if node is None:
             return self.wait(r, bytes, RETRY_MOVED)
         r.redirections += 1
         if kind == REDIR_MOVED and to.slot == r.slot:
@@ -159,9 +159,12 @@ cdef class Redirect:
         return found
 
     cdef Node known(self, bytes host, int port, Node node):
-        """The node of the topology that a redirection names; None when there is none. node: who said it."""
+        """The node of the topology that a redirection names; None when there is none, or when it has failed and owns
+        nothing any more: whoever names that one is behind. node: who said it."""
+        cdef Node found
         address = self.port.resolve(host.decode("utf-8", "replace"), port, node)
-        return None if address is None else self.router.nodes.get(address)
+        found = None if address is None else self.router.nodes.get(address)
+        return None if found is not None and found.failing and not found.owner else found
 
     cdef int wait(self, Request* r, const char* bytes, int reason) noexcept:
         return TAKEN if self.parking.park(r, bytes, r.len, reason) else STRANDED
@@ -171,11 +174,11 @@ cdef class Redirect:
         cdef const char* p = bytes
         cdef int result = self.router.at(node, r)
         r.repaired = 0                      # of this node it is not known yet whether it has its script
-        if node.paused:
+        if result == PAUSED:
             return self.wait(r, p, RETRY_PAUSED)
         if result == HOPELESS:              # as if it had been sent there at first
             self.counts.retries[RETRY_DOWN][OUTCOME_GAVE_UP] += 1
-            self.parking.recovery.expired(r, RETRY_DOWN)
+            self.parking.recovery.refused(r, REFUSED_DOWN)
             return TAKEN
         if result != CHOSEN:
             return self.wait(r, p, RETRY_DOWN)

@@ -1,5 +1,5 @@
 """A client's replies: their order, what is held back, what is not yet taken."""
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from proxy.forward.account cimport Account
 from proxy.forward.buffer cimport Buffer

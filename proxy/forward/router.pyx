@@ -125,6 +125,7 @@ cdef class Router(Connections):
         for node in old.values():
             if node.published != self.published:
                 self.drop(node)
+        self.forget_direct()            # once more: whoever was told of a loss may have asked something else
         for node in failed:
             doubt(node)
         for node in old.values():
@@ -294,6 +295,7 @@ cdef class Router(Connections):
         self.forget_direct()
         for node in self.nodes.values():
             old += self.replace(node)
+        self.forget_direct()            # as in publish
         return old
 
     def warm(self, int proto):
@@ -416,6 +418,8 @@ cdef class Router(Connections):
         node = (<Shard> self.shards[index]).primary
         if node is None:
             return True
+        if node.paused:
+            return False                # it waits for the end of that, and its time stands still
         down_ns = node.pool(r.proto, r.db).down_since_ns
         return down_ns != 0 and self.reactor.now - down_ns <= self.failover_ns
 

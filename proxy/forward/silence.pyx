@@ -10,11 +10,11 @@ with something slow. So that is a suspicion, which costs a healthy node nothing:
     reads           which another node may serve are asked there (Pipeline.give_away), new ones too (Shard.pick)
     control         is told now and then, looks at the topology again and again, and at the node
 
-and it ends with the first byte. What was sent is decided when the cluster has decided: it has voted a silent node
-failed, or given its role to another one. Then its connections are cut: reads and what was not sent go to whoever is the
-owner now, writes that were sent get their error (Exchange.lost), and what the node says when it comes back reaches
-nobody. One that has failed *and* lost its role is cut whether it speaks or not, for it may be one that comes back and
-does not know yet; one that has lost its role in order answers what it has got.
+and it ends with the first byte, or when nothing is owed any more. What was sent is decided when the cluster has
+decided: it has voted a silent node failed, or given its role to another one. Then its connections are cut: reads and
+what was not sent go to whoever is the owner now, writes that were sent get their error (Exchange.lost), and what the
+node says when it comes back reaches nobody. One that has failed *and* lost its role is cut whether it speaks or not,
+for it may be one that comes back and does not know yet; one that has lost its role in order answers what it has got.
 """
 from libc.stdint cimport int64_t
 
@@ -62,9 +62,11 @@ cdef bint watch(Node node, BackendSettings settings, int64_t now) except -1:
                 b.wary = True
                 b.want(b.heard())
             silent = True
-    node.silent = silent or (node.silent and unreached)
     if silent:
+        node.silent = True
         judge(node)
+    elif node.silent and not unreached:
+        node.heard()                            # it owes nothing any more, as when what is owed now blocks
     if not node.silent and not (node.owner and node.resp2.down_since_ns) or now - node.told_ns < TELL_NS:
         return False
     node.told_ns = now

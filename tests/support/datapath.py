@@ -188,10 +188,13 @@ class Stage:
         self.loop = Loop()
         self.counters = Counters(memory)
         self.reactor = Reactor(self.loop, python_most_ns=python_most_ns)  # type: ignore[arg-type]
+        self.backend_settings = BackendSettings(
+            stall_ns=int(stall_s * 1e9), max_window=max_window, silent_ns=int(silent_s * 1e9)
+        )
         self.router = Router(
             self.reactor,
             self.counters,
-            BackendSettings(stall_ns=int(stall_s * 1e9), max_window=max_window, silent_ns=int(silent_s * 1e9)),
+            self.backend_settings,
             connections=connections,
             failover_ns=int(failover_s * 1e9),
         )

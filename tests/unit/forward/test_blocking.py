@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from proxy.forward.backend import BackendState
@@ -10,7 +12,7 @@ from proxy.forward.clients import close_lingering, drain
 from proxy.resp import errors
 from proxy.resp.encode import array, bulk, encode_command, null_array
 from tests.support.blocked import NODE_ID, POP, POPPED, blocked, free, leases, shared, unblock
-from tests.support.datapath import KEY_A, KEY_B, SLOT_A, A, B, Play
+from tests.support.datapath import KEY_A, KEY_B, SLOT_A, A, B, C, Play
 from tests.support.dialogue import ASKING, GET_A, PING, REFUSALS, ask, moved, sent_while_down
 
 
@@ -414,3 +416,20 @@ def test_nobody_is_blocked(play: Play) -> None:
     told: list[bool] = []
     stage.accepted.unblock(True, told.append)
     assert told == [False]
+
+
+def test_a_node_that_lags_behind_names_one_that_has_failed(play: Play) -> None:
+    """As with any command (test_silence_decided): it is not believed, or the slot's other commands would go there."""
+    shards: list[Any] = [(A, [], [(0, 10922)]), (C, [B], [(10923, 16383)])]
+    stage = play(shards)
+    client, node = blocked(stage)
+    stage.publish(shards, frozenset([B]))
+    node.send(moved(B))
+    stage.turn()
+    assert [primary.address for primary in stage.router.primaries] == [A, C]
+    assert B not in stage.nodes
+    assert "moved" in stage.stale_for
+    assert stage.node(A).get() == POP
+    stage.node(A).send(POPPED)
+    stage.turn()
+    assert client.get() == POPPED

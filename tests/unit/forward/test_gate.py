@@ -8,8 +8,10 @@ import pytest
 
 from proxy.forward.clients import close_idle, drain
 from proxy.forward.gate import held, pending, set_paused
+from proxy.resp import errors
 from proxy.resp.encode import encode_command
-from tests.support.datapath import A, B, End, Play, Stage
+from tests.support.blocked import NODE_ID, POP, blocked, leases, shared, unblock
+from tests.support.datapath import KEY_A, A, B, End, Play, Stage
 from tests.support.dialogue import GET_A, GET_B, PING, REFUSALS, SET_A, exchange, moved, sized, time_passes
 
 
@@ -225,3 +227,108 @@ def test_parts_of_a_command_and_keyless_ones(play: Play) -> None:
     assert [end.get() for end in stage.nodes.get(A, [])] == []
     asked = b"".join(end.get() for address, ends in stage.nodes.items() if address != A for end in ends)
     assert asked == encode_command("LOLWUT") * 4
+
+
+def test_time_stands_still_where_the_node_was_down_before(play: Play) -> None:
+    stage = play(timeout_s=0.2, backoff_s=0.01)
+    stage.unreachable.add(A)
+    client = stage.client()
+    client.send(SET_A)
+    stage.turn()
+    pause(stage, A)
+    time_passes(stage, 0.4, sweep=True)
+    assert (client.get(), stage.parking.waiting) == (b"", 1)
+    stage.unreachable.clear()
+    pause(stage)
+    exchange(stage, A, SET_A, b"+OK\r\n")
+    assert client.get() == b"+OK\r\n"
+
+
+def test_time_goes_on_for_what_waits_for_another_node(play: Play) -> None:
+    """Each for its own: those of one slot wait behind each other, but not for the pause."""
+    stage = play(timeout_s=0.2, backoff_s=0.01)
+    stage.unreachable.add(A)
+    pause(stage, B)
+    clients = [stage.client() for _ in range(4)]
+    for client in clients:
+        client.send(SET_A)
+        time_passes(stage, 0.03, sweep=True)
+    assert stage.parking.waiting == 4
+    time_passes(stage, 0.2, sweep=True)
+    assert [client.get() for client in clients] == [errors.NODE_DOWN] * 4
+
+
+def test_time_stands_still_whatever_is_said_of_scripts(play: Play) -> None:
+    stage = play(timeout_s=0.2, backoff_s=0.01)
+    client = stage.client()
+    client.send(SET_A)
+    stage.turn()
+    pause(stage, A)
+    exchange(stage, A, SET_A, REFUSALS["loading"])
+    until_s = time.monotonic() + 0.4
+    while time.monotonic() < until_s:
+        stage.parking.script_answered(b"0" * 40, False)
+        time.sleep(0.002)
+        stage.parking.script_answered(b"0" * 40, False)
+        stage.turn(1)
+    pause(stage)
+    stage.router.sweep()
+    exchange(stage, A, SET_A, b"+OK\r\n")
+    assert client.get() == b"+OK\r\n"
+
+
+def test_what_blocks_is_ended_in_turns(play: Play) -> None:
+    """Ten thousand would hold up everybody for a fifth of a second."""
+    stage = play()
+    node = shared(stage)
+    clients = [stage.client() for _ in range(200)]
+    for client in clients:
+        client.send(POP)
+    stage.turn()
+    for lease in leases(stage):
+        lease.client_id = NODE_ID
+    set_paused(stage.path, [stage.router.nodes[A]])
+    assert pending(stage.router.nodes[A]) < 200 + 200
+    stage.turn()
+    assert node.get() == unblock() * 200
+    node.send(b":1\r\n" * 200)
+    for end in stage.nodes[A]:
+        if end is not node:
+            end.send(errors.UNBLOCKED)
+    stage.turn()
+    assert pending(stage.router.nodes[A]) == 0
+    assert {client.get() for client in clients} == {b""}
+    pause(stage)
+    assert pending(stage.router.nodes[A]) == 200
+
+
+def test_what_is_asked_about_a_wait_does_not_wait_for_the_pause(play: Play) -> None:
+    """The connection on which it was asked is lost: the wait is held, and can be ended like any other."""
+    stage = play()
+    node = shared(stage)
+    client, waiting = blocked(stage)
+    pause(stage, A)
+    assert node.get() == unblock()
+    waiting.send(errors.UNBLOCKED)
+    node.close()
+    stage.turn()
+    told: list[bool] = []
+    stage.accepted.unblock(True, told.append)
+    stage.turn()
+    assert (told, client.get()) == ([True], errors.UNBLOCKED)
+
+
+def test_a_redirection_in_doubt_while_its_node_is_paused(play: Play) -> None:
+    """Whether a script has said it cannot be asked now: the script waits for the pause like any command."""
+    stage = play(timeout_s=0.2, backoff_s=0.01)
+    script = encode_command("EVAL", "return redis.call('get', KEYS[1])", "1", KEY_A)
+    client = stage.client()
+    client.send(script)
+    stage.turn()
+    pause(stage, A)
+    exchange(stage, A, script, moved(B))
+    time_passes(stage, 0.4, sweep=True)
+    assert client.get() == b""
+    pause(stage)
+    exchange(stage, A, script, b"$1\r\n1\r\n")
+    assert client.get() == b"$1\r\n1\r\n"

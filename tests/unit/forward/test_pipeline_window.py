@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 
 import pytest
 
 from proxy.cluster.slot import slot_of
+from proxy.forward.client import Client
 from proxy.forward.clients import drain
 from proxy.forward.request import live
 from proxy.resp import errors
@@ -334,3 +336,24 @@ def test_asking_for_a_node_whose_window_is_full(play: Play) -> None:
     exchange(stage, A, SET_A, ask(B))
     exchange(stage, B, ASKING + SET_A, b"+OK\r\n+OK\r\n")
     assert (one.get(), two.get()) == (b"+OK\r\n", b"+OK\r\n")
+
+
+def test_who_leaves_while_there_is_no_room_is_not_kept(play: Play) -> None:
+    """A node that hangs may keep a window full for long, and clients that leave come back as new ones."""
+
+    def known() -> int:
+        gc.collect()
+        return sum(isinstance(one, Client) for one in gc.get_objects())
+
+    stage = play(max_window=1000, backoff_s=1000.0, timeout_s=5000.0)
+    stage.client().send(sized(2000))
+    stage.turn()
+    before = known()
+    for _ in range(20):
+        client = stage.client()
+        client.send(SET_A)
+        stage.turn()
+        client.close()
+        stage.turn()
+    assert len(stage.path.clients) == 1
+    assert known() <= before + 1  # `accepted` is the stage's own

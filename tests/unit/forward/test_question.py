@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from proxy.cluster.topology import Address
+from proxy.forward.gate import set_paused
 from proxy.forward.question import ask_node
 from proxy.forward.request import live
 from proxy.resp.encode import bulk, encode_command
@@ -165,3 +166,14 @@ def test_the_end_of_the_worker_answers_what_is_open(play: Play) -> None:
     told = ask(stage)
     stage.close()
     assert len(told) <= 1
+
+
+def test_it_does_not_wait_for_a_pause(play: Play) -> None:
+    """It was asked before, and is to be asked again: whoever asks wants to know in time."""
+    stage = play()
+    stage.unreachable.add(A)
+    told = ask(stage)
+    assert told == []
+    set_paused(stage.path, [stage.router.nodes[A]])
+    stage.turn()
+    assert told == [TEXTS["down"]]

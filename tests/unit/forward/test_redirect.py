@@ -393,6 +393,8 @@ def test_redirected_to_a_node_that_has_been_down_for_long(play: Play, line: Call
     stage.turn()
     exchange(stage, A, GET_A, line(B))
     assert stage.hear(client) == errors.NODE_DOWN
+    refusals = stage.count("refusals")
+    assert (refusals["node_down"], refusals["held_too_long"]) == (2, 0)
 
 
 def test_a_refused_write_is_not_sent_right_before_its_deadline(play: Play) -> None:

@@ -9,11 +9,12 @@ import pytest
 
 from proxy.cluster.slot import slot_of
 from proxy.cluster.topology import Address
+from proxy.forward.ask import Ask
 from proxy.forward.router import Router
-from proxy.resp.encode import encode_command
+from proxy.resp.encode import bulk, encode_command
 from proxy.resp.readers import CommandReader
-from tests.support.datapath import KEY_A, THIRDS, A, B, C, Play, Stage, published
-from tests.support.dialogue import D, moved, pending
+from tests.support.datapath import KEY_A, SLOT_A, SLOT_B, THIRDS, A, B, C, Play, Stage, published
+from tests.support.dialogue import GET_A, GET_B, SET_A, D, always, exchange, moved, pending
 
 NOBODY = b"\xff\xff" * 16384
 FIRST = b"\0\0" * 16384
@@ -227,3 +228,31 @@ def test_who_owns_which_slots(play: Play) -> None:
     """Nobody's slots, and those of a shard without a primary, are left out."""
     stage = play(shards=[(A, [C], [(0, 99), (200, 300)]), (None, [B], [(100, 150)])])
     assert stage.router.owners() == [(0, 99, "10.0.0.1:7001"), (200, 300, "10.0.0.1:7001")]
+
+
+def test_what_is_asked_meanwhile_takes_no_old_connection(play: Play) -> None:
+    """A loses its slots to its replica-to-be's shard, and what waited for A is at its end: who hears of that may ask
+    B at once, whose connections are not new yet. They must not be remembered: they are READONLY, and about to go."""
+    stage = play([(A, [], [(0, 5460)]), (C, [B], [(5461, 16383)])], timeout_s=0.1)
+    reader = stage.client(reads="replica")
+    reader.send(GET_B)
+    stage.turn()
+    exchange(stage, B, GET_B, bulk("1"))
+    old = stage.node(B)
+    always(stage, (SLOT_A, GET_A, 0), errors=True, read=True, finish=lambda replies: Ask([(SLOT_B, GET_B, 0)]))
+    client = stage.client()
+    client.send(encode_command("ECHO", "x"))
+    stage.loop.run()
+    assert A not in stage.nodes  # it is being connected
+    time.sleep(0.15)
+    assert stage.accepted.last_active_s  # (asking for this looks at the clock)
+    stage.publish([(B, [A], [(0, 16383)])])
+    stage.turn()
+    assert old.get() == GET_B
+    old.send(bulk("2"))
+    stage.turn()
+    assert client.get() == bulk("2")
+    client.send(SET_A)
+    stage.turn()
+    assert stage.node(B) is not old
+    assert stage.node(B).get() == SET_A

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from proxy.resp.encode import bulk, encode_command
-from tests.support.datapath import KEY_A, A, B, C, End, Play, Stage
+from tests.support.blocked import POP, POPPED
+from tests.support.datapath import KEY_A, TEXTS, A, B, C, End, Play, Stage
 from tests.support.dialogue import GET_A, SET_A
+from tests.unit.forward.test_tracking import tracking
 
 OK = b"+OK\r\n"
 PAIR: list[Any] = [(A, [B], [(0, 10922)]), (C, [], [(10923, 16383)])]
@@ -273,3 +275,43 @@ def test_but_worse_than_the_primary(play: Play, reads: str) -> None:
     stage.turn()
     assert stage.node(A).get() == GET_A
     assert B not in stage.nodes
+
+
+# -- over, though nothing has come ------------------------------------------------------------------------------------
+
+
+def test_what_was_held_back_is_sent_when_there_is_more_patience(play: Play) -> None:
+    """As after a reload (backends.suspect_timeout): no byte of the node's ends the suspicion."""
+    stage = play(PAIR, silent_s=SILENT_S)
+    one, node = silent(stage)
+    other = stage.client()
+    other.send(GET_A)
+    stage.turn()
+    stage.backend_settings.silent_ns = 10**10
+    sweeps(stage)
+    assert not stage.router.nodes[A].silent
+    node.send(OK)
+    stage.turn()
+    assert (one.get(), node.get()) == (OK, GET_A)
+
+
+def test_what_blocks_behind_a_late_reply(play: Play) -> None:
+    """A client's own connection owes a reply that was given up, and then may take its time: it is no suspect any more,
+    and must not stay one for ever."""
+    stage = play(PAIR, silent_s=SILENT_S, timeout_s=0.1)
+    client = tracking(stage)
+    client.send(GET_A)
+    stage.turn()
+    node = stage.node(A)
+    assert node.get() == GET_A
+    stage.until(lambda: stage.router.nodes[A].silent, sweep=True)
+    stage.until(lambda: client.get() == TEXTS["timeout"], sweep=True)
+    client.send(POP)
+    stage.turn()
+    sweeps(stage)
+    node.send(bulk("late"))
+    stage.turn()
+    assert node.get() == POP
+    node.send(POPPED)
+    stage.turn()
+    assert client.get() == POPPED
