@@ -210,7 +210,7 @@ def test_redirections_are_limited(play: Play, limit: int, line: Callable[..., by
 @pytest.mark.parametrize("line", [moved, ask])
 def test_redirections_are_followed_until_the_deadline(play: Play, limit: int, line: Callable[..., bytes]) -> None:
     """One error reaches the client, once; how often nodes are asked is bounded by backoff."""
-    stage = play(max_redirections=limit, timeout_s=0.1, backoff_s=0.005, backoff_max_s=0.005)
+    stage = play(max_redirections=limit, timeout_s=0.5, backoff_s=0.025, backoff_max_s=0.025)
     client = stage.client()
     client.send(SET_A)
     said: list[bytes] = []
@@ -249,7 +249,7 @@ def test_two_nodes_that_name_each_other_are_given_time(play: Play) -> None:
 
 def test_two_nodes_that_name_each_other_until_the_deadline(play: Play) -> None:
     """Whoever waits for them gets an error that means something to it when time is over."""
-    stage = play(backoff_s=1000.0, timeout_s=0.05)
+    stage = play(backoff_s=1000.0, timeout_s=0.5)
     client = stage.client()
     client.send(SET_A)
     stage.turn()
