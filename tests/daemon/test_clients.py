@@ -291,8 +291,8 @@ def test_a_worker_that_is_stuck(small_cluster: EmbeddedCluster, start_proxy: Sta
         os.kill(stuck, signal.SIGSTOP)
         try:
             begun_s = time.monotonic()
-            assert len(ids(asker.command("CLIENT", "LIST"))) == 3
-            assert 0.9 < time.monotonic() - begun_s < 3
+            assert len(ids(asker.command("CLIENT", "LIST"))) == sum(of[client] != stuck for client in clients)
+            assert 0.9 < time.monotonic() - begun_s < 8
             assert asker.command("CLIENT", "KILL", "NAME", "n0") == b":0\r\n"
         finally:
             os.kill(stuck, signal.SIGCONT)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from proxy.embedded import EmbeddedCluster
+from proxy.embedded import EmbeddedCluster, wait_for
 from tests.support.proxyd import ProxyDaemon
 from tests.support.raw import array, bulk, encode
 
@@ -17,6 +17,8 @@ def test_the_message_comes_before_what_is_asked_later(
     workers: int, start_proxy: Callable[..., ProxyDaemon], small_cluster: EmbeddedCluster
 ) -> None:
     proxy = start_proxy(small_cluster.seeds, {"workers": workers})
+    # Clients go to the worker with the fewest; whoever asked whether it was ready must not be counted any more.
+    wait_for(lambda: proxy.metric("redis_proxy_client_connections") == 0, 10, "nobody is there")
     with proxy.raw() as publisher, proxy.raw() as subscriber, proxy.raw() as other:
         for client in (subscriber, other):
             client.command("SUBSCRIBE", "ch")

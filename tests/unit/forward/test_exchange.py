@@ -46,7 +46,7 @@ def test_a_node_that_cannot_be_reached_and_recovers(play: Play) -> None:
 
 
 def test_a_node_that_stays_down_until_the_deadline(play: Play) -> None:
-    stage = play(timeout_s=0.02)
+    stage = play(timeout_s=0.5)
     stage.unreachable.add(A)
     client = stage.client()
     client.send(SET_A + GET_A)

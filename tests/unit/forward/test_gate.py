@@ -167,14 +167,14 @@ def test_who_cannot_be_answered_takes_what_is_held(play: Play) -> None:
 
 def test_time_stands_still_for_what_was_begun(play: Play) -> None:
     """A request that its node refuses, to be sent again, when the node is paused meanwhile: and one behind it."""
-    stage = play(timeout_s=0.3, backoff_s=0.01)
+    stage = play(timeout_s=1.0, backoff_s=0.01)
     client, other = stage.client(), stage.client()
     client.send(SET_A)
     other.send(GET_A)
     stage.turn()
     pause(stage, A)
     exchange(stage, A, SET_A + GET_A, REFUSALS["loading"] * 2)
-    time_passes(stage, 0.6, sweep=True)
+    time_passes(stage, 1.2, sweep=True)
     assert (client.get(), other.get(), stage.parking.waiting) == (b"", b"", 2)
     pause(stage)
     exchange(stage, A, SET_A + GET_A, b"+OK\r\n$1\r\n1\r\n")
@@ -182,13 +182,13 @@ def test_time_stands_still_for_what_was_begun(play: Play) -> None:
 
 
 def test_a_redirection_to_a_paused_node(play: Play) -> None:
-    stage = play(timeout_s=0.3)
+    stage = play(timeout_s=1.0)
     client = stage.client()
     client.send(GET_A)
     stage.turn()
     pause(stage, B)
     exchange(stage, A, GET_A, moved(B))
-    time_passes(stage, 0.5, sweep=True)
+    time_passes(stage, 1.2, sweep=True)
     assert client.get() == b""
     pause(stage)
     exchange(stage, B, GET_A, b"$1\r\n1\r\n")

@@ -128,7 +128,7 @@ def test_what_is_parked_for_a_client_that_left_is_dropped(play: Play) -> None:
 
 
 def test_the_reason_given_up_for_is_the_last(play: Play) -> None:
-    stage = play(timeout_s=0.1, backoff_s=1.0)
+    stage = play(timeout_s=0.5, backoff_s=1.0)
     client = stage.client()
     client.send(GET_A)
     stage.turn()

@@ -228,6 +228,7 @@ class TestPipelines:
         refusals = stage.count("refusals")
         assert (refusals["held_too_long"], refusals["pipeline"]) == (1 + 1, 99)
         # The next one has seen that and is sent all the same: it is held anew.
+        stage.settings.update(timeout_ns=10**12)
         client.send(SET_A)
         stage.turn(6)
         assert (client.get(), stage.parking.waiting) == (b"", 1)

@@ -125,7 +125,7 @@ def test_a_half_sent_request_that_times_out_is_sent_whole(play: Play) -> None:
 
 def test_asking_goes_with_its_command_when_both_are_unsent(play: Play) -> None:
     stage = play()
-    late, after = stage.client(timeout_ns=20_000_000), stage.client(timeout_ns=10**12)
+    late, after = stage.client(timeout_ns=200_000_000), stage.client(timeout_ns=10**12)
     late.send(SET_A)
     stage.turn()
     stage.node(A).send(b"-ASK 3300 %s\r\n" % str(C).encode())

@@ -239,7 +239,7 @@ def test_drain_while_waiting(play: Play) -> None:
 
 def test_what_was_begun_is_parked_until_the_deadline(play: Play) -> None:
     """Redirected to a node that takes nothing: its client is told so; who has not begun waits on."""
-    stage = play(max_window=1000, backoff_s=1000.0, timeout_s=0.05)
+    stage = play(max_window=1000, backoff_s=1000.0, timeout_s=0.4)
     full_b = stage.client(timeout_ns=10**12)
     full_b.send(encode_command("SET", KEY_B, b"v" * 1500))
     stage.turn()

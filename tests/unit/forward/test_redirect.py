@@ -210,21 +210,24 @@ def test_redirections_are_limited(play: Play, limit: int, line: Callable[..., by
 @pytest.mark.parametrize("line", [moved, ask])
 def test_redirections_are_followed_until_the_deadline(play: Play, limit: int, line: Callable[..., bytes]) -> None:
     """One error reaches the client, once; how often nodes are asked is bounded by backoff."""
-    stage = play(max_redirections=limit, timeout_s=0.1, backoff_s=0.005, backoff_max_s=0.005)
+    stage = play(max_redirections=limit, timeout_s=0.2, backoff_s=0.01, backoff_max_s=0.01)
     client = stage.client()
     client.send(SET_A)
     said: list[bytes] = []
     got = b""
+    longest_s, last_s = 0.0, time.monotonic()
 
     def told() -> bool:
-        nonlocal got
+        nonlocal got, longest_s, last_s
+        longest_s, last_s = max(longest_s, time.monotonic() - last_s), time.monotonic()
         said.extend(led_round(stage, line))
         got += client.get()
         return got != b""
 
     stage.until(told)
     assert got == errors.REDIRECTED_IN_VAIN
-    assert limit + 1 < len(said) < 100
+    assert len(said) < 100
+    assert limit + 1 < len(said) or longest_s > 0.05  # so long this process stood still
     stage.turn(10)
     assert (client.get(), stage.parking.waiting, led_round(stage, line)) == (b"", 0, [])
     assert stage.count("commands")["set"]["errors"] == {"CLUSTERDOWN": 1}
@@ -249,7 +252,7 @@ def test_two_nodes_that_name_each_other_are_given_time(play: Play) -> None:
 
 def test_two_nodes_that_name_each_other_until_the_deadline(play: Play) -> None:
     """Whoever waits for them gets an error that means something to it when time is over."""
-    stage = play(backoff_s=1000.0, timeout_s=0.05)
+    stage = play(backoff_s=1000.0, timeout_s=1.0)
     client = stage.client()
     client.send(SET_A)
     stage.turn()
@@ -289,7 +292,7 @@ def test_refused_for_a_while(play: Play, word: str) -> None:
 
 
 @pytest.mark.parametrize("word", list(REFUSALS))
-@pytest.mark.parametrize("timeout_s", [0.0, 0.1])
+@pytest.mark.parametrize("timeout_s", [0.0, 0.4])
 def test_refused_until_the_deadline(play: Play, word: str, timeout_s: float) -> None:
     """Given up with what the server said last."""
     stage = play(timeout_s=timeout_s, backoff_s=1.0)

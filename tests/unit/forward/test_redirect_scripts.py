@@ -114,7 +114,7 @@ def test_a_node_that_does_not_vouch_for_a_script(play: Play, answer: bytes) -> N
 
 @pytest.mark.parametrize("how", ["client leaves", "node lost", "time is over"])
 def test_while_a_node_is_asked_about_a_script(play: Play, how: str) -> None:
-    stage = play(timeout_s=0.05 if how == "time is over" else 5.0, backoff_s=1000.0)
+    stage = play(timeout_s=0.4 if how == "time is over" else 5.0, backoff_s=1000.0)
     client = stage.client()
     client.send(SCRIPTS[0])
     stage.turn()
@@ -198,7 +198,7 @@ def test_a_script_in_doubt_is_asked_for_with_all_its_keys(play: Play) -> None:
 
 def test_a_node_that_is_gone_before_it_answers_for_a_script(play: Play) -> None:
     """Half of the time is the node's, the rest is for whoever has taken over; no MOVED reaches the client."""
-    stage = play(timeout_s=0.2)
+    stage = play(timeout_s=1.0)
     client = stage.client()
     client.send(SCRIPTS[0])
     stage.turn()
@@ -242,7 +242,7 @@ def test_a_keyless_script_has_no_slot_to_be_moved(play: Play) -> None:
 @pytest.mark.parametrize("frame", [SET_A, SCRIPTS[0]])
 def test_unknown_hosts_are_never_nodes(play: Play, frame: bytes, host: str) -> None:
     """Not dialled, not known, in no figure; a refresh is asked for, and the client is told when time is over."""
-    stage = play(backoff_s=1000.0, timeout_s=0.02)
+    stage = play(backoff_s=1000.0, timeout_s=0.15)
     client = stage.client()
     client.send(frame)
     stage.turn()

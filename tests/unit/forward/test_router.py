@@ -329,7 +329,7 @@ def test_an_idle_connection_of_a_former_role_is_closed_at_once(play: Play) -> No
 
 def test_a_node_down_for_longer_than_the_failover_deadline(play: Play) -> None:
     """First it is waited for, then its requests fail at once, and it recovers with the connection."""
-    stage = play(failover_s=0.1)
+    stage = play(failover_s=0.4)
     stage.unreachable.add(A)
     first, second = stage.client(), stage.client()
     first.send(SET_A)
