@@ -20,8 +20,8 @@ StartProxy = Callable[..., ProxyDaemon]
 
 BEHAVED = 10  # clients of the shards that are well
 SICK = 100  # clients of the other one
-BEFORE_S = 2.0
-DURING_S = 3.0
+BEFORE_S = 1.2
+DURING_S = 2.0
 DOWN = b"-CLUSTERDOWN The node for this command cannot be reached"
 
 

@@ -67,7 +67,7 @@ def demos(tmp_path: Path) -> Iterator[list[Demo]]:
         demo.process.communicate()
 
 
-@pytest.mark.parametrize("kind", ["valkey", "redis"])
+@pytest.mark.parametrize("kind", ["valkey", pytest.param("redis", marks=pytest.mark.long)])
 def test_exit_after_the_proof(kind: str, tmp_path: Path, demos: list[Demo]) -> None:
     if kind not in servers():
         pytest.skip("redis-server is not on PATH")
@@ -80,7 +80,8 @@ def test_exit_after_the_proof(kind: str, tmp_path: Path, demos: list[Demo]) -> N
     assert demo.nothing_left()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+# SIGTERM: test_a_signal_while_the_cluster_starts
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_it_serves_until_a_signal_and_leaves_nothing(number: int, tmp_path: Path, demos: list[Demo]) -> None:
     demo = Demo(tmp_path)
     demos.append(demo)

@@ -46,9 +46,9 @@ def test_one_that_behaves_is_served(
     wait_for(lambda: daemon.metric("redis_proxy_inflight_commands") == 0, 10, "nothing is under way")
 
 
-def test_half_a_command_has_its_time(cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+def test_half_a_command_has_its_time(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
     """clients.frame_timeout: from a command's first byte to its last, however busily bytes come."""
-    daemon = start_proxy(cluster.seeds, {"clients": {"frame_timeout": "600ms"}})
+    daemon = start_proxy(small_cluster.seeds, {"clients": {"frame_timeout": "600ms"}})
     with daemon.raw() as slow, daemon.raw() as quick, daemon.raw() as blocked, daemon.raw() as idle:
         assert idle.command("PING") == b"+PONG\r\n"
         blocked.send(encode("BLPOP", "nothing", 1.5) + encode("PING"))  # what waits for us is not slow

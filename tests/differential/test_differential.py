@@ -16,7 +16,7 @@ from tests.differential.play import Fleet, Pair
 from tests.differential.run import WAYS, compare, maker_for
 from tests.differential.sequences import Sequence, Step
 
-SEQUENCES = {1: 200, 2: 60}  # by workers
+SEQUENCES = {1: 120, 2: 40}  # by workers
 SEED = 9
 
 

@@ -67,8 +67,8 @@ ENDED = [
 ]
 
 
-def blocked_clients(daemon: ProxyDaemon, count: int) -> None:
-    with daemon.raw() as raw:
+def blocked_clients(side: ProxyDaemon | Standalone, count: int) -> None:
+    with side.raw() as raw:
         wait_for(lambda: b"blocked_clients:%d\r\n" % count in raw.command("INFO", "clients"), 10, f"{count} blocked")
 
 
@@ -93,21 +93,15 @@ def test_what_is_pushed_later_comes(
             other.command("FLUSHALL")
             blocked.command("HELLO", proto)
             blocked.send(encode(*frame.split()))
-            number = blocked_number(other)
+            blocked_clients(side, 1)
             if side is proxy:  # and until the node has it: `$` means what is there by then
                 wait_for(lambda: sum(map(blocked_on, cluster.primaries())) == 1, 10, "blocked at the node")
             other.command(*push.split())
             told = [blocked.frame()]
             other.command(*push.replace("1-1", "2-2").split())
             told.append(blocked.command(*frame.replace("$", "1-1").split()))
-            seen.append((number, told))
+            seen.append(told)
     assert seen[0] == seen[1]
-
-
-def blocked_number(other: RawClient) -> int:
-    """Waits until one client is blocked."""
-    wait_for(lambda: b"blocked_clients:1\r\n" in other.command("INFO", "clients"), 10, "blocked")
-    return 1
 
 
 @pytest.mark.parametrize("proto", [2, 3])
@@ -168,26 +162,30 @@ def test_it_is_shown(proxy: ProxyDaemon) -> None:
         wait_for(lambda: proxy.metric("redis_proxy_blocked_clients") == 0, 5, "out of the metrics")
 
 
-@pytest.mark.parametrize("proto", [2, 3])
 @pytest.mark.parametrize("line", [*[case[0] for case in PUSHED if "0 0" not in case[0]], "WAIT 3 0"])
-@pytest.mark.parametrize("mode", ["", "TIMEOUT", "ERROR"])
-def test_client_unblock(proxy: ProxyDaemon, standalone: Standalone, proto: int, line: str, mode: str) -> None:
+def test_client_unblock(proxy: ProxyDaemon, standalone: Standalone, line: str) -> None:
     """By the proxy's ids, whichever worker has the client; the answer is what a server makes of it."""
-    seen = []
-    for side in (proxy, standalone):
-        with side.raw() as blocked, side.raw() as other:
+    ways = [(proto, mode) for proto in (2, 3) for mode in ("", "TIMEOUT", "ERROR")]
+    seen: list[list[list[bytes]]] = [[], []]
+    for side, told in zip((proxy, standalone), seen, strict=True):
+        with contextlib.ExitStack() as stack:
+            blocked, other = [stack.enter_context(side.raw()) for _ in ways], stack.enter_context(side.raw())
             other.command("FLUSHALL")
-            blocked.command("HELLO", proto)
-            number = blocked.command("CLIENT", "ID")[1:-2].decode()
-            blocked.send(encode(*line.split()))
-            blocked_number(other)
-            told = other.command("CLIENT", "UNBLOCK", number, *([mode] if mode else []))
-            seen.append((told, blocked.frame(), other.command("CLIENT", "UNBLOCK", number), blocked.command("PING")))
-    assert seen[0][0] == seen[0][0] == b":1\r\n"
-    if line.startswith("WAIT") and mode != "ERROR":
-        assert seen[0][1] == b":1\r\n"  # the replicas that every shard has
-        seen[0] = (seen[0][0], seen[1][1], *seen[0][2:])
-    assert seen[0] == seen[1]
+            for client, (proto, _) in zip(blocked, ways, strict=True):
+                client.command("HELLO", proto)
+            numbers = [client.command("CLIENT", "ID")[1:-2].decode() for client in blocked]
+            for client in blocked:
+                client.send(encode(*line.split()))
+            blocked_clients(side, len(ways))
+            for client, number, (_, mode) in zip(blocked, numbers, ways, strict=True):
+                first = other.command("CLIENT", "UNBLOCK", number, *([mode] if mode else []))
+                answer, again = client.frame(), other.command("CLIENT", "UNBLOCK", number)
+                told.append([first, again, client.command("PING"), answer])
+    for (_, mode), through, direct in zip(ways, *seen, strict=True):
+        assert through[0] == b":1\r\n"
+        if line.startswith("WAIT") and mode != "ERROR":
+            direct[3] = b":1\r\n"  # the replicas that every shard has
+        assert through == direct
 
 
 def test_client_pause(proxy: ProxyDaemon) -> None:

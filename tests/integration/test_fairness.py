@@ -49,6 +49,24 @@ UNAUTHENTICATED = {
     "pipelined AUTH": encode("AUTH", "wrong"),
 }
 
+# Left to `-m long`: another of the usual run goes the same way through the proxy.
+AT_LENGTH = {
+    "pipelined TIME",
+    "pipelined PING",
+    "pipelined HELLO",
+    "pipelined COMMAND COUNT",
+    "inline TIME",
+    "inline GET",
+    "not logged in: inline PING",
+    "not logged in: pipelined GET",
+}
+
+
+def usual(floods: dict[str, bytes], prefix: str = "") -> list[object]:
+    """The parameters of a test, those of AT_LENGTH marked."""
+    return [pytest.param(name, marks=pytest.mark.long if prefix + name in AT_LENGTH else ()) for name in floods]
+
+
 # Writes the same bytes for ever and throws away what comes back; says so once replies come, or after a while without.
 FLOODER = """
 import select, socket, sys
@@ -128,7 +146,7 @@ def with_password(small_cluster: EmbeddedCluster) -> Iterator[ProxyDaemon]:
         yield daemon
 
 
-@pytest.mark.parametrize("flood", FLOODS)
+@pytest.mark.parametrize("flood", usual(FLOODS))
 def test_beside_a_flood(flood: str, one_worker: ProxyDaemon) -> None:
     with flooded(one_worker, FLOODS[flood]) as flooder:
         found = latencies(one_worker)
@@ -136,7 +154,7 @@ def test_beside_a_flood(flood: str, one_worker: ProxyDaemon) -> None:
     check(found)
 
 
-@pytest.mark.parametrize("flood", UNAUTHENTICATED)
+@pytest.mark.parametrize("flood", usual(UNAUTHENTICATED, "not logged in: "))
 def test_beside_a_flood_of_one_who_has_not_logged_in(flood: str, with_password: ProxyDaemon) -> None:
     with flooded(with_password, UNAUTHENTICATED[flood]) as flooder:
         found = latencies(with_password, PASSWORD)

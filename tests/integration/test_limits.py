@@ -109,7 +109,7 @@ def test_a_client_that_only_sends(cluster: EmbeddedCluster, start_proxy: Callabl
         assert daemon.memory("VmHWM") - base < 200 * MB
 
 
-@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("protocol", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_a_100_mb_value(protocol: int, cluster: EmbeddedCluster, start_proxy: Callable[..., ProxyDaemon]) -> None:
     daemon = start_proxy(cluster.seeds[:1])
     size = 100 * MB

@@ -12,7 +12,7 @@ import pytest
 from proxy.embedded import HOST
 from proxy.resp import errors
 from tests.support.cluster import slot_of
-from tests.support.fake_node import SILENCE, Cut, FakeNode, Reply, Session, Shard, shards_reply
+from tests.support.fake_node import SILENCE, Cut, FakeNode, Reply, Session, Shard, in_turn, shards_reply
 from tests.support.proxyd import ProxyDaemon
 from tests.support.raw import Closed, array, bulk, encode
 
@@ -36,12 +36,6 @@ def other(node: FakeNode) -> Iterator[FakeNode]:
         yield listening
 
 
-def in_turn(*replies: Reply) -> Callable[[Session, list[bytes]], Reply]:
-    """These replies one after another, the last one for ever."""
-    left = list(replies)
-    return lambda session, words: left.pop(0) if len(left) > 1 else left[0]
-
-
 # Redirections
 
 
@@ -57,13 +51,6 @@ def test_moved_is_followed_and_learnt(node: FakeNode, other: FakeNode, start_pro
     assert len(node.seen("GET")) == 1
     assert len(other.seen("GET")) == 5
     assert not other.seen("ASKING")
-
-
-def test_moved_to_the_address_asked(node: FakeNode, start_proxy: StartProxy) -> None:
-    """An empty host in MOVED is the host the command was sent to (Redis 7)."""
-    node.on("GET", in_turn(b"-MOVED %d :%d\r\n" % (A_SLOT, node.port), bulk(b"here")))
-    with start_proxy([node.address]).raw() as raw:
-        assert raw.command("GET", "a") == bulk(b"here")
 
 
 def test_moved_for_ever_ends_with_an_error(node: FakeNode, other: FakeNode, start_proxy: StartProxy) -> None:
@@ -108,95 +95,7 @@ def test_a_part_of_mget_is_redirected(node: FakeNode, other: FakeNode, start_pro
         assert raw.command("MGET", "b", "a", "c") == array(bulk(b"b"), bulk(b"other a"), bulk(b"c"))
 
 
-def test_a_failed_part_fails_the_whole(node: FakeNode, start_proxy: StartProxy) -> None:
-    """Never a silent nil or 0 (predixy)."""
-    wrong = b"-MISCONF cannot write\r\n"
-
-    def unless_b(well: bytes) -> Callable[[Session, list[bytes]], Reply]:
-        return lambda _, words: wrong if words[1] == b"b" else well
-
-    node.on("MGET", unless_b(array(bulk(b"v")))).on("MSET", unless_b(b"+OK\r\n")).on("DEL", unless_b(b":1\r\n"))
-    with start_proxy([node.address]).raw() as raw:
-        for name in ("MGET", "DEL"):
-            assert raw.command(name, "a", "b", "c") == wrong
-            assert raw.command(name, "a", "b") == wrong
-        assert raw.command("MSET", "a", 1, "b", 2, "c", 3) == wrong
-        assert raw.command("MGET", "a", "c") == array(bulk(b"v"), bulk(b"v"))
-
-
-# Refused for the moment
-
-MOMENTARY = [
-    b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n",
-    b"-CLUSTERDOWN The cluster is down\r\n",
-    b"-LOADING Redis is loading the dataset in memory\r\n",
-    b"-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.\r\n",
-    b"-READONLY You can't write against a read only replica.\r\n",
-]
-
-
-@pytest.mark.parametrize("error", MOMENTARY, ids=lambda line: line[1:].split()[0].decode())
-def test_what_passes_is_waited_for(error: bytes, node: FakeNode, start_proxy: StartProxy) -> None:
-    node.on("SET", in_turn(error, error, b"+OK\r\n"))
-    with start_proxy([node.address]).raw() as raw:
-        assert raw.command("SET", "a", "v") == b"+OK\r\n"
-    assert len(node.seen("SET")) == 3
-
-
-@pytest.mark.parametrize("error", MOMENTARY, ids=lambda line: line[1:].split()[0].decode())
-def test_what_does_not_pass_is_told_at_the_deadline(error: bytes, node: FakeNode, start_proxy: StartProxy) -> None:
-    node.on("SET", error)
-    daemon = start_proxy([node.address], {"requests": {"timeout": "400ms", "failover_timeout": "300ms"}})
-    with daemon.raw() as raw:
-        for _ in range(5):
-            before, started = len(node.seen("SET")), time.monotonic()
-            answer = raw.command("SET", "a", "v")
-            assert time.monotonic() - started < 4
-            assert 2 < len(node.seen("SET")) - before < 100  # tried again, with pauses
-            if answer != errors.TIMED_OUT:  # time was over while the node was being asked once more
-                break
-        assert answer == error
-        assert raw.command("PING") == b"+PONG\r\n"
-
-
-def test_other_errors_pass_untouched(node: FakeNode, start_proxy: StartProxy) -> None:
-    texts = [
-        b"-ERR x\r\n",
-        b"-\r\n",
-        b"-MOVED\r\n",
-        b"-MOVED x y\r\n",
-        b"-MOVED 99999 127.0.0.1:1\r\n",
-        b"-ASK 1\r\n",
-        b"-MOVEDX 1 127.0.0.1:1\r\n",
-        b"-WRONGTYPE text with \xff bytes\r\n",
-    ]
-    node.on("GET", lambda _, words: texts[int(words[1])])
-    with start_proxy([node.address]).raw() as raw:
-        for n, text in enumerate(texts):
-            assert raw.command("GET", n) == text
-
-
 # Lost and late
-
-
-def test_a_read_whose_connection_breaks_is_repeated(node: FakeNode, start_proxy: StartProxy) -> None:
-    """On two further connections: what the node closes three of is what it cannot bear (forward.pipeline)."""
-    node.on("GET", in_turn(Cut(), Cut(b"$5\r\nhe"), bulk(b"hello"), Cut(), Cut(), Cut(b"$"), bulk(b"again")))
-    with start_proxy([node.address]).raw() as raw:
-        assert raw.command("GET", "a") == bulk(b"hello")
-        assert b"the node closes the connection instead of answering" in raw.command("GET", "a")
-        assert raw.command("GET", "a") == bulk(b"again")
-    assert len(node.seen("GET")) == 7
-
-
-def test_a_write_whose_connection_breaks_is_not(node: FakeNode, start_proxy: StartProxy) -> None:
-    node.on("INCR", in_turn(Cut(), b":2\r\n"))
-    with start_proxy([node.address]).raw() as raw:
-        answer = raw.command("INCR", "a")
-        assert answer.startswith(b"-")
-        assert UNCERTAIN in answer
-        assert len(node.seen("INCR")) == 1
-        assert raw.command("INCR", "a") == b":2\r\n"
 
 
 def test_unsent_writes_wait_for_the_connection(node: FakeNode, start_proxy: StartProxy) -> None:
@@ -213,16 +112,6 @@ def test_unsent_writes_wait_for_the_connection(node: FakeNode, start_proxy: Star
             else:
                 assert answer == b"+OK\r\n"
         assert late < 10
-
-
-def test_half_a_large_reply_is_never_completed_with_something_else(node: FakeNode, start_proxy: StartProxy) -> None:
-    whole = bulk(b"x" * 3_000_000)
-    node.on("GET", in_turn(Cut(whole[:1_000_000]), bulk(b"something else")))
-    with start_proxy([node.address]).raw() as raw:
-        raw.send(encode("GET", "a") + encode("PING"))
-        received = raw.rest_or_frame()
-        # Repeated from the start, or the end of the connection.
-        assert received == bulk(b"something else") or whole.startswith(received)
 
 
 def test_a_silent_node_times_out_one_request_only(node: FakeNode, other: FakeNode, start_proxy: StartProxy) -> None:
@@ -295,74 +184,18 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda data: repr(data[:12]))
-def test_garbage_is_the_nodes_affair(garbage: bytes, protocol: int, node: FakeNode, start_proxy: StartProxy) -> None:
+def test_garbage_is_the_nodes_affair(protocol: int, node: FakeNode, start_proxy: StartProxy) -> None:
     """Disconnected; the request is repeated or fails; nobody gets a byte of it."""
-    node.on("GET", in_turn(garbage, bulk(b"v")))
     config = {"requests": {"timeout": "1s"}, "backends": {"stall_timeout": "600ms"}}
-    with start_proxy([node.address], config).raw() as raw:
-        raw.command("HELLO", protocol)
-        answer = raw.command("GET", "a")
-        assert answer == bulk(b"v") or answer.startswith(b"-")
-        assert garbage.strip() not in answer or not garbage.strip()
-        assert raw.command("GET", "a") == bulk(b"v")
-
-
-def test_unasked_replies_harm_nobody(node: FakeNode, start_proxy: StartProxy) -> None:
-    node.on("GET", in_turn(bulk(b"v") + b"+OK\r\n:7\r\n", bulk(b"v")))
-    with start_proxy([node.address]).raw() as raw:
-        assert raw.command("GET", "a") == bulk(b"v")
-        for _ in range(5):
-            assert raw.command("GET", "a") == bulk(b"v")
-
-
-def test_pushes_are_not_replies(node: FakeNode, start_proxy: StartProxy) -> None:
-    push = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\na\r\n"
-    node.on("GET", push + bulk(b"v") + push)
-    with start_proxy([node.address]).raw() as raw:
-        raw.command("HELLO", 3)
-        for _ in range(5):
-            assert raw.command("GET", "a") == bulk(b"v")
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        b"#t\r\n",
-        b",3.14\r\n",
-        b"(12345678901234567890\r\n",
-        b"=7\r\ntxt:abc\r\n",
-        b"!5\r\nERR x\r\n",
-        b"_\r\n",
-        b"~1\r\n:1\r\n",
-        b"%1\r\n+a\r\n*2\r\n_\r\n%0\r\n",
-        b"|1\r\n+ttl\r\n:3600\r\n$1\r\nv\r\n",
-        b"*2\r\n|1\r\n+k\r\n+v\r\n:1\r\n:2\r\n",
-    ],
-    ids=repr,
-)
-def test_every_resp3_type_passes_untouched(reply: bytes, node: FakeNode, start_proxy: StartProxy) -> None:
-    node.on("GET", reply)
-    with start_proxy([node.address]).raw() as raw:
-        raw.command("HELLO", 3)
-        raw.send((encode("GET", "a") + encode("PING")) * 3)
-        assert raw.frames(6) == [reply, b"+PONG\r\n"] * 3
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 1000])
-def test_replies_in_pieces(size: int, node: FakeNode, start_proxy: StartProxy) -> None:
-    reply = b"*3\r\n$4\r\n\r\n\r\n\r\n*2\r\n:1\r\n$-1\r\n+OK\r\n"
-
-    def dribble(session: Session, words: list[bytes]) -> Reply:
-        for at in range(0, len(reply), size):
-            session.sock.sendall(reply[at : at + size])
-            time.sleep(0.001)
-        return SILENCE
-
-    node.on("GET", dribble)
-    with start_proxy([node.address]).raw() as raw:
-        raw.send(encode("GET", "a") * 3)
-        assert raw.frames(3) == [reply] * 3
+    daemon = start_proxy([node.address], config)
+    for garbage in GARBAGE:
+        node.on("GET", in_turn(garbage, bulk(b"v")))
+        with daemon.raw() as raw:
+            raw.command("HELLO", protocol)
+            answer = raw.command("GET", "a")
+            assert answer == bulk(b"v") or answer.startswith(b"-"), garbage[:12]
+            assert garbage.strip() not in answer or not garbage.strip()
+            assert raw.command("GET", "a") == bulk(b"v"), garbage[:12]
 
 
 # Topologies
@@ -432,7 +265,9 @@ def test_servers_without_cluster_shards(node: FakeNode, start_proxy: StartProxy)
 
 @pytest.mark.parametrize(
     "reply",
-    [b"*0\r\n", b"+OK\r\n", b"$-1\r\n", b"*1\r\n*0\r\n", b"*1\r\n:5\r\n", b"garbage\r\n", Cut(b"*1\r\n"), SILENCE],
+    # The rest of the kinds is with the unit tests of control.topology_refresh, and here with -m long.
+    [b"*1\r\n*0\r\n", b"garbage\r\n", Cut(b"*1\r\n"), SILENCE]
+    + [pytest.param(reply, marks=pytest.mark.long) for reply in (b"*0\r\n", b"+OK\r\n", b"$-1\r\n", b"*1\r\n:5\r\n")],
 )
 def test_nonsense_for_a_topology_is_asked_again(
     reply: Any, node: FakeNode, other: FakeNode, start_proxy: StartProxy

@@ -46,7 +46,7 @@ def talk(proxy: ProxyDaemon, number: int, seed: int, wrong: list[str]) -> None:
                     return
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_random_pipelines(seed: int, proxy: ProxyDaemon) -> None:
     wrong: list[str] = []
 

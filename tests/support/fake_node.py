@@ -1,6 +1,6 @@
 """A scripted node: what a real server will not do on demand (garbage, half replies, silence, redirections for ever).
 
-Called by: tests/integration/test_nodes.py, tests/daemon. A real server is preferred wherever one can do it.
+Called by: tests/integration/test_nodes.py and others, tests/daemon. A real server is preferred wherever one can do it.
 
 Each connection has a thread; a reply is a value: bytes are sent as they are, SILENCE sends nothing, Cut(bytes) sends
 those and closes. `received` holds every command of every connection in order of arrival.
@@ -76,6 +76,15 @@ class FakeNode:
         """Answers every `name` with the reply, or with what the function makes of (session, words)."""
         self._scripts[name.upper().encode()] = script
         return self
+
+    def forget(self) -> None:
+        """Scripts, keys and what was received; connections stay."""
+        with self._lock:
+            self._scripts.clear()
+            self.received.clear()
+            self.store.clear()
+            for session in self.sessions:
+                session.commands.clear()
 
     def seen(self, name: str) -> list[list[bytes]]:
         """The received commands of this name."""
@@ -199,3 +208,9 @@ def _shard(shard: Shard) -> bytes:
         pairs += [bulk(b"health"), bulk(b"fail" if place == shard.failed else shard.health.encode())]
         nodes.append(array(*pairs))
     return array(bulk(b"slots"), array(*slots), bulk(b"nodes"), array(*nodes))
+
+
+def in_turn(*replies: Reply) -> Callable[[Session, list[bytes]], Reply]:
+    """These replies one after another, the last one for ever."""
+    left = list(replies)
+    return lambda session, words: left.pop(0) if len(left) > 1 else left[0]
