@@ -10,6 +10,7 @@ returns.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from proxy.config.models import Settings
 from proxy.supervisor.supervisor import StartError, Supervisor
 from proxy.system import limits
 from proxy.system import log as logs
-from proxy.system.process import set_title
+from proxy.system.process import PREDECESSOR, is_predecessor, set_title
 from proxy.system.sd_notify import Notifier
 from proxy.system.sockets import (
     ADMIN,
@@ -73,6 +74,8 @@ def run(
         limits.forbid_core_dumps()
         for warning in warnings:
             log.warning(warning)
+        parent = os.environ.get(PREDECESSOR, "")  # inherited() takes it away
+        predecessor = int(parent) if is_predecessor(parent) else 0
         given = inherited()
         admin = take_named(given, f"{ADMIN}{settings.admin.address}")
         try:
@@ -90,6 +93,7 @@ def run(
             no_upgrade=no_upgrade,
             inherited_admin=admin,
             surplus=surplus,
+            predecessor=predecessor,
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(supervisor.run(early))

@@ -1,5 +1,5 @@
 """Requests that wait for a better moment."""
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from proxy.cluster.slot cimport SLOTS
 from proxy.forward.counters cimport CounterBlock
@@ -12,11 +12,14 @@ cdef class Held:
     cdef readonly size_t count              # requests
     cdef readonly size_t bytes              # of them
     cdef size_t longest                     # of one of them: it is not counted against a share, see Parking.too_many
+    cdef uint64_t number                    # of one client: Request.number of the oldest
+    cdef size_t extra                       # parts of such, beyond the first: they are not counted, either
+    cdef size_t spared                      # bytes that are not counted
     cdef dict clients                       # their own part of it: Request.affinity -> Held; of one client: None
     cdef Held last_client                   # ... that of last_affinity
     cdef uint32_t last_affinity
     cdef Held of_client(self, uint32_t affinity)
-    cdef size_t add(self, size_t n) noexcept
+    cdef size_t add(self, size_t n, bint extra) noexcept
 
 cdef class Parking:
     cdef Reactor reactor
@@ -29,7 +32,9 @@ cdef class Parking:
     cdef bint unsorted
     cdef readonly size_t waiting    # requests parked
     cdef readonly size_t held_bytes     # of them
-    cdef size_t spared              # ... the longest for each node
+    cdef size_t spared              # ... that are counted against no share: the longest for each node, and
+    cdef size_t extra               # parts of each client's oldest command beyond the first
+    cdef size_t extra_bytes         # ... of these
     cdef dict held                  # by the number of the node that they wait for, 0 = none is known -> Held
     cdef Held last_held             # ... that of last_number
     cdef uint32_t last_number

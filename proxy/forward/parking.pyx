@@ -9,9 +9,10 @@ first has found its way there.
 
 How many are parked is bounded, in number and bytes. Each shard may have as much as is left for the others: one dead
 shard comes to half of the whole at most, two to a third each, and there is always room for the next. In the same way
-each client may have as much of its shard's share as is left there for other clients: the parts of one huge MGET come to
-half of it; and the last quarter is for clients that have few. The longest command for a shard is not counted in bytes,
-so that one is held however long it is. Above that a command is refused, when it would be parked for the first time; so
+each client may have as much of its shard's share as is left there for other clients, and the last quarter is for
+clients that have few. The longest command for a shard is not counted in bytes, so that one is held however long it is;
+and of the oldest command of each client only the first part, so that a huge MGET is held as a whole. Whoever has more
+than few leaves an eighth of the whole. Above that a command is refused, when it would be parked for the first time; so
 is one for which there is no hope, because another one of its client's pipeline has waited in vain (Account.weary): a
 pipeline waits for one deadline, and not for one deadline for each of its commands.
 
@@ -110,12 +111,16 @@ cdef class Held:
             self.last_affinity = affinity
         return found
 
-    cdef size_t add(self, size_t n) noexcept:
-        """One more, of n bytes. By how much the longest is longer now."""
-        cdef size_t more = n - self.longest if n > self.longest else 0
+    cdef size_t add(self, size_t n, bint extra) noexcept:
+        """One more, of n bytes; extra: not counted against a share. How many bytes more are not, then."""
+        cdef size_t more = n if extra else n - self.longest if n > self.longest else 0
         self.count += 1
         self.bytes += n
-        self.longest += more
+        self.spared += more
+        if extra:
+            self.extra += 1
+        else:
+            self.longest += more
         return more
 
 
@@ -191,18 +196,27 @@ cdef class Parking:
 
     cdef bint too_many(self, Request* r, size_t n):
         """Whether a further request of n bytes would be more than its node's share, which is what is left for all other
-        nodes, or more than its client's part of that, which is what is left of it for all other clients."""
+        nodes, or more than its client's part of that, which is what is left of it for all other clients; or, if it is
+        not counted against a share, more than all may have together."""
         cdef Held held = self.held_for(r)
         cdef Held mine = held.of_client(r.affinity)
-        cdef size_t counted = min(n, held.longest)          # of the two, the longer one is free
-        cdef size_t others = 2 * mine.count, other_bytes = 2 * (mine.bytes - mine.longest)
+        cdef bint extra = mine.count > 0 and mine.number == r.number
+        cdef size_t counted = n if extra else min(n, held.longest)      # of these two, the longer one is free
+        cdef size_t others = 2 * (mine.count - mine.extra), other_bytes = 2 * (mine.bytes - mine.spared)
+        cdef size_t most = self.max_held, most_bytes = self.max_held_bytes      # in all
         if mine.count >= FEW or mine.bytes >= FEW_BYTES:
             others = max(others, self.max_held // 4)
             other_bytes = max(other_bytes, self.max_held_bytes // 4)
-        return (
-            self.max_held and held.count + self.waiting + others >= self.max_held
-            or self.max_held_bytes and counted and (
-                held.bytes - held.longest + self.held_bytes - self.spared + other_bytes + 2 * counted
+            most -= most // 8
+            most_bytes -= most_bytes // 8
+        if most and self.waiting >= most or most_bytes and counted and (
+            self.held_bytes - self.spared + self.extra_bytes + counted > most_bytes
+        ):
+            return True
+        return not extra and (
+            most and held.count - held.extra + self.waiting - self.extra + others >= self.max_held
+            or most_bytes and counted and (
+                held.bytes - held.spared + self.held_bytes - self.spared + other_bytes + 2 * counted
                 > self.max_held_bytes
             )
         )
@@ -215,7 +229,8 @@ cdef class Parking:
         return held.count, held.bytes
 
     cdef void append(self, Request* r) noexcept:
-        cdef Held held
+        cdef Held held, mine
+        cdef bint extra
         if r.slot >= 0:
             self.parked_in[r.slot] += 1
         r.bnext = NULL
@@ -228,8 +243,15 @@ cdef class Parking:
                 self.unsorted = True
         self.last = r
         held = self.held_for(r)
-        self.spared += held.add(r.len)
-        held.of_client(r.affinity).add(r.len)
+        mine = held.of_client(r.affinity)
+        extra = mine.count > 0 and mine.number == r.number
+        if mine.count == 0:
+            mine.number = r.number
+        mine.add(r.len, extra)
+        self.spared += held.add(r.len, extra)
+        if extra:
+            self.extra += 1
+            self.extra_bytes += r.len
         self.waiting += 1
         self.held_bytes += r.len
 
@@ -242,7 +264,7 @@ cdef class Parking:
                 self.parked_in[r.slot] = 0
             r = r.bnext
         self.first = NULL
-        self.waiting = self.held_bytes = self.spared = 0
+        self.waiting = self.held_bytes = self.spared = self.extra = self.extra_bytes = 0
         self.held.clear()
         self.last_held = None
         self.unsorted = False

@@ -197,12 +197,16 @@ class Query(msgspec.Struct, tag=True, array_like=True):
 
 
 class Found(msgspec.Struct, tag=True, array_like=True):
-    """A piece of somebody's answer to the Question of that number. With the last one: how many workers' are missing."""
+    """A piece of somebody's answer to the Question of that number. With the last one: how many workers' are missing.
+
+    refused: why nobody was asked; then it is the only one.
+    """
 
     number: int
     body: bytes
     last: bool
     missing: int
+    refused: str = ""
 
 
 class ShowOthers(msgspec.Struct, tag=True, array_like=True):
@@ -267,7 +271,8 @@ class Question(msgspec.Struct, tag=True, array_like=True):
     """For all other workers; everyone: for this one too and for those that start later, in the same order for all.
 
     Of those to everyone the last one of each kind and subject holds for workers to come. Answered with Found of the
-    same number, the last of which comes within a bounded time.
+    same number, the last of which comes within a bounded time. lasting: it begins something that the whole proxy has to
+    keep, so it is refused while this main process is not the only one, or about to end.
     """
 
     number: int
@@ -275,6 +280,7 @@ class Question(msgspec.Struct, tag=True, array_like=True):
     body: bytes
     everyone: bool
     subject: str = ""
+    lasting: bool = False
 
 
 class Answer(msgspec.Struct, tag=True, array_like=True):

@@ -137,7 +137,8 @@ def _paused(label: str, told: tuple[int, int]) -> bytes:
 
 
 def _order(order: NodePause, merge: Callable[[list[bytes], int], object]) -> Inquiry:
-    return Inquiry("proxy|pause", msgspec.msgpack.encode(order), merge, everyone=True, subject=order.subject)
+    body, begins = msgspec.msgpack.encode(order), order.until_ns > 0
+    return Inquiry("proxy|pause", body, merge, everyone=True, subject=order.subject, lasting=begins)
 
 
 def _sum(parts: list[bytes], missing: int) -> tuple[int, int]:

@@ -215,7 +215,8 @@ class Inquiry:
     merge(pieces of the answers, in the order they came; how many workers' are missing, -1: those of all others) is
     called once, for everybody who waits for this answer. shared: askers of the same kind and body may get the same one.
     everyone: it is an order rather than a question, in the same order for all workers, and the last one of its kind and
-    subject holds for those to come.
+    subject holds for those to come. lasting: see ipc.messages.Question; when it is refused everybody who waits is told,
+    and nothing is merged.
     """
 
     kind: str
@@ -224,6 +225,7 @@ class Inquiry:
     shared: bool = False
     everyone: bool = False
     subject: str = ""
+    lasting: bool = False
 
 
 # Called with the command's words, its name included. It raises for no input of a client.

@@ -8,6 +8,8 @@ Invariants:
 - Whoever has answered nothing for SILENT_S is not waited for any longer, and neither is anybody after LONGEST_S: the
   last piece comes to the asker in any case, and says how many answers are missing.
 - A question to `everyone` reaches all workers in the same order, the asker too, and those that start later.
+- Nothing lasting begins while another main process serves clients, too (an upgrade), or this one is about to end: it
+  would hold for a part of the clients, and for how long, nobody could say.
 """
 
 from __future__ import annotations
@@ -62,17 +64,27 @@ class _Inquiry:
 
 
 class Relay:
-    """See the module. workers: those whose channel has not ended."""
+    """See the module. workers: those whose channel has not ended. passing(): why nothing lasting may begin; "" = it
+    may."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, workers: Callable[[], Sequence[Worker]]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        workers: Callable[[], Sequence[Worker]],
+        passing: Callable[[], str] = lambda: "",
+    ) -> None:
         self._loop = loop
         self._workers = workers
+        self._passing = passing
         self._asked = 0
         self._open: dict[int, _Inquiry] = {}
         self._standing: dict[tuple[str, str], bytes] = {}  # (kind, subject) -> the last question to everyone, in order
 
     def question(self, asker: Worker, question: Question) -> None:
         """A worker asks."""
+        if question.lasting and (reason := self._passing()):
+            asker.channel.send(Found(question.number, b"", True, 0, reason))
+            return
         if question.everyone:
             about = question.kind, question.subject
             self._standing.pop(about, None)

@@ -55,6 +55,7 @@ class Supervisor:
     """See the module. `listening` is shared with proxy.run, which closes what is in it at the end.
 
     inherited_admin: sockets a predecessor gave for the admin address. surplus: its sockets that nobody wants any more.
+    predecessor: its pid; 0 = there is none.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Supervisor:
         no_upgrade: str,
         inherited_admin: Sequence[Any] = (),
         surplus: Sequence[Listening] = (),
+        predecessor: int = 0,
     ) -> None:
         self.settings = settings
         self.listening = listening
@@ -81,7 +83,7 @@ class Supervisor:
         self.worker_settings = worker_settings(settings, self.shares)
         self.status = StatusReport(self)
         self.reload = Reload(self, load)
-        self.upgrade = Upgrade(self, no_upgrade)
+        self.upgrade = Upgrade(self, no_upgrade, predecessor)
         self._inherited_admin = inherited_admin
         self._surplus = surplus
         self._asked_to_end = False
@@ -117,6 +119,7 @@ class Supervisor:
             on_gone=self.status.gone,
             on_ended=lambda pid, cpu_s: self._process_ended(pid, cpu_s),
             on_other_version=self.upgrade.ask,
+            passing=self.upgrade.passing,
         )
         self.acceptor = Acceptor(
             loop,

@@ -4,7 +4,8 @@ Why: an upgrade must not refuse a single connection, so the sockets never close:
 as with nginx and gunicorn. Called by supervisor.
 
 Invariants: until the successor has said READY=1, nothing changes; one that fails, or is late, is ended and changes
-nothing; a reload and an upgrade are never under way together; none begins while PROXY PAUSE holds anything.
+nothing; a reload and an upgrade are never under way together; none begins while PROXY PAUSE holds anything, and no
+pause begins before the predecessor's last client has left: it would hold for the clients of one of the two.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ PATIENCE_S: Final = 60.0  # for the successor to be ready
 
 
 class Upgrade:
-    """See the module. impossible: why a successor cannot be started by the same command line; "" = it can."""
+    """See the module. impossible: why a successor cannot be started by the same command line; "" = it can. predecessor:
+    the process that has started this one in an upgrade; 0 = none."""
 
-    def __init__(self, supervisor: Supervisor, impossible: str) -> None:
+    def __init__(self, supervisor: Supervisor, impossible: str, predecessor: int = 0) -> None:
         self._supervisor = supervisor
+        self._predecessor = predecessor
         self._impossible = impossible
         self._attempts = 0
         self._doing = "idle"
@@ -41,6 +44,16 @@ class Upgrade:
     def running(self) -> bool:
         """Whether a successor has been started and has not yet said that it is ready."""
         return self._task is not None
+
+    def passing(self) -> str:
+        """Why nothing may begin that is to hold for all clients and to last; "" = it may."""
+        if self.running:
+            return "an upgrade is under way, and the successor would know nothing of this"
+        if self._supervisor.ending:
+            return "the proxy is shutting down"
+        if self._predecessor and os.getppid() == self._predecessor:
+            return "an upgrade is under way: the process before this one still has clients"
+        return ""
 
     def ask(self) -> None:
         """Starts a successor, unless one is being started."""

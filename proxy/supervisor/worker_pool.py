@@ -119,7 +119,7 @@ class WorkerPool:
     on_change(): workers came or went. on_report(report): one has seen something. on_script(message, say): it
     says something about scripts, and say() answers. on_status(old, new): it tells a new
     status. on_gone(worker): `counters` and `status` are its last. on_ended(pid, cpu_s): its process has ended.
-    on_other_version(): the program on disk is not the one that runs, so no worker can be started.
+    on_other_version(): the program on disk is not the one that runs, so no worker can be started. passing: see Relay.
     """
 
     def __init__(
@@ -135,11 +135,12 @@ class WorkerPool:
         on_gone: Callable[[Worker], None],
         on_ended: Callable[[int, float], None],
         on_other_version: Callable[[], None],
+        passing: Callable[[], str] = lambda: "",
     ) -> None:
         self.loop = loop
         self.processes: dict[int, Worker] = {}  # by pid: all that have not ended
         self.restarts = 0
-        self.relay = Relay(loop, lambda: self.present)
+        self.relay = Relay(loop, lambda: self.present, passing)
         self.monitors = MonitorRelay(lambda: self.present)
         self._start = start
         self._own_figures = own_figures

@@ -134,8 +134,8 @@ class Conversation:
                 worker.scripts.flushed(number)
             case messages.Query(number, kind, body):
                 worker.inquiries.query(number, kind, body)
-            case messages.Found(number, body, last, missing):
-                worker.inquiries.found(number, body, last, missing)
+            case messages.Found(number, body, last, missing, refused):
+                worker.inquiries.found(number, body, last, missing, refused)
             case messages.ShowOthers(wanted):
                 worker.monitors.wanted_elsewhere(wanted)
             case messages.Shown():

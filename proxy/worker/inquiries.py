@@ -49,6 +49,7 @@ class _Asked:
         self.parts: list[bytes] = []
         self.own = self.others = False  # whose answer is complete
         self.missing = 0
+        self.refused = ""
         self.heard_s = 0.0
 
 
@@ -118,7 +119,8 @@ class Inquiries:
             self._asked += 1
             self._open[self._asked] = asked
             asked.heard_s = self._loop.time()
-            self._send(Question(self._asked, inquiry.kind, inquiry.body, inquiry.everyone, inquiry.subject))
+            about = inquiry.everyone, inquiry.subject, inquiry.lasting
+            self._send(Question(self._asked, inquiry.kind, inquiry.body, *about))
             if inquiry.everyone:
                 asked.own = True  # it comes back with everybody else's
             else:
@@ -134,9 +136,10 @@ class Inquiries:
 
         return take
 
-    def found(self, number: int, part: bytes, last: bool, missing: int) -> None:
-        """What the others have answered."""
+    def found(self, number: int, part: bytes, last: bool, missing: int, refused: str = "") -> None:
+        """What the others have answered, or why they were not asked."""
         if (asked := self._open.get(number)) is not None:
+            asked.refused = refused
             asked.parts.append(part)
             asked.others, asked.missing, asked.heard_s = last, missing, self._loop.time()
             self._look_whether_whole(number, asked)
@@ -161,7 +164,11 @@ class Inquiries:
         """One answer of all parts, given to each that waits for it."""
         merged: Any = None
         try:
-            merged = asked.inquiry.merge([part for part in asked.parts if part], asked.missing)
+            if asked.refused:
+                line = errors.line(f"ERR {asked.refused}")
+                asked.waiting = [(later, lambda merged: line) for later, _ in asked.waiting]
+            else:
+                merged = asked.inquiry.merge([part for part in asked.parts if part], asked.missing)
         except Exception as error:
             self._on_raised("merge", error)
             asked.waiting = [(later, lambda merged: _FAILED) for later, _ in asked.waiting]

@@ -32,6 +32,16 @@ def hold(stage: Stage, frame: bytes, times: int) -> list[End]:
     return held
 
 
+def lose_reads(stage: Stage, clients: int, times: int) -> None:
+    """Each of so many clients has so many GETs under way at node A when that is lost."""
+    for _ in range(clients):
+        stage.client().send(GET_A * times)
+        stage.turn()
+    stage.unreachable.add(A)
+    stage.node(A).close()
+    stage.turn(6)
+
+
 def number(stage: Stage, address: object) -> int:
     return stage.router.nodes[address].number  # type: ignore[index]
 
@@ -75,12 +85,12 @@ class TestBounds:
         assert len(hold(stage, encode_command("SET", KEY_A, b"x" * 9000), 2)) == (first < 2100)
 
     def test_one_client_leaves_room_for_others(self, play: Play) -> None:
-        """It has half of its node's share at most, as with one command of many parts."""
+        """It has half of its node's share at most."""
         stage = play(**PATIENT)
         stage.parking.max_held = 16
         stage.unreachable |= {A, B}
         parts = stage.client()
-        parts.send(encode_command("MGET", *(b"k%d" % n for n in KEYS_A[:9])))
+        parts.send(SETS[A] * 9)
         stage.turn()
         assert stage.parking.held_of(number(stage, A))[0] == 4
         for _ in range(3):  # a look at them changes nothing
@@ -97,22 +107,62 @@ class TestBounds:
     def test_two_large_clients_leave_room_too(self, play: Play) -> None:
         stage = play(**PATIENT)
         stage.parking.max_held = 36
-        stage.unreachable |= {A}
-        for held in (9, 14):
-            stage.client().send(encode_command("MGET", *(b"k%d" % n for n in KEYS_A[:14])))
-            stage.turn()
-            assert stage.parking.held_of(number(stage, A))[0] == held
+        lose_reads(stage, 2, 14)
+        assert stage.parking.held_of(number(stage, A))[0] == 14  # 9 of the first
         assert len(hold(stage, SETS[A], 9)) == 18 - 14
 
     def test_any_number_of_large_clients_leaves_room_for_small_ones(self, play: Play) -> None:
         stage = play(**PATIENT)
+        stage.parking.max_held = 400
+        lose_reads(stage, 8, 30)
+        assert stage.parking.held_of(number(stage, A))[0] == 5 * 30 + 16 + 16 + 9
+        assert len(hold(stage, SETS[A], 20)) == 9
+
+    def test_the_parts_of_one_command_are_held_together(self, play: Play) -> None:
+        """Beyond any share, as long as an eighth of the whole is left; nobody's share is smaller for it."""
+        stage = play(**PATIENT)
         stage.parking.max_held = 4000
-        stage.unreachable |= {A}
-        for held in (1000, 1500, 1516, 1532):
-            stage.client().send(encode_command("MGET", *(b"k%d" % n for n in KEYS_A[:1100])))
+        stage.unreachable |= {A, B}
+        huge = encode_command("MGET", *(b"k%d" % n for n in KEYS_A[:1700]))
+        for held in (1700, 3400, 3500):
+            stage.pour(stage.client(), huge)
+            stage.turn(6)
+            assert stage.parking.waiting == stage.parking.held_of(number(stage, A))[0] == held
+        assert stage.count("refusals")["too_many_held"] == 3 * 1700 - 3500
+        for _ in range(3):  # a look at them changes nothing
+            stage.parking.wake_all()
             stage.turn()
-            assert stage.parking.held_of(number(stage, A))[0] == held
+        assert stage.parking.waiting == 3500
+        assert len(hold(stage, SETS[B], 9)) == 9
+        assert len(hold(stage, SETS[A], 500)) == 491
+        assert stage.parking.waiting == 4000  # and that is all there is, in any case
+        stage.unreachable.clear()
+        stage.turn(6)
+        stage.parking.wake_all()
+        stage.turn(6)
+        assert (stage.parking.waiting, stage.parking.held_bytes) == (0, 0)
+
+    def test_the_bytes_of_one_command_are_held_together(self, play: Play) -> None:
+        stage = play(**PATIENT)
+        stage.parking.max_held_bytes = 80_000
+        stage.unreachable |= {A}
+        for size in (2000, 1500, 4000):
+            pairs = [word for n in KEYS_A[:17] for word in (b"k%d" % n, b"x" * size)]
+            stage.client().send(encode_command("MSET", *pairs))
+            stage.turn(6)
+            assert (stage.count("refusals")["too_many_held"] > 0) == (size == 4000)
+        assert 17 * 3500 < stage.parking.held_bytes <= 80_000 + 4100  # the longest is not counted
         assert len(hold(stage, SETS[A], 9)) == 9
+
+    def test_behind_another_command_they_are_held_one_by_one(self, play: Play) -> None:
+        """Only of the oldest command of a client they count as one: a pipeline of huge ones has its share, no more."""
+        stage = play(**PATIENT)
+        stage.parking.max_held = 400
+        stage.unreachable |= {A}
+        client = stage.client()
+        client.send(SETS[A] + encode_command("MGET", *(b"k%d" % n for n in KEYS_A[:300])))
+        stage.turn(6)
+        assert stage.parking.waiting == 100
 
     def test_the_bytes_of_one_client_leave_room_for_others(self, play: Play) -> None:
         stage = play(**PATIENT)

@@ -201,6 +201,32 @@ def test_one_worker_cannot_ask_without_end() -> None:
     play(scene, workers=2)
 
 
+def test_nothing_lasting_begins_while_this_process_passes() -> None:
+    """Nobody is asked, nor is anybody who starts later; what ends something is never refused."""
+
+    async def scene(relay: Relay, workers: list[FakeWorker]) -> None:
+        asker, other = workers
+        relay._passing = lambda: "not now"
+        relay.question(asker, Question(4, "k", b"begin", True, "s", lasting=True))
+        assert (asker.take(), other.take()) == ([Found(4, b"", True, 0, "not now")], [])
+        relay.started(other)
+        assert other.take() == []
+        relay.question(asker, Question(5, "k", b"end", True, "s"))
+        (query,), (same,) = asker.take(), other.take()
+        assert query == same == Query(query.number, "k", b"end")
+        for worker in workers:
+            relay.answer(worker, Answer(query.number, b"", True))
+        relay._passing = lambda: ""
+        asker.take()
+        relay.question(asker, Question(6, "k", b"begin", True, "s", lasting=True))
+        (query,), (same,) = asker.take(), other.take()
+        assert query == same
+        relay.gone(other)
+        relay.answer(asker, Answer(query.number, b"", True))
+
+    play(scene, workers=2)
+
+
 def test_answers_to_nothing() -> None:
     async def scene(relay: Relay, workers: list[FakeWorker]) -> None:
         relay.answer(workers[0], Answer(5, b"x", True))

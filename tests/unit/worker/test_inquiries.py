@@ -123,6 +123,21 @@ def test_the_answer_is_everybodys(play: Play) -> None:
     play(act)
 
 
+def test_an_order_that_is_refused(play: Play) -> None:
+    """Its answer is why; nothing is merged."""
+
+    async def act(scene: Scene) -> None:
+        later = scene.ask(everyone=True, lasting=True)
+        (question,) = scene.questions()
+        assert question.lasting
+        scene.inquiries.found(question.number, b"", True, 0, "not now")
+        await until(lambda: later.made)
+        assert later.made == b"-ERR not now\r\n"
+        assert scene.asked == []
+
+    play(act)
+
+
 def test_an_order_comes_back_to_who_gave_it(play: Play) -> None:
     async def act(scene: Scene) -> None:
         later = scene.ask(everyone=True)
