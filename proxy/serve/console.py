@@ -36,7 +36,6 @@ NO_ADMINISTRATORS: Final = errors.line(
 NO_ADMINISTRATOR: Final = errors.line("NOPERM PROXY is for administrators: AUTH admin <clients.admin_password>")
 TIMEOUT: Final = errors.line(f"ERR timeout must be an integer from 1 to {LONGEST_MS} (milliseconds)")
 ALL_PAUSED: Final = errors.line("ERR all nodes are paused: PROXY RESUME lets all of them go on")
-ENDING: Final = errors.line("ERR the proxy is shutting down: nothing is paused")
 NO_MAIN_PROCESS: Final = errors.line("ERR the proxy's main process does not answer; not all workers may have been told")
 
 HELP: Final = (
@@ -124,8 +123,6 @@ def _pause_nodes(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> An
 
 def _paused(label: str, told: tuple[int, int]) -> bytes:
     left, missing = told
-    if left < 0:
-        return ENDING
     if missing < 0:
         return NO_MAIN_PROCESS
     where = f"node {label} is" if label else "all nodes are"
@@ -142,19 +139,15 @@ def _order(order: NodePause, merge: Callable[[list[bytes], int], object]) -> Inq
 
 
 def _sum(parts: list[bytes], missing: int) -> tuple[int, int]:
-    """(commands that are not answered, -1 = some worker is to end; workers that have said nothing)."""
-    left = [*map(int, b"".join(parts).replace(b".", b"").split())]
-    return -1 if -1 in left else sum(left), missing
+    return sum(map(int, b"".join(parts).replace(b".", b"").split())), missing
 
 
 def _pause_own(ctx: ServeContext, body: bytes) -> Iterator[bytes | None]:
-    """Says how many commands are not answered when it gives up waiting; -1: it holds nothing, for it is to end."""
+    """Says how many commands are not answered when it gives up waiting."""
     order = _pause.decode(body)
     if ctx.node_pauses is None:
         return
-    if not ctx.node_pauses.obey(order):
-        yield b"-1\n"
-        return
+    ctx.node_pauses.obey(order)
     left = 0
     if order.until_ns:
         until_s = min(time.monotonic() + DRAINED_S, order.until_ns / 1e9)

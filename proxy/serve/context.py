@@ -195,7 +195,7 @@ class NodePausesLike(Protocol):
 
     @property
     def present(self) -> Collection[NodePause]: ...  # in force
-    def obey(self, pause: NodePause, /) -> bool: ...  # False: nothing is held any more, for this worker is to end
+    def obey(self, pause: NodePause, /) -> None: ...
     def pending(self, subject: str, /) -> int: ...  # commands sent to the nodes that are not answered
     def prepare(self, subject: str, /) -> Iterator[None]: ...  # for the end of it; ends when done, or it takes too long
 

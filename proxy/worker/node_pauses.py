@@ -75,10 +75,10 @@ class NodePauses:
         """Those in force."""
         return self._pauses.values()
 
-    def obey(self, pause: NodePause) -> bool:
-        """Begins one, changes its time, or ends it (all of them, when it is of no certain node); False after lift()."""
+    def obey(self, pause: NodePause) -> None:
+        """Begins one, changes its time, or ends it (all of them, when it is of no certain node)."""
         if self._lifted:
-            return False
+            return
         if pause.until_ns > time.monotonic_ns():
             self._pauses[pause.subject] = pause
             seconds = round((pause.until_ns - time.monotonic_ns()) / 1e9, 1)
@@ -90,7 +90,6 @@ class NodePauses:
             ended, self._pauses = list(self._pauses.values()), {}
             self._ended(ended, pause.who)
         self._apply()
-        return True
 
     def follow(self, nodes: Sequence[tuple[Address, NodeEntry]]) -> None:
         """Another topology is in force, with these nodes."""

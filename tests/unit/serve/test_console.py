@@ -21,7 +21,6 @@ class FakePauses:
     def __init__(self, left: int = 0) -> None:
         self.orders: dict[str, NodePause] = {}
         self.left = left
-        self.lifted = False
         self.prepared: list[str] = []
         self.resumed: list[str] = []
 
@@ -29,9 +28,7 @@ class FakePauses:
     def present(self) -> Collection[NodePause]:
         return self.orders.values()
 
-    def obey(self, pause: NodePause, /) -> bool:
-        if self.lifted:
-            return False
+    def obey(self, pause: NodePause, /) -> None:
         if not pause.until_ns:
             self.resumed.append(pause.subject)
         if pause.until_ns:
@@ -40,7 +37,6 @@ class FakePauses:
             self.orders.pop(pause.subject, None)
         else:
             self.orders.clear()
-        return True
 
     def pending(self, subject: str, /) -> int:
         return self.left
@@ -133,15 +129,6 @@ def test_what_cannot_be_asked_is_answered(monkeypatch: pytest.MonkeyPatch) -> No
     full = 0
     assert ask(ctx, client, "RESUME").made == b"+OK\r\n"
     assert pauses.resumed == [""]
-
-
-def test_a_proxy_that_ends_pauses_nothing() -> None:
-    """In an upgrade the successor knows nothing of what its predecessor is told meanwhile."""
-    ctx, client, pauses = stage()
-    pauses.lifted = True
-    assert ask(ctx, client, "PAUSE", "NODE", ID) == console.ENDING
-    assert ask(ctx, client, "RESUME") is not console.ENDING
-    assert console._sum([b"0\n", b".-1\n", b"3\n"], 0) == (-1, 0)
 
 
 def test_an_empty_name_is_nobodys() -> None:

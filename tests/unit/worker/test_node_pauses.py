@@ -62,14 +62,6 @@ def test_each_order_is_in_the_log(pauses: NodePauses, caplog: pytest.LogCaptureF
     ]
 
 
-def test_one_that_is_to_end_holds_nothing(pauses: NodePauses) -> None:
-    assert pauses.obey(order("n:1", "a:1", seconds=60))
-    pauses.lift()
-    assert not pauses.present
-    assert not pauses.obey(order("n:1", "a:1", seconds=60))
-    assert not pauses.present
-
-
 def test_of_a_flood_the_last_of_each_node(pauses: NodePauses, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     for n in range(500):
         pauses.obey(order("n:1", f"a:{n}", seconds=60))
