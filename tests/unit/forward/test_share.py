@@ -14,7 +14,6 @@ TOGETHER, LEAST = 512, 32  # proxy.forward.reactor
 TOGETHER_BYTES = 1 << 20
 REST = bytearray()  # of what the node has got
 CUT: dict[End, int] = {}  # bytes of a last frame that a client has sent
-BIG = encode_command("SET", b"a" * 3, b"v" * 20_000)
 
 
 def press(client: End, frame: bytes) -> None:
