@@ -69,7 +69,9 @@ cdef class ReplyQueue(Sink):
         )
 
     cdef bint relieved(self) noexcept:
-        """Half of what led to the pause is gone."""
+        """Half of what led to the pause is gone, as far as that would still lead to it."""
+        cdef Outlet outlet = <Outlet> self.outlet
+        self.begin_turn(outlet.reactor.share, outlet.reactor.share_bytes)
         return (
             self.inflight <= self.most // 2
             and self.unproven() <= REPLIES_AHEAD * self.limits.soft_output // 2

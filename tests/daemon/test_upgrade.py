@@ -20,6 +20,7 @@ from proxy.embedded import HOST, EmbeddedCluster, free_port, wait_for
 from tests.support.load import Knocks, Load, knock
 from tests.support.processes import alive, children
 from tests.support.proxyd import COMMAND, ROOT, ProxyDaemon, occupied_port, run_cli
+from tests.support.raw import encode
 
 StartProxy = Callable[..., ProxyDaemon]
 
@@ -362,3 +363,35 @@ def test_a_socket_that_systemd_keeps(small_cluster: EmbeddedCluster, tmp_path: P
         finally:
             first.remove()
             second.remove()
+
+
+def test_no_pause_begins_meanwhile(
+    small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PROXY PAUSE would hold for the clients of one of the two processes only: it is refused until there is one."""
+    hook, go = tmp_path / "sitecustomize.py", tmp_path / "go"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    first = start_proxy(small_cluster.seeds, {"clients": {"admin_password": "s3cret"}, "drain": {"timeout": "5s"}})
+    workers = first.worker_pids()
+    hook.write_text(f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n")
+    with first.raw(timeout_s=20) as operator, first.raw() as blocked:
+        assert operator.command("AUTH", "admin", "s3cret") == b"+OK\r\n"
+        first.signal(signal.SIGUSR2)
+        wait_for(lambda: len(children(first.pid)) == len(workers) + 1, 10, "a successor has been started")
+        answer = b"-ERR an upgrade is under way, and the successor would know nothing of this\r\n"
+        assert operator.command("PROXY", "PAUSE", "200") == answer
+        assert operator.command("PROXY", "RESUME") == b"+OK\r\n"
+        assert operator.command("SET", "k", "v") == b"+OK\r\n"  # nothing is held
+        blocked.send(encode("BLPOP", "nothing", "0"))
+        go.touch()
+        second = first.upgrade()
+        with second.raw(timeout_s=20) as later:
+            assert later.command("AUTH", "admin", "s3cret") == b"+OK\r\n"
+            answer = b"-ERR an upgrade is under way: the process before this one still has clients\r\n"
+            assert later.command("PROXY", "PAUSE", "200") == answer
+            blocked.close()
+            assert first.exit_code("the upgrade") == 0
+            assert later.command("PROXY", "PAUSE", "60000") == b"+OK\r\n"
+            assert later.command("PROXY", "RESUME") == b"+OK\r\n"
+    assert second.terminate() == 0
+    first.remove()
