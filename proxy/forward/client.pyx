@@ -3,7 +3,8 @@
 
 States: open -> closing (QUIT, a protocol error, end of input: what was asked before is still answered) -> closed; or,
 when the proxy wants it to go: open -> draining (as with the end of input) -> lingering (told the end) -> closed.
-An idle client holds no buffer: input is read into the reactor's shared buffer; only what waits to be done is kept.
+An idle client holds no buffer: input is read into the reactor's shared buffer, and only what is not carried out yet is
+kept.
 
 One client has so much time per batch (`budget`, in units of a forwarded command) and then waits for its next turn,
 with what it has sent in `rest`.
@@ -22,7 +23,7 @@ from proxy.forward.datapath cimport ClientSettings, DataPath
 from proxy.forward.ports cimport KILLED, LEFT
 from proxy.forward.reactor cimport (
     BROKEN, EVENT_END, EVENT_GONE, EVENT_READ, EVENT_WRITE, SHARED, WANT_END, WANT_READ, WANT_WRITE, check_memory,
-    count_active, count_stopped, may_postpone,
+    count_active, may_postpone,
 )
 from proxy.forward.reply_queue cimport (
     MUTE_SKIP, PUSH_BEHIND, PUSH_SOON, SEND_FAILED, SENT_ALL, ReplyQueue,
@@ -148,10 +149,8 @@ cdef class Client(ClientInfo):
     cdef void begin_turn(self) noexcept:
         """A new budget in a new batch."""
         if self.turn_in != self.reactor.batches:
-            count_active(self.reactor, self)
             self.turn_in = self.reactor.batches
             self.budget = TURN
-            self.replies.begin_turn(self.reactor.share, self.reactor.share_bytes)
 
     cdef void go_on(self) noexcept:
         """Its next turn: what it has sent already; the reactor tells of what else has come."""
@@ -168,6 +167,7 @@ cdef class Client(ClientInfo):
         cdef ssize_t n
         cdef int _
         cdef bint own
+        count_active(self.reactor, self)
         self.begin_turn()
         self.replies.begin_read(self.rest.end == self.rest.start)
         for _ in range(READ_ROUNDS):
@@ -273,8 +273,6 @@ cdef class Client(ClientInfo):
         cdef ArgVec* args
         while done < n and self.fd >= 0 and not self.closing:
             if self.replies.overloaded():
-                if self.replies.busy():
-                    count_stopped(self.reactor, self)
                 self.pause()
                 break
             if self.budget <= 0:

@@ -29,7 +29,6 @@ cdef class Peer:
     cdef bint queued                        # stands in the reactor's list of those with more to do
     cdef bint postponed                     # its flush was put off by one batch
     cdef uint32_t seen_in                   # period in which it was last counted as active
-    cdef uint32_t stopped_in                # ... as stopped for what it had under way
     cdef Peer next_touched
     cdef void ready(self, uint32_t events) noexcept
     cdef void go_on(self) noexcept
@@ -72,9 +71,6 @@ cdef class Reactor:
     cdef int64_t period_ends
     cdef uint32_t active                    # distinct clients heard in the last period
     cdef uint32_t heard                     # ... in this one
-    cdef uint32_t stopped                   # distinct clients stopped in this period for what they had under way
-    cdef uint32_t share                     # commands that a client may have under way, and bytes of them, so that
-    cdef size_t share_bytes                 # ... nobody waits long behind all clients' together: see begin
     cdef readonly uint64_t batches
     cdef double seen                        # events lately, and the time they took (ns)
     cdef double took
@@ -90,7 +86,6 @@ cdef class Reactor:
     cdef void postpone(self, Peer peer) noexcept
     cdef void tick(self) noexcept
     cdef void begin(self) noexcept
-    cdef void share_out(self, uint32_t among) noexcept
     cdef void turns(self) noexcept
     cdef void go_on(self) noexcept
     cdef void end_batch(self) noexcept
@@ -110,13 +105,6 @@ cdef inline void count_active(Reactor reactor, Peer peer) noexcept:
     if peer.seen_in != reactor.period:
         peer.seen_in = reactor.period
         reactor.heard += 1
-
-
-cdef inline void count_stopped(Reactor reactor, Peer peer) noexcept:
-    """Counts a client that is read no further because of what it has under way; see Reactor.begin."""
-    if peer.stopped_in != reactor.period:
-        peer.stopped_in = reactor.period
-        reactor.stopped += 1
 
 
 cdef inline void check_memory(Reactor reactor) noexcept:

@@ -15,15 +15,12 @@ server or a client for one command. With few clients, whose next event waits for
 whose events are few, nothing waits. For the same reason a client's small output may be put off by one batch while more
 replies are due to it (`postpone`); should no batch come, an alarm brings one after half a millisecond.
 
-Commands of all clients stand in one queue for each node, and who has sent one waits for all that are before it. So the
-clients that pipeline share TOGETHER commands among them (`share`); one that is alone may have what its settings allow.
-
 What other code touches outside a batch (a timer, a control task) arms one `call_soon`, which is a batch without events.
 """
 cimport cython
 from cpython.ref cimport PyObject
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport INT64_MAX, INT64_MIN, SIZE_MAX, UINT32_MAX
+from libc.stdint cimport INT64_MAX, INT64_MIN
 from libc.stdlib cimport free, malloc, realloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 from posix.unistd cimport close, read
@@ -72,11 +69,6 @@ cdef enum:
     PERIOD_NS = 5000000         # clients heard within this are active
     PAUSE_SLACK_NS = 1000       # the kernel's timer slack, 50 us by default, would double a pause
     ALARM_NS = 500000           # what was put off waits this long for a batch
-    TOGETHER = 512              # commands under way of all that pipeline: some 2 ms of a worker's time,
-    TOGETHER_BYTES = 1 << 20    # ... and bytes of them
-    LEAST = 32                  # ... of each, however many there are: with fewer each batch would carry too little
-    LEAST_BYTES = 32768
-    MORE = 8                    # ... by this part of it a share grows in a period
 
 cdef double DECAY = 0.9         # weight of the past, per batch, in the rate of events
 
@@ -201,8 +193,6 @@ cdef class Reactor:
         self.loop = loop
         self.pause_ns = pause_ns
         self.period = 1                 # a new peer's is 0: not counted yet
-        self.share = UINT32_MAX
-        self.share_bytes = SIZE_MAX
         self.peers = set()
         self.closed_peers = []
         self.waiting = []
@@ -300,8 +290,7 @@ cdef class Reactor:
         if self.now >= self.period_ends:
             # A silent period leaves nobody active: many of them may have passed.
             self.active = self.heard if self.now < self.period_ends + PERIOD_NS else 0
-            self.share_out(self.stopped)
-            self.heard = self.stopped = 0
+            self.heard = 0
             self.period += 1
             self.period_ends = self.now + PERIOD_NS
         if self.active < PAUSE_FROM or self.waiting or self.late or self.seen * self.pause_ns < PAUSE_FOR * self.took:
@@ -309,21 +298,6 @@ cdef class Reactor:
         pause.tv_sec = 0
         pause.tv_nsec = self.pause_ns
         nanosleep(&pause, NULL)
-
-    cdef void share_out(self, uint32_t among) noexcept:
-        """Decides what each of so many clients that pipeline may have under way, while others are heard, too.
-
-        It becomes less at once and more slowly: those who wait for a slow node are not heard in every period.
-        """
-        cdef uint64_t share = UINT32_MAX, share_bytes = SIZE_MAX
-        if among > 1 or self.heard > 1:
-            among = max(among, <uint32_t> 1)
-            share = max(<uint32_t> LEAST, <uint32_t> TOGETHER // among)
-            share_bytes = max(<size_t> LEAST_BYTES, <size_t> TOGETHER_BYTES // among)
-        self.share = <uint32_t> min(share, <uint64_t> self.share + self.share // MORE + 1)
-        if self.share_bytes < share_bytes:
-            share_bytes = min(share_bytes, <uint64_t> self.share_bytes + self.share_bytes // MORE)
-        self.share_bytes = share_bytes
 
     cdef void turns(self) noexcept:
         """One turn for everybody who asked for one before this batch, first for whom Python had no time left then."""

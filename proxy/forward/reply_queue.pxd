@@ -28,8 +28,6 @@ cdef class ReplyQueue(Sink):
     cdef void* outlet                       # Outlet, borrowed: it owns this; NULL once it is closed
     cdef CounterBlock* counts
     cdef OutputLimits limits
-    cdef uint32_t most                      # commands under way before reading pauses, in this turn,
-    cdef size_t most_bytes                  # ... and bytes of them
     cdef uint32_t inflight                  # requests in the queue, pushes apart
     cdef uint32_t proven                    # replies of this burst that have come: see overloaded()
     cdef size_t asked                       # bytes of the requests in the queue
@@ -45,8 +43,6 @@ cdef class ReplyQueue(Sink):
     cdef Buffer out                         # reply bytes not yet taken by the kernel
     cdef bint overloaded(self) noexcept
     cdef bint relieved(self) noexcept
-    cdef void begin_turn(self, uint32_t share, size_t share_bytes) noexcept
-    cdef bint busy(self) noexcept
     cdef size_t unproven(self) noexcept
     cdef void begin_read(self, bint empty) noexcept
     cdef void append(self, Request* r) noexcept

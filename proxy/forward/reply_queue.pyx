@@ -14,7 +14,6 @@ A client may want no replies (CLIENT REPLY). Its requests are queued, counted an
 for one of them is dropped here, at the last moment. Pushes are no replies.
 """
 cimport cython
-from libc.stdint cimport SIZE_MAX, UINT32_MAX
 
 from proxy.forward.account cimport charge
 from proxy.forward.buffer cimport buffer_append, buffer_len, buffer_release
@@ -43,8 +42,6 @@ cdef class ReplyQueue(Sink):
 
     def __cinit__(self):
         self.reply_mean = FIRST_MEAN
-        self.most = UINT32_MAX
-        self.most_bytes = SIZE_MAX
 
     def __dealloc__(self):
         self.out.counted = NULL         # the reactor may be gone
@@ -60,36 +57,25 @@ cdef class ReplyQueue(Sink):
         another one. A pipeline of large reads is thereby not all asked for at once when its reader is slow.
         """
         return (
-            self.inflight >= self.most
+            self.inflight >= self.limits.max_pending
             or self.unproven() > REPLIES_AHEAD * self.limits.soft_output
             or self.inflight * self.reply_mean > REPLIES_AHEAD * self.limits.soft_output
-            or self.asked > self.most_bytes
+            or self.asked > self.limits.max_pending_bytes
             or self.held + self.out.end - self.out.start > self.limits.soft_output
             or (self.unsettled and self.head != NULL)
         )
 
     cdef bint relieved(self) noexcept:
-        """Half of what led to the pause is gone, as far as that would still lead to it."""
-        cdef Outlet outlet = <Outlet> self.outlet
-        self.begin_turn(outlet.reactor.share, outlet.reactor.share_bytes)
+        """Half of what led to the pause is gone."""
         return (
-            self.inflight <= self.most // 2
+            self.inflight <= self.limits.max_pending // 2
             and self.unproven() <= REPLIES_AHEAD * self.limits.soft_output // 2
             and self.inflight * self.reply_mean <= REPLIES_AHEAD * self.limits.soft_output // 2
-            and self.asked <= self.most_bytes // 2
+            and self.asked <= self.limits.max_pending_bytes // 2
             and self.held + buffer_len(&self.out) <= self.limits.soft_output // 2
             and not (self.unsettled and self.head != NULL)
             and not self.stopped
         )
-
-    cdef void begin_turn(self, uint32_t share, size_t share_bytes) noexcept:
-        """Its client is about to be read, or goes on; share: of what all clients together should have under way."""
-        self.most = min(self.limits.max_pending, share)
-        self.most_bytes = min(self.limits.max_pending_bytes, share_bytes)
-
-    cdef bint busy(self) noexcept:
-        """Whether it is overloaded by what is under way."""
-        return self.inflight >= self.most or self.asked > self.most_bytes
 
     cdef size_t unproven(self) noexcept:
         """What requests beyond those that were answered in this burst are taken to bring, in bytes."""

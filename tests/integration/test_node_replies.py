@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.conftest import failed
 from proxy.resp import errors
+from tests.conftest import failed
 from tests.support.cluster import slot_of
 from tests.support.fake_node import SILENCE, Cut, FakeNode, Reply, Session, in_turn
 from tests.support.proxyd import ProxyDaemon
