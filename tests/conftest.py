@@ -6,6 +6,7 @@ break things start their own.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -17,6 +18,12 @@ from proxy.embedded import EmbeddedCluster
 from tests.support.cluster import Standalone, servers
 from tests.support.proxyd import ProxyDaemon
 from tests.support.raw import RawClient
+
+
+def pytest_configure() -> None:
+    """Shells start what goes to the background with SIGINT ignored; what tests start would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", params=["valkey", "redis"])
