@@ -99,9 +99,17 @@ class ControlPlane:
         wanted = node_client_settings(settings)
         if wanted.same_login(node_client_settings(self._settings)):
             return ""
+        return await self._refusal(settings)
+
+    async def refused(self) -> str:
+        """What the servers refuse the credentials in force with, as in refusal(); "" = they do not."""
+        return await self._refusal(self._settings)
+
+    async def _refusal(self, settings: Settings) -> str:
         known = sorted(self._cluster.nodes() if self._cluster else (), key=lambda node: node.health == "fail")
         seeds = refresh_settings(settings).seeds
-        return await refusal(list(dict.fromkeys([*(node.address for node in known), *seeds])), wanted)
+        nodes = list(dict.fromkeys([*(node.address for node in known), *seeds]))
+        return await refusal(nodes, node_client_settings(settings))
 
     def report(self, report: messages.Report | messages.KeyspaceEvents) -> None:
         """What a worker has seen."""

@@ -308,6 +308,7 @@ class Status(msgspec.Struct, tag=True, array_like=True):
     tracking_clients: int = 0  # that have said CLIENT TRACKING ON
     monitors: int = 0  # that have said MONITOR
     held: int = 0  # clients whose next command waits for a paused node
+    clients_paused: bool = False  # by CLIENT PAUSE
 
 
 class Applied(msgspec.Struct, tag=True, array_like=True):

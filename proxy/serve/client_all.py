@@ -165,7 +165,7 @@ def _tell(ctx: ServeContext, client: ClientLike, pause: tuple[int, int]) -> Answ
     if client.pending:
         return None
     body = msgspec.msgpack.encode((*pause, client.address))
-    inquiry = Inquiry("client|pause", body, lambda parts, missing: missing, everyone=True)
+    inquiry = Inquiry("client|pause", body, lambda parts, missing: missing, everyone=True, lasting=pause[0] > 0)
     return ctx.inquire(inquiry, lambda missing: OK if missing >= 0 else NO_MAIN_PROCESS)
 
 

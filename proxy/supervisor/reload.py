@@ -5,7 +5,8 @@ Why: a bad file must change nothing and say why, a good one must drop no client.
 Invariants: one reload at a time, requests meanwhile are one more; whatever can fail (reading, trying the
 credentials, resolving, binding, opening) is done before anything changes, and off the event loop; what listens is
 compared with what should, not with what a configuration said before, so that the next reload mends what this one could
-not; the service manager hears of the beginning and of the end of every reload.
+not; the service manager hears of the beginning and of the end of every reload; none begins while an upgrade is under
+way, and one that is asked for then is the successor's, or, when the upgrade fails, done here after it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
+import signal
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -57,11 +60,34 @@ class Reload:
         self._faults: list[str] = []
         self._changes: list[str] = []
         self._again = False
+        self._waits = False  # for the end of an upgrade
         self._task: asyncio.Task[None] | None = None
 
     def ask(self) -> None:
         """Has the configuration read again, soon."""
         self._requests += 1
+        if self._supervisor.upgrade.running:
+            self._waits = True
+            log.info("the reload waits: an upgrade is under way")
+        else:
+            self._begin()
+
+    def upgrade_ended(self, successor: int) -> None:
+        """What was asked for meanwhile is done by the successor, a pid, or, when that is 0, here."""
+        waits, self._waits = self._waits, False
+        if waits and successor:
+            self.pass_on(successor)
+        elif waits and not self._supervisor.ending:
+            self._begin()
+
+    def pass_on(self, successor: int) -> None:
+        """Has the successor reload, which reads the same file."""
+        log.info("the successor is asked to reload", successor=successor)
+        # Our child, and never waited for: the number is its own though it may have ended.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(successor, signal.SIGHUP)
+
+    def _begin(self) -> None:
         if self._task is not None:
             self._again = True
         else:
@@ -141,8 +167,6 @@ class Reload:
         supervisor = self._supervisor
         if self._load is None:
             raise Refused("there is no file: the proxy was started with seeds on the command line")
-        if supervisor.upgrade.running:
-            raise Refused("an upgrade is under way")
         try:
             async with asyncio.timeout(READ_S):
                 new = await in_thread(self._load, "reload")

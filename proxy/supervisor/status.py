@@ -83,10 +83,21 @@ class StatusReport:
         told = [(one.counters.snapshot(), one.status if one.started else None) for one in pool.present]
         return merge(self.own(), told, self.past, clients=pool.clients)
 
-    async def paused(self) -> list[str]:
-        """The nodes that PROXY PAUSE holds, by what the workers say now."""
-        await self._supervisor.pool.ask(_ANSWER_S)
-        return self.own()["paused"]
+    async def paused(self) -> tuple[list[str], bool]:
+        """The nodes that PROXY PAUSE holds, and whether CLIENT PAUSE holds clients, by what the workers say now."""
+        pool = self._supervisor.pool
+        await pool.ask(_ANSWER_S)
+        told = [worker.status for worker in pool.present if worker.status is not None]
+        return paused_nodes([status.nodes for status in told]), any(status.clients_paused for status in told)
+
+    def works(self) -> bool:
+        """Whether there is a cluster: one whose nodes have told the topology lately, or are connected, as they stay
+        when they take the password no more."""
+        this = self._supervisor
+        topology = this.control.refresher.topology
+        told = [worker.status for worker in this.pool.present if worker.status is not None]
+        connected = any(node.up for status in told for node in status.nodes.values())
+        return topology is not None and topology.covered > 0 and (this.control.refresher.fresh or connected)
 
     async def live(self) -> tuple[bool, Mapping[str, Any]]:
         """Whether every loop answers."""

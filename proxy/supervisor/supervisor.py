@@ -55,7 +55,7 @@ class Supervisor:
     """See the module. `listening` is shared with proxy.run, which closes what is in it at the end.
 
     inherited_admin: sockets a predecessor gave for the admin address. surplus: its sockets that nobody wants any more.
-    predecessor: its pid; 0 = there is none.
+    predecessor: its pid; 0 = there is none. follows_working: it has a cluster that works.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Supervisor:
         inherited_admin: Sequence[Any] = (),
         surplus: Sequence[Listening] = (),
         predecessor: int = 0,
+        follows_working: bool = False,
     ) -> None:
         self.settings = settings
         self.listening = listening
@@ -83,7 +84,7 @@ class Supervisor:
         self.worker_settings = worker_settings(settings, self.shares)
         self.status = StatusReport(self)
         self.reload = Reload(self, load)
-        self.upgrade = Upgrade(self, no_upgrade, predecessor)
+        self.upgrade = Upgrade(self, no_upgrade, predecessor, follows_working)
         self._inherited_admin = inherited_admin
         self._surplus = surplus
         self._asked_to_end = False
@@ -163,6 +164,8 @@ class Supervisor:
             await self.pool.first()
         except PoolError as error:
             raise StartError(str(error)) from error
+        if reason := await self.upgrade.unfit():
+            raise StartError(reason)
         if not await self.control.ready(_FIRST_TOPOLOGY_S):
             why = self.control.refresher.last_error or "no answer yet"
             log.warning("the seeds yield no node yet, serving without a topology", error=why)
@@ -295,7 +298,9 @@ class Supervisor:
         self._wake.set()
 
     def _reload(self) -> None:
-        if self.ending:
+        if successor := self.upgrade.successor:
+            self.reload.pass_on(successor)
+        elif self.ending:
             log.warning("not reloaded: the proxy is draining")
         elif self.serving:
             self.reload.ask()

@@ -4,8 +4,9 @@ Why: an upgrade must not refuse a single connection, so the sockets never close:
 as with nginx and gunicorn. Called by supervisor.
 
 Invariants: until the successor has said READY=1, nothing changes; one that fails, or is late, is ended and changes
-nothing; a reload and an upgrade are never under way together; none begins while PROXY PAUSE holds anything, and no
-pause begins before the predecessor's last client has left: it would hold for the clients of one of the two.
+nothing; one that cannot find the cluster, or is refused by it, is never ready while its predecessor has one that works;
+a reload and an upgrade are never under way together; none begins while PROXY PAUSE or CLIENT PAUSE holds anything, and
+neither pause begins before the predecessor's last client has left: it would hold for the clients of one of the two.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy.system import log as logs
@@ -24,15 +26,20 @@ if TYPE_CHECKING:
 log = logs.get("supervisor.upgrade")
 
 PATIENCE_S: Final = 60.0  # for the successor to be ready
+CLUSTER_S: Final = 20.0  # of these for the cluster's topology
+_LOOK_S: Final = 0.5
 
 
 class Upgrade:
     """See the module. impossible: why a successor cannot be started by the same command line; "" = it can. predecessor:
-    the process that has started this one in an upgrade; 0 = none."""
+    the process that has started this one in an upgrade; 0 = none; follows_working: it has a cluster that works."""
 
-    def __init__(self, supervisor: Supervisor, impossible: str, predecessor: int = 0) -> None:
+    def __init__(
+        self, supervisor: Supervisor, impossible: str, predecessor: int = 0, follows_working: bool = False
+    ) -> None:
         self._supervisor = supervisor
         self._predecessor = predecessor
+        self._follows_working = follows_working
         self._impossible = impossible
         self._attempts = 0
         self._doing = "idle"
@@ -44,6 +51,29 @@ class Upgrade:
     def running(self) -> bool:
         """Whether a successor has been started and has not yet said that it is ready."""
         return self._task is not None
+
+    @property
+    def successor(self) -> int:
+        """The process that has taken over; 0 = none."""
+        return self._pid
+
+    async def unfit(self) -> str:
+        """Why this process cannot take over from one that works, "" = it can, or there is none; within CLUSTER_S or so.
+
+        A password that is mistyped or has been changed, or wrong seeds, would be an outage of everything that works.
+        """
+        control, until_s = self._supervisor.control, time.monotonic() + CLUSTER_S
+        while self._follows_working and os.getppid() == self._predecessor:
+            await control.ready(_LOOK_S)
+            if (found := control.refresher.topology) is not None and found.covered:
+                return ""
+            if refused := await control.refused():
+                return f"cluster.password: the nodes refuse it: {refused}"
+            if time.monotonic() >= until_s:
+                why = control.refresher.last_error or ("no node has slots" if found else "no answer yet")
+                return f"the seeds yield no topology within {CLUSTER_S:.0f} s: {why}"
+            await asyncio.sleep(_LOOK_S)
+        return ""
 
     def passing(self) -> str:
         """Why nothing may begin that is to hold for all clients and to last; "" = it may."""
@@ -87,6 +117,7 @@ class Upgrade:
         finally:
             self._attempts += 1
             self._task = None
+            self._supervisor.reload.upgrade_ended(self._pid)
 
     async def _start(self) -> int:
         """The process id of a successor that is ready; SuccessorError."""
@@ -96,8 +127,12 @@ class Upgrade:
         if self._impossible:
             raise SuccessorError(self._impossible)
         await self._supervisor.reload.idle()
-        if await self._supervisor.status.paused():
-            raise SuccessorError("nodes are paused: PROXY RESUME first")  # a successor would know nothing of it
+        nodes, clients = await self._supervisor.status.paused()
+        if nodes or clients:  # a successor would know nothing of it
+            # CLIENT PAUSE ALL holds CLIENT UNPAUSE, too.
+            paused = "clients are paused: CLIENT UNPAUSE first, or wait for the pause's end"
+            raise SuccessorError("nodes are paused: PROXY RESUME first" if nodes else paused)
         log.info("upgrading: a successor is started")
         command = [sys.executable, *sys.orig_argv[1:]]
-        return await start(command, self._supervisor.sockets(), self._supervisor.notifier.manager, PATIENCE_S)
+        sockets, manager = self._supervisor.sockets(), self._supervisor.notifier.manager
+        return await start(command, sockets, manager, PATIENCE_S, self._supervisor.status.works())

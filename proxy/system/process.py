@@ -18,9 +18,10 @@ from typing import Final
 
 import setproctitle
 
-# In the environment of a successor (system.successor): the pid of the process that started it, and the service
-# manager's NOTIFY_SOCKET, empty when there is none.
+# In the environment of a successor (system.successor): the pid of the process that started it, "1" when that one has
+# a cluster that works, and the service manager's NOTIFY_SOCKET, empty when there is none.
 PREDECESSOR: Final = "REDIS_PROXY_PREDECESSOR"
+WORKING: Final = "REDIS_PROXY_PREDECESSOR_WORKS"
 MANAGER: Final = "REDIS_PROXY_MANAGER"
 
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)

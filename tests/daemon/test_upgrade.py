@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -113,6 +114,18 @@ def test_not_while_nodes_are_paused(small_cluster: EmbeddedCluster, start_proxy:
     successor.stop()
 
 
+def test_not_while_clients_are_paused(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """The successor would carry out what was to wait."""
+    daemon = start_proxy(small_cluster.seeds)
+    with daemon.raw() as raw, daemon.raw() as held:
+        assert raw.command("CLIENT", "PAUSE", "60000", "WRITE") == b"+OK\r\n"
+        held.send(encode("SET", "k", "v"))
+        assert fails(daemon, 1) == "clients are paused: CLIENT UNPAUSE first, or wait for the pause's end"
+        assert not select.select([held.sock], [], [], 0)[0]
+        assert raw.command("CLIENT", "UNPAUSE") == b"+OK\r\n"
+        assert held.frame() == b"+OK\r\n"
+
+
 def test_another_configuration_for_the_successor(
     small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_path: Path
 ) -> None:
@@ -141,7 +154,8 @@ def test_another_configuration_for_the_successor(
 
 
 def test_a_successor_that_cannot_start(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
-    """A bad file, a port in use, an admin port in use: the old one goes on, and can be asked again."""
+    """A bad file, a port in use, an admin port in use, credentials that the nodes refuse: the old one goes on, and can
+    be asked again."""
     first = start_proxy(small_cluster.seeds, unix=True)
     taken, port = occupied_port()
     with taken:
@@ -149,6 +163,7 @@ def test_a_successor_that_cannot_start(small_cluster: EmbeddedCluster, start_pro
             ("code 78", {"clients": {"max_clients": 0}}),
             ("code 1", {"listeners": [{}, {}, {"address": f"{HOST}:{port}"}]}),
             ("code 1", {"admin": {"address": f"{HOST}:{port}"}}),
+            ("the nodes refuse it: WRONGPASS", {"cluster": {"username": "nobody", "password": "typo"}}),
         ]
         with Load(first.address, 6) as load, Knocks([first.address, first.unix_path]) as knocks:
             for attempt, (reason, config) in enumerate(failures, 1):

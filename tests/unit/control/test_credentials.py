@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from pydantic import SecretStr
 
 from proxy.cluster.topology import Address
+from proxy.config.models import from_seeds
 from proxy.control import credentials as module
+from proxy.control.control_plane import ControlPlane
 from proxy.control.credentials import refusal
 from proxy.control.node_client import NodeClientSettings
 from proxy.embedded import HOST, free_port, wait_for
@@ -53,6 +56,23 @@ def test_refused_by_all(nodes: list[FakeNode]) -> None:
     assert refused(*nodes) == WRONGPASS[1:-2].decode()
     assert all(node.seen("AUTH") for node in nodes)
     wait_for(lambda: all(closed(node) for node in nodes), 5, "the connections are closed")
+
+
+def test_those_in_force(nodes: list[FakeNode]) -> None:
+    """Asked by a successor whose seeds do not let it in; a reload with the same ones asks nobody."""
+    settings = from_seeds([nodes[0].address])
+    settings = settings.model_copy(
+        update={"cluster": settings.cluster.model_copy(update={"password": SecretStr("old")})}
+    )
+
+    async def body() -> tuple[str, str]:
+        plane = ControlPlane(settings, lambda message: None)
+        return await plane.refused(), await plane.refusal(settings)
+
+    nodes[0].on("AUTH", WRONGPASS)
+    assert asyncio.run(body()) == (WRONGPASS[1:-2].decode(), "")
+    nodes[0].on("AUTH", b"+OK\r\n")
+    assert asyncio.run(body()) == ("", "")
 
 
 def test_a_rotation_under_way(nodes: list[FakeNode]) -> None:

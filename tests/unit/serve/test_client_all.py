@@ -155,11 +155,11 @@ def test_what_may_be_shared_and_what_is_an_order() -> None:
     ctx.inquire = inquire
     for words in (("LIST",), ("KILL", "ID", "1"), ("PAUSE", "1"), ("UNPAUSE",)):
         ask(ctx, FakeClient(), *words)
-    assert [(one.shared, one.everyone) for one in asked] == [
-        (True, False),
-        (False, False),
-        (False, True),
-        (False, True),
+    assert [(one.shared, one.everyone, one.lasting) for one in asked] == [
+        (True, False, False),
+        (False, False, False),
+        (False, True, True),  # not while an upgrade is under way
+        (False, True, False),
     ]
     assert all(one.kind in table.ANSWERERS for one in asked)
 

@@ -77,6 +77,19 @@ def test_requests_that_wait(node: FakeNode) -> None:
     run(configured(requests={"retry_backoff_min": 60.0, "retry_backoff_max": 60.0}), scene, node.address)
 
 
+def test_whether_clients_are_paused(node: FakeNode) -> None:
+    """An upgrade asks: the successor would not know."""
+
+    async def scene(worker: Worker, port: Port) -> None:
+        assert not worker.status.status(0).clients_paused
+        worker.pauses.set(1, time.monotonic_ns() + 60_000_000_000, "a:1")
+        assert worker.status.status(0).clients_paused
+        worker.pauses.set(0, 0, "a:1")
+        assert not worker.status.status(0).clients_paused
+
+    run(configured(), scene, node.address)
+
+
 def test_how_late_the_loop_is(node: FakeNode) -> None:
     async def scene(worker: Worker, port: Port) -> None:
         time.sleep(0.3)
