@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from proxy.admin.connections import Answer, Connection, Connections
+from proxy.system.threads import in_thread
 
 _RESOLVE_S = 5.0
 _STOP_S: Final = 1.0  # for requests under way, when everything is closed
@@ -113,8 +114,9 @@ async def bind(address: str, own: Sequence[socket.socket]) -> list[socket.socket
     missing: OSError | None = None
     try:
         async with asyncio.timeout(_RESOLVE_S):
-            found = await asyncio.get_running_loop().getaddrinfo(
-                host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            found = await in_thread(
+                lambda: socket.getaddrinfo(host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE),
+                "admin address",
             )
         for family, kind, proto, _, where in dict.fromkeys(found):
             try:

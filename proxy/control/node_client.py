@@ -20,10 +20,12 @@ from typing import Any
 
 from redis.asyncio.connection import Connection
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from proxy.cluster.topology import Address
 from proxy.control.bounded_parser import BoundedParser
+from proxy.system.names import names
 
 LINE_MOST = 500  # characters of an error line that are kept: it goes to the log, and whoever sent it may be broken
 
@@ -90,9 +92,27 @@ class NodeClient:
 
 
 async def connect(address: Address, settings: NodeClientSettings) -> NodeClient:
-    """Connects and authenticates; names are resolved anew each time. NodeClientError, NodeAuthError."""
+    """Connects and authenticates. NodeClientError, NodeAuthError.
+
+    Names are resolved anew each time; where the resolver takes more than half of the time, their last known addresses
+    are used.
+    """
+    with _own_errors(address):
+        async with asyncio.timeout(settings.timeout_s):
+            found = await names.resolve(address.host, address.port, settings.timeout_s / 2)
+            for _, where in found[:-1]:
+                try:
+                    return await _connect(where[0], address, settings)
+                except RedisConnectionError as error:
+                    if not isinstance(error.__context__, OSError):  # it is the node's word, not the system's
+                        raise
+            return await _connect(found[-1][1][0], address, settings)
+
+
+async def _connect(host: str, address: Address, settings: NodeClientSettings) -> NodeClient:
+    """At one address of the host. What redis-py raises."""
     connection = Connection(
-        host=address.host,
+        host=host,
         port=address.port,
         username=(settings.username or None) if settings.password else None,
         password=settings.password or None,
@@ -105,9 +125,7 @@ async def connect(address: Address, settings: NodeClientSettings) -> NodeClient:
     )
     upstream = NodeClient(connection, address, settings.timeout_s)
     try:
-        with _own_errors(address):
-            async with asyncio.timeout(settings.timeout_s):
-                await connection.connect()  # type: ignore[no-untyped-call]
+        await connection.connect()  # type: ignore[no-untyped-call]
     except BaseException:
         await upstream.close()
         raise

@@ -23,7 +23,6 @@ import asyncio
 import contextlib
 import ipaddress
 import random
-import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from proxy.control.node_client import ErrorReply, NodeAuthError, NodeClientError
 from proxy.control.refresh_pace import RefreshPace
 from proxy.control.tasks import keep
 from proxy.system.log import get, warn_limited
+from proxy.system.names import names
 
 TRIGGERS: Final = ("start", "interval", "retry", "moved", "lost", "uncovered", "silent", "back", "other")
 OUTCOMES: Final = ("changed", "unchanged", "refused", "failed")
@@ -332,7 +332,7 @@ class TopologyRefresher:
         try:
             async with asyncio.timeout(self.settings.timeout_s):
                 found = list(await self._resolve(seed))
-        except (OSError, UnicodeError, TimeoutError) as error:
+        except OSError as error:  # TimeoutError is one
             reason = str(error) or "no answer in time"
             errors.append(f"{seed}: {reason}")
             _warn("unresolved", "seed cannot be resolved", seed, error=reason)
@@ -405,11 +405,12 @@ class TopologyRefresher:
         if self._without_since is None:
             self._without_since = now
         gone = self.topology is None or now - self._without_since >= self.settings.gone_after_s
-        # An address that was recycled is no authority on which cluster is ours; the seeds are.
+        # An address that was recycled is no authority on which cluster is ours; the seeds are, where they are now.
         usable = [
             (verdict is not Verdict.OTHER_CLUSTER, new.covered > 0, new.epoch, new)
             for candidate, new, verdict in refused
-            if verdict is not Verdict.OTHER_CLUSTER or self._is_seed(candidate)
+            if verdict is not Verdict.OTHER_CLUSTER
+            or (self._is_seed(candidate) and not names.overdue(candidate.dial.host))
         ]
         if gone and usable:
             best = max(usable, key=lambda entry: entry[:3])[3]
@@ -463,7 +464,6 @@ async def resolve_address(address: Address) -> list[Address]:
     try:
         ipaddress.ip_address(address.host)
     except ValueError:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        return list(dict.fromkeys(Address(str(where[4][0]), address.port) for where in found))
+        found = await names.resolve(address.host, address.port)
+        return list(dict.fromkeys(Address(str(where[0]), address.port) for _, where in found))
     return [address]

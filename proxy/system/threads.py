@@ -1,7 +1,8 @@
 """Work that may block for any time, such as reading a file or resolving a name, off the event loop.
 
 Why: asyncio.to_thread does it in threads that the end of the process waits for, and a file on a dead network disk, or a
-pipe that nobody writes to, can never be read. Called by supervisor.reload.
+pipe that nobody writes to, can never be read. Called by supervisor.reload and admin.listener; nodes are looked up by
+system.names.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from proxy.resp.encode import encode_command
 from proxy.resp.errors import ProtocolFault
 from proxy.resp.readers import ReplyReader
 from proxy.system.log import get, warn_limited
+from proxy.system.names import names
 from proxy.system.tcp import keepalive
 from proxy.worker.breaker import Breakers, backoff
 
@@ -39,6 +40,8 @@ log = get("worker.connector")
 _SHORT_LIFE_S: Final = 1.0
 # Between two first attempts: those of a topology of hundreds of nodes must not all be made in one turn of the loop.
 _SPACING_S: Final = 0.0002
+# Of the time for an attempt: a resolver that takes longer is not waited for where addresses of the name are known.
+_FOR_THE_NAME: Final = 0.5
 _FULL: Final = "ERR max number of clients"  # said to whoever connects; Valkey goes on differently than Redis
 _MOST_BYTES: Final = 1 << 16  # of the answers to a handshake, which have some hundreds: they are read on the loop
 
@@ -226,7 +229,7 @@ class Connector:
             with sock:
                 backend.attach(sock.fileno(), rest)
                 sock.detach()
-        except (OSError, HandshakeError, ProtocolFault, UnicodeError) as error:  # the last: of a resolver
+        except (OSError, HandshakeError, ProtocolFault) as error:
             refused = isinstance(error, HandshakeError)
             alone = refused or backend.node.up  # it is this connection's trouble
             paused = backend.node.paused  # it is being restarted
@@ -258,10 +261,9 @@ class Connector:
         """A connection whose handshake is done, and what came behind it."""
         loop = asyncio.get_running_loop()
         host, port = backend.node.address.host, backend.node.address.port
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         error: OSError | None = None
-        for family, kind, proto, _, where in found:
-            sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, proto)
+        for family, where in await names.resolve(host, port, self.settings.connect_timeout * _FOR_THE_NAME):
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 keepalive(sock, self.settings.keepalive)

@@ -20,6 +20,7 @@ from proxy.control.node_client import (
 )
 from proxy.embedded import HOST, EmbeddedCluster, default_server, free_port, wait_for
 from tests.support.fake_node import SILENCE, Cut, FakeNode
+from tests.support.resolver import HANGS, fake_resolver
 
 QUICK = NodeClientSettings(timeout_s=0.2)
 PATIENT = NodeClientSettings(timeout_s=5.0)
@@ -234,3 +235,33 @@ def test_cancelling_at_any_moment(node: FakeNode) -> None:
             assert not forgotten, f"the cancellation after {steps} steps was lost"
 
     asyncio.run(scene())
+
+
+def test_a_name_that_hangs_has_its_last_address(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = Address("known.test", node.port)
+
+    async def scene() -> None:
+        resolver.answers["known.test"] = HOST
+        for _ in range(2):
+            async with node_client(address, NodeClientSettings(timeout_s=1.0)) as upstream:
+                assert upstream.address == address
+                assert await upstream.ask(("PING",)) == [b"PONG"]
+            resolver.answers["known.test"] = HANGS
+        resolver.answers["new.test"] = HANGS
+        with pytest.raises(NodeClientError, match=r"new\.test:1 does not answer in time"):
+            await connect(Address("new.test", 1), QUICK)
+
+    with fake_resolver(monkeypatch) as resolver:
+        uvloop.run(scene())  # its end does not wait for the resolver either
+
+
+def test_every_address_of_a_name_is_tried(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        resolver.answers["two.test"] = ["127.9.9.9", HOST]
+        async with node_client(Address("two.test", node.port), PATIENT) as upstream:
+            assert await upstream.ask(("PING",)) == [b"PONG"]
+        with pytest.raises(NodeClientError, match="Connection refused"):
+            await connect(Address("two.test", free_port()), PATIENT)
+
+    with fake_resolver(monkeypatch) as resolver:
+        uvloop.run(scene())

@@ -22,6 +22,7 @@ from tests.support.refresher import (
     tell,
     until,
 )
+from tests.support.resolver import HANGS, fake_resolver
 
 
 class TestWhom:
@@ -284,6 +285,30 @@ class TestRefused:
             assert [node.id for node in published[-1].nodes()] == [theirs.id]
 
         run(settings(name, gone_after_s=5.0), scene, resolve=resolve, clock=lambda: now)
+
+    def test_a_seed_by_an_address_that_it_had(
+        self, start_node: Callable[[str], FakeNode], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """While its name cannot be resolved, another cluster's node may have it by now."""
+        ours, theirs = start_node("a"), start_node("b")
+        seed = Address("seed.test", ours.port)
+
+        async def scene(refresher: TopologyRefresher, published: list[Topology]) -> None:
+            assert await refresher.ready(5.0)
+            assert [node.address for node in published[0].nodes()] == [seed]
+            resolver.answers["seed.test"] = HANGS
+            tell(ours, theirs)
+            assert await refreshed(refresher) == "refused"
+            await until(lambda: refresher.outcomes["retry", "refused"])
+            assert len(published) == 1
+            resolver.answers["seed.test"] = HOST
+            resolver.over.set()
+            await until(lambda: len(published) == 2)
+
+        with fake_resolver(monkeypatch) as resolver:
+            resolver.answers["seed.test"] = HOST
+            names = {str(at(node)): f"seed.test:{ours.port}" for node in (ours, theirs)}
+            run(settings(seed, gone_after_s=0.0, timeout_s=0.4, address_map=names), scene)
 
     @pytest.mark.parametrize("seed", range(4))
     def test_a_node_that_was_reset_out_of_the_cluster(self, start_node: Callable[[str], FakeNode], seed: int) -> None:
