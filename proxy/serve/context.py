@@ -188,6 +188,7 @@ class NodePause(msgspec.Struct, array_like=True, frozen=True):
     label: str  # "host:port", as it was then
     until_ns: int  # time.monotonic_ns(), which is the same in all processes of a machine
     who: str  # address of the client that asked for it
+    given_ns: int  # when it did: RESUME ends what was paused before it was given, however late it is obeyed
 
 
 class NodePausesLike(Protocol):
@@ -196,6 +197,7 @@ class NodePausesLike(Protocol):
     @property
     def present(self) -> Collection[NodePause]: ...  # in force
     def obey(self, pause: NodePause, /) -> None: ...
+    def fate(self, pause: NodePause, /) -> str: ...  # "" = it is in force, else a clause: "was ended by ..."
     def pending(self, subject: str, /) -> int: ...  # commands sent to the nodes that are not answered
     def prepare(self, subject: str, /) -> Iterator[None]: ...  # for the end of it; ends when done, or it takes too long
 
