@@ -295,6 +295,7 @@ class ServeContext:
         notify-keyspace-events to this on all nodes but these ("host:port") that have not confirmed it.
     pause: sets what CLIENT PAUSE holds in this worker (0 nothing, 1 what may write, 2 all; until this
         time.monotonic_ns(); for the log: the address of who wants it so); paused: what is held now, (0, 0) = nothing.
+    unpaused_ns: when the last CLIENT UNPAUSE that was obeyed here was given (time.monotonic_ns()); 0 = there was none.
     monitors: the clients that are shown everything that passes through the proxy.
     stats: figures of the whole proxy under the names INFO gives them (connected_clients, maxclients,
         total_connections_received, total_commands_processed, instantaneous_ops_per_sec, total_net_input_bytes,
@@ -331,6 +332,7 @@ class ServeContext:
     keyspace_events: Callable[[bytes, list[str]], None] = lambda value, unconfirmed: None
     pause: Callable[[int, int, str], None] = lambda level, until_ns, who: None
     paused: Callable[[], tuple[int, int]] = lambda: (0, 0)
+    unpaused_ns: int = 0
     monitors: MonitorsLike | None = None
     admin_password: str | None = field(default=None, repr=False)
     node_pauses: NodePausesLike | None = None
