@@ -32,7 +32,9 @@ _LONGEST: Final = 2**63 - 1
 _LEVELS: Final = {b"WRITE": 1, b"ALL": 2}
 
 _unblocked = msgspec.msgpack.Decoder(tuple[int, bool])
-_pauses = msgspec.msgpack.Decoder(tuple[int, int, str])
+_Pause = tuple[int, int]  # level, until_ns; see ServeContext.pause
+_pauses = msgspec.msgpack.Decoder(tuple[_Pause, str, _Pause, int])
+_unpauses = msgspec.msgpack.Decoder(tuple[str, int])
 
 
 # -- LIST ----------------------------------------------------------------------------------------------------------
@@ -154,30 +156,39 @@ def _client_pause(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> A
         return TIMEOUT_NEGATIVE
     if timeout_ms > _LONGEST - time.time_ns() // 1_000_000:
         return TIMEOUT_OUT_OF_RANGE
-    return _tell(ctx, client, _longer((level, min(time.monotonic_ns() + timeout_ms * 1_000_000, _LONGEST)), ctx))
+    pause = level, min(time.monotonic_ns() + timeout_ms * 1_000_000, _LONGEST)
+    # With what is in force: a worker that starts later is told the last PAUSE only, and the last UNPAUSE.
+    return _tell(ctx, client, "client|pause", (pause, client.address, ctx.paused(), ctx.unpaused_ns))
 
 
 def _client_unpause(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
-    return _tell(ctx, client, (0, 0))
+    return _tell(ctx, client, "client|unpause", (client.address, time.monotonic_ns()))
 
 
-def _tell(ctx: ServeContext, client: ClientLike, pause: tuple[int, int]) -> Answer:
+def _tell(ctx: ServeContext, client: ClientLike, kind: str, order: tuple[object, ...]) -> Answer:
     if client.pending:
         return None
-    body = msgspec.msgpack.encode((*pause, client.address))
-    inquiry = Inquiry("client|pause", body, lambda parts, missing: missing, everyone=True, lasting=pause[0] > 0)
+    body, lasting = msgspec.msgpack.encode(order), kind == "client|pause"
+    inquiry = Inquiry(kind, body, lambda parts, missing: missing, everyone=True, lasting=lasting)
     return ctx.inquire(inquiry, lambda missing: OK if missing >= 0 else NO_MAIN_PROCESS)
 
 
-def _longer(pause: tuple[int, int], ctx: ServeContext) -> tuple[int, int]:
+def _longer(pause: _Pause, other: _Pause) -> _Pause:
     """A pause on top of the one in force: none becomes shorter, or milder (pauseClientsByClient)."""
-    level, until_ns = ctx.paused()
-    return max(level, pause[0]), max(until_ns, pause[1])
+    return max(pause[0], other[0]), max(pause[1], other[1])
 
 
 def _pause_own(ctx: ServeContext, body: bytes) -> Iterator[bytes]:
-    level, until_ns, who = _pauses.decode(body)
-    ctx.pause(*(_longer((level, until_ns), ctx) if level else (0, 0)), who)
+    pause, who, before, unpaused_ns = _pauses.decode(body)
+    if unpaused_ns == ctx.unpaused_ns:  # else another client has ended that one, while this order was on its way
+        pause = _longer(pause, before)
+    ctx.pause(*_longer(pause, ctx.paused()), who)
+    yield b""
+
+
+def _unpause_own(ctx: ServeContext, body: bytes) -> Iterator[bytes]:
+    who, ctx.unpaused_ns = _unpauses.decode(body)
+    ctx.pause(0, 0, who)
     yield b""
 
 
@@ -194,4 +205,5 @@ ANSWERERS: Answerers = {
     "client|list": _list_own,
     "client|pause": _pause_own,
     "client|unblock": _unblock_own,
+    "client|unpause": _unpause_own,
 }

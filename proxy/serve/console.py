@@ -5,7 +5,10 @@ worker.inquiries for the share of this worker (ANSWERERS).
 
 PAUSE holds what is for a node, or for all of them, in order, in all workers, and answers when what was sent there
 before is answered: then the node can be restarted. RESUME first has the node connected to, and what is subscribed there
-in force, in all workers, and only then lets go.
+in force, in all workers, and only then lets go what was paused when it was given.
+
+Others give orders meanwhile. They are obeyed in the same order by all workers, and whoever waited is told what has come
+of his: the worker that he asked has obeyed whatever came before the last answer.
 
 Invariants: answers to nobody but a client that is logged in as the user `admin`, whose password is
 clients.admin_password. Every pause ends by itself.
@@ -14,7 +17,7 @@ clients.admin_password. Every pause ends by itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
@@ -116,26 +119,26 @@ def _pause_nodes(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> An
         return TIMEOUT
     if client.pending:
         return None
-    until_ns = time.monotonic_ns() + timeout_ms * 1_000_000
-    order = NodePause(subject, label, until_ns, client.address)
-    return ctx.inquire(_order(order, _sum), partial(_paused, label))
+    now_ns = time.monotonic_ns()
+    order = NodePause(subject, label, now_ns + timeout_ms * 1_000_000, client.address, now_ns)
+    inquiry = Inquiry(
+        "proxy|pause", msgspec.msgpack.encode(order), _sum, everyone=True, subject=order.subject, lasting=True
+    )
+    return ctx.inquire(inquiry, partial(_paused, ctx, order))
 
 
-def _paused(label: str, told: tuple[int, int]) -> bytes:
+def _paused(ctx: ServeContext, order: NodePause, told: tuple[int, int]) -> bytes:
     left, missing = told
     if missing < 0:
         return NO_MAIN_PROCESS
-    where = f"node {label} is" if label else "all nodes are"
+    if ctx.node_pauses is not None and (fate := ctx.node_pauses.fate(order)):
+        return errors.line(f"ERR the pause of {f'node {order.label}' if order.label else 'all nodes'} {fate}")
+    where = f"node {order.label} is" if order.label else "all nodes are"
     if missing:
         return errors.line(f"ERR {where} paused, but {missing} workers have not said that nothing is under way there")
     if left:
         return errors.line(f"ERR {where} paused, but after {DRAINED_S:g} s {left} commands there are not answered")
     return OK
-
-
-def _order(order: NodePause, merge: Callable[[list[bytes], int], object]) -> Inquiry:
-    body, begins = msgspec.msgpack.encode(order), order.until_ns > 0
-    return Inquiry("proxy|pause", body, merge, everyone=True, subject=order.subject, lasting=begins)
 
 
 def _sum(parts: list[bytes], missing: int) -> tuple[int, int]:
@@ -148,13 +151,13 @@ def _pause_own(ctx: ServeContext, body: bytes) -> Iterator[bytes | None]:
     if ctx.node_pauses is None:
         return
     ctx.node_pauses.obey(order)
-    left = 0
-    if order.until_ns:
-        until_s = min(time.monotonic() + DRAINED_S, order.until_ns / 1e9)
-        told_s = time.monotonic()
-        while (left := ctx.node_pauses.pending(order.subject)) and (now_s := time.monotonic()) < until_s:
-            told, told_s = (b".", now_s) if now_s - told_s > ALIVE_S else (None, told_s)
-            yield told
+    told_s = time.monotonic()
+    until_s = told_s + DRAINED_S
+    while (left := ctx.node_pauses.pending(order.subject)) and (now_s := time.monotonic()) < until_s:
+        if ctx.node_pauses.fate(order):
+            break
+        told, told_s = (b".", now_s) if now_s - told_s > ALIVE_S else (None, told_s)
+        yield told
     yield b"%d\n" % left
 
 
@@ -175,21 +178,40 @@ def _resume(ctx: ServeContext, client: ClientLike, args: list[bytes]) -> Answer:
             return ALL_PAUSED
     if client.pending:
         return None
-    order = NodePause(subject, label, 0, client.address)
+    order = NodePause(subject, label, 0, client.address, time.monotonic_ns())
     later = Later(barrier=True)
+    # Of a kind of its own: a worker that starts later is told both, for a newer pause outlasts this.
+    body = msgspec.msgpack.encode(order)
+    inquiry = Inquiry("proxy|resume", body, lambda parts, missing: missing, everyone=True, subject=subject)
 
     def ready(missing: int) -> bytes:
-        told = ctx.inquire(_order(order, lambda parts, missing: missing), resumed)
+        told = ctx.inquire(inquiry, resumed)
         if isinstance(told, bytes):  # it is not even asked
             later.answer(told)
         return OK
 
     def resumed(missing: int) -> bytes:
-        later.answer(OK if missing >= 0 else NO_MAIN_PROCESS)
+        later.answer(_resumed(ctx, order) if missing >= 0 else NO_MAIN_PROCESS)
         return OK
 
     told = ctx.inquire(Inquiry("proxy|prepare", subject.encode(), lambda parts, missing: missing), ready)
     return told if isinstance(told, bytes) else later
+
+
+def _resumed(ctx: ServeContext, order: NodePause) -> bytes:
+    if ctx.node_pauses is None:
+        return OK
+    for pause in ctx.node_pauses.present:
+        if (not order.subject or pause.subject in ("", order.subject)) and not ctx.node_pauses.fate(pause):
+            where = f"node {pause.label} was" if pause.label else "all nodes were"
+            return errors.line(f"ERR {where} paused meanwhile by {pause.who}; what was paused before goes on")
+    return OK
+
+
+def _resume_own(ctx: ServeContext, body: bytes) -> Iterator[bytes | None]:
+    if ctx.node_pauses is not None:
+        ctx.node_pauses.obey(_pause.decode(body))
+    yield b""
 
 
 def _prepare_own(ctx: ServeContext, body: bytes) -> Iterator[bytes | None]:
@@ -209,4 +231,4 @@ COMMANDS: Commands = {
     b"proxy|resume": (-2, _for_administrators(_resume)),
 }
 
-ANSWERERS: Answerers = {"proxy|pause": _pause_own, "proxy|prepare": _prepare_own}
+ANSWERERS: Answerers = {"proxy|pause": _pause_own, "proxy|prepare": _prepare_own, "proxy|resume": _resume_own}

@@ -188,6 +188,7 @@ class NodePause(msgspec.Struct, array_like=True, frozen=True):
     label: str  # "host:port", as it was then
     until_ns: int  # time.monotonic_ns(), which is the same in all processes of a machine
     who: str  # address of the client that asked for it
+    given_ns: int  # when it did: RESUME ends what was paused before it was given, however late it is obeyed
 
 
 class NodePausesLike(Protocol):
@@ -196,6 +197,7 @@ class NodePausesLike(Protocol):
     @property
     def present(self) -> Collection[NodePause]: ...  # in force
     def obey(self, pause: NodePause, /) -> None: ...
+    def fate(self, pause: NodePause, /) -> str: ...  # "" = it is in force, else a clause: "was ended by ..."
     def pending(self, subject: str, /) -> int: ...  # commands sent to the nodes that are not answered
     def prepare(self, subject: str, /) -> Iterator[None]: ...  # for the end of it; ends when done, or it takes too long
 
@@ -293,6 +295,7 @@ class ServeContext:
         notify-keyspace-events to this on all nodes but these ("host:port") that have not confirmed it.
     pause: sets what CLIENT PAUSE holds in this worker (0 nothing, 1 what may write, 2 all; until this
         time.monotonic_ns(); for the log: the address of who wants it so); paused: what is held now, (0, 0) = nothing.
+    unpaused_ns: when the last CLIENT UNPAUSE that was obeyed here was given (time.monotonic_ns()); 0 = there was none.
     monitors: the clients that are shown everything that passes through the proxy.
     stats: figures of the whole proxy under the names INFO gives them (connected_clients, maxclients,
         total_connections_received, total_commands_processed, instantaneous_ops_per_sec, total_net_input_bytes,
@@ -329,6 +332,7 @@ class ServeContext:
     keyspace_events: Callable[[bytes, list[str]], None] = lambda value, unconfirmed: None
     pause: Callable[[int, int, str], None] = lambda level, until_ns, who: None
     paused: Callable[[], tuple[int, int]] = lambda: (0, 0)
+    unpaused_ns: int = 0
     monitors: MonitorsLike | None = None
     admin_password: str | None = field(default=None, repr=False)
     node_pauses: NodePausesLike | None = None

@@ -66,6 +66,7 @@ class NodePauses:
         self._stale = stale
         self._refresh_s = 0.0
         self._pauses: dict[str, NodePause] = {}  # by subject
+        self._last: dict[str, NodePause] = {}  # by subject: what has begun, changed or ended it last
         self._lifted = False
         self._said: list[float] = []  # when, within the last second
         self._unsaid: dict[str, tuple[str, dict[str, Any]]] = {}  # by subject
@@ -76,20 +77,35 @@ class NodePauses:
         return self._pauses.values()
 
     def obey(self, pause: NodePause) -> None:
-        """Begins one, changes its time, or ends it (all of them, when it is of no certain node)."""
+        """Begins one, changes its time, or ends it (all of them, when it is of no certain node).
+
+        Orders may come late, and what was paused after a RESUME was given has another owner, who was told that it is.
+        """
         if self._lifted:
             return
         if pause.until_ns > time.monotonic_ns():
-            self._pauses[pause.subject] = pause
+            self._pauses[pause.subject] = self._last[pause.subject] = pause
             seconds = round((pause.until_ns - time.monotonic_ns()) / 1e9, 1)
             self._say("node paused", pause, seconds=seconds, client=pause.who)
-        elif pause.subject:
-            ended = [self._pauses.pop(pause.subject)] if pause.subject in self._pauses else []
-            self._ended(ended, pause.who)
+        elif pause.until_ns:  # its time is over already; it is no RESUME, which is of all nodes if this one is
+            self._last[pause.subject] = pause
+            self._end([pause.subject] if pause.subject in self._pauses else [], pause.who)
         else:
-            ended, self._pauses = list(self._pauses.values()), {}
-            self._ended(ended, pause.who)
+            older = [one.subject for one in self._pauses.values() if one.given_ns <= pause.given_ns]
+            ended = [subject for subject in older if pause.subject in ("", subject)]
+            self._last |= dict.fromkeys(ended, pause)
+            self._end(ended, pause.who)
         self._apply()
+
+    def fate(self, pause: NodePause) -> str:
+        """What has come of one that was obeyed here, as a clause; "" = it is in force."""
+        if self._lifted:
+            return "was ended by a drain"
+        if (last := self._last.get(pause.subject, pause)) != pause:
+            return f"was {'set anew' if last.until_ns else 'ended'} by {last.who}"
+        if pause.until_ns <= time.monotonic_ns():
+            return "is over: its time was too short for what was under way there"
+        return ""
 
     def follow(self, nodes: Sequence[tuple[Address, NodeEntry]]) -> None:
         """Another topology is in force, with these nodes."""
@@ -111,11 +127,8 @@ class NodePauses:
             self._refresh_s = self._loop.time() + REFRESH_S
             self._stale("paused")
         now_ns = time.monotonic_ns()
-        over = [pause for pause in self._pauses.values() if pause.until_ns <= now_ns]
-        for pause in over:
-            del self._pauses[pause.subject]
-        if over:
-            self._ended(over, "")
+        if over := [pause.subject for pause in self._pauses.values() if pause.until_ns <= now_ns]:
+            self._end(over, "")
             self._apply()
 
     def lift(self) -> None:
@@ -172,8 +185,9 @@ class NodePauses:
                         self._forget(backend)
         set_paused(self._path, paused)
 
-    def _ended(self, pauses: Collection[NodePause], who: str) -> None:
-        for pause in pauses:
+    def _end(self, subjects: Collection[str], who: str) -> None:
+        for subject in subjects:
+            pause = self._pauses.pop(subject)
             self._say("node resumed", pause, held=held(self._path), **({"client": who} if who else {}))
 
     def _say(self, event: str, pause: NodePause, **more: object) -> None:

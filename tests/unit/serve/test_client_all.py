@@ -134,8 +134,43 @@ def test_two_pauses_at_once() -> None:
     ctx = proxy()
     now_ns = time.monotonic_ns()
     for level, until_ns in ((1, now_ns + 9 * 10**9), (2, now_ns + 10**9)):
-        list(table.ANSWERERS["client|pause"](ctx, client_all.msgspec.msgpack.encode((level, until_ns, "a:1"))))
+        order = (level, until_ns), "a:1", (0, 0), 0
+        list(table.ANSWERERS["client|pause"](ctx, client_all.msgspec.msgpack.encode(order)))
     assert ctx.paused() == (2, now_ns + 9 * 10**9)
+
+
+def test_unpause_while_a_pause_is_on_its_way() -> None:
+    """A pause of 5 s brings back none of 100 s that has been ended, and a worker that starts later holds the same."""
+    ctx, newer, orders = proxy(), proxy(), dict[tuple[str, str], Inquiry]()
+
+    def order(*words: str) -> Inquiry:
+        asked: list[Inquiry] = []
+        ctx.inquire = lambda inquiry, reply: asked.append(inquiry) or b""  # type: ignore[func-returns-value]
+        ask(ctx, FakeClient(), *words)
+        return asked[0]
+
+    def obey(inquiry: Inquiry) -> tuple[int, int]:
+        orders.pop((inquiry.kind, inquiry.subject), None)  # as supervisor.relay keeps them
+        orders[inquiry.kind, inquiry.subject] = inquiry
+        list(table.ANSWERERS[inquiry.kind](ctx, inquiry.body))
+        return ctx.paused()
+
+    def replayed() -> tuple[int, int]:
+        newer.unpaused_ns = 0
+        newer.pause(0, 0, "")
+        for inquiry in orders.values():
+            list(table.ANSWERERS[inquiry.kind](newer, inquiry.body))
+        return newer.paused()
+
+    longest = obey(order("PAUSE", "100000"))
+    assert obey(order("PAUSE", "5000", "WRITE")) == longest == replayed()
+    short = order("PAUSE", "5000", "WRITE")
+    assert obey(order("UNPAUSE")) == (0, 0) == replayed()
+    level, until_ns = obey(short)
+    assert (level, until_ns) == replayed()
+    assert level == 1
+    assert until_ns < longest[1]
+    assert obey(order("PAUSE", "1")) == (2, until_ns) == replayed()
 
 
 def test_a_pause_that_may_have_reached_nobody() -> None:

@@ -23,6 +23,7 @@ class FakePauses:
         self.left = left
         self.prepared: list[str] = []
         self.resumed: list[str] = []
+        self.told_fate = ""
 
     @property
     def present(self) -> Collection[NodePause]:
@@ -37,6 +38,9 @@ class FakePauses:
             self.orders.pop(pause.subject, None)
         else:
             self.orders.clear()
+
+    def fate(self, pause: NodePause, /) -> str:
+        return self.told_fate
 
     def pending(self, subject: str, /) -> int:
         return self.left
@@ -157,5 +161,64 @@ def test_what_is_not_answered_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     ctx, client, pauses = stage(left=3)
     assert ask(ctx, client, "PAUSE", "NODE", ID).startswith(b"-ERR node 10.0.0.1:7000 is paused, but after 0.05 s 3 ")
     assert set(pauses.orders) == {ID}
-    assert console._paused("a:1", (0, 2)).startswith(b"-ERR node a:1 is paused, but 2 workers")
-    assert console._paused("", (0, -1)) == console.NO_MAIN_PROCESS
+    one, every = NodePause(ID, "a:1", 1, "c:1", 0), NodePause("", "", 1, "c:1", 0)
+    assert console._paused(ctx, one, (0, 2)).startswith(b"-ERR node a:1 is paused, but 2 workers")
+    assert console._paused(ctx, every, (0, -1)) == console.NO_MAIN_PROCESS
+
+
+def test_a_pause_that_another_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client is told so, and at once: it holds nothing any more."""
+    monkeypatch.setattr(console, "DRAINED_S", 60.0)
+    ctx, client, pauses = stage(left=3)
+    pauses.told_fate = "was ended by b:1"
+    assert ask(ctx, client, "PAUSE", "NODE", ID) == b"-ERR the pause of node 10.0.0.1:7000 was ended by b:1\r\n"
+    pauses.left = 0
+    assert ask(ctx, client, "PAUSE") == b"-ERR the pause of all nodes was ended by b:1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("resume", "subject", "label", "told"),
+    [
+        ((), "h:1", "h:1", b"-ERR node h:1 was paused meanwhile by b:1; what was paused before goes on\r\n"),
+        (("NODE", ID), ID, "x:1", b"-ERR node x:1 was paused meanwhile by b:1; what was paused before goes on\r\n"),
+        (("NODE", ID), "", "", b"-ERR all nodes were paused meanwhile by b:1; what was paused before goes on\r\n"),
+        (("NODE", ID), "h:1", "h:1", b"+OK\r\n"),
+    ],
+)
+def test_paused_while_resume_prepares(resume: tuple[str, ...], subject: str, label: str, told: bytes) -> None:
+    ctx, client, pauses = stage()
+    pauses.obey = lambda pause: orders.append(pause)  # type: ignore[method-assign]
+    orders: list[NodePause] = []
+    newer = NodePause(subject, label, 2**62, "b:1", 0)
+
+    def prepare(subject: str) -> Iterator[None]:
+        newer_ns = time.monotonic_ns()
+        pauses.orders[newer.subject] = NodePause(newer.subject, newer.label, newer.until_ns, newer.who, newer_ns)
+        yield
+
+    pauses.prepare = prepare  # type: ignore[method-assign]
+    inner = ctx.inquire
+    ctx.inquire = lambda inquiry, reply: inner(inquiry, reply) and NotedLater()  # type: ignore[assignment, return-value]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "Later", NotedLater)
+        assert ask(ctx, client, "RESUME", *resume).made == told
+    (order,) = orders
+    assert order.until_ns == 0
+    assert order.given_ns < pauses.orders[subject].given_ns
+
+
+def test_resume_takes_no_pauses_place_with_workers_that_start_later() -> None:
+    """Of each kind and subject the last order holds for them; a pause may be newer than the RESUME sent after it."""
+    ctx, client, _ = stage()
+    inner, orders = ctx.inquire, []
+
+    def inquire(inquiry: Any, reply: Any) -> Any:
+        orders.extend([(inquiry.kind, inquiry.subject)] if inquiry.everyone else [])
+        return inner(inquiry, reply)
+
+    ctx.inquire = inquire
+    ask(ctx, client, "PAUSE", "NODE", ID)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "Later", NotedLater)
+        ask(ctx, client, "RESUME", "NODE", ID)
+    assert orders == [("proxy|pause", ID), ("proxy|resume", ID)]

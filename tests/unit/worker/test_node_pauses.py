@@ -1,4 +1,4 @@
-"""worker.node_pauses: what the log says of PROXY PAUSE. What it does is tested in integration/test_pause.py."""
+"""worker.node_pauses: several operators, and what the log says of PROXY PAUSE. See integration/test_pause.py, too."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def pauses(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> NodePauses:
 
 
 def order(subject: str, who: str, *, seconds: float = 0) -> NodePause:
-    return NodePause(subject, subject, time.monotonic_ns() + int(seconds * 1e9) if seconds else 0, who)
+    now_ns = time.monotonic_ns()
+    return NodePause(subject, subject, now_ns + int(seconds * 1e9) if seconds else 0, who, now_ns)
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str, str]]:
@@ -77,3 +78,49 @@ def test_of_a_flood_the_last_of_each_node(pauses: NodePauses, clock: Clock, capl
     assert sorted(told(caplog)[LINES:]) == [("node resumed", "n:1", "c:1"), ("node resumed", "n:2", "b:499")]
     pauses.look()
     assert len(told(caplog)) == LINES + 2
+
+
+@pytest.mark.parametrize("of", ["", "n:1"])
+def test_resume_ends_what_was_paused_before_it_was_given(pauses: NodePauses, of: str) -> None:
+    """It is sent seconds later, when the nodes have come back; a pause that began meanwhile is somebody else's."""
+    pauses.obey(order("n:1", "a:1", seconds=60))
+    late = order(of, "a:1")
+    newer = {order("n:2", "b:1", seconds=60), order("", "b:1", seconds=60)}
+    for pause in newer:
+        pauses.obey(pause)
+    pauses.obey(late)
+    assert set(pauses.present) == newer
+    again = order(of, "b:1", seconds=60)
+    pauses.obey(again)
+    pauses.obey(late)
+    assert again in pauses.present
+    pauses.obey(order(of, "c:1"))
+    assert again not in pauses.present
+
+
+def test_what_has_come_of_a_pause(pauses: NodePauses) -> None:
+    mine = order("n:1", "a:1", seconds=60)
+    pauses.obey(mine)
+    pauses.obey(order("n:2", "b:1", seconds=60))
+    assert pauses.fate(mine) == ""
+    short = order("n:1", "b:1", seconds=-1)
+    pauses.obey(short)  # too late, too
+    pauses.look()
+    assert pauses.fate(mine) == "was set anew by b:1"
+    assert pauses.fate(short).startswith("is over")
+    again = order("n:1", "a:1", seconds=60)
+    pauses.obey(again)
+    pauses.obey(order("n:2", "b:1"))
+    assert (pauses.fate(mine), pauses.fate(again)) == ("was set anew by a:1", "")
+    pauses.obey(order("", "c:1"))
+    assert pauses.fate(again) == "was ended by c:1"
+    pauses.lift()
+    assert pauses.fate(again) == "was ended by a drain"
+
+
+def test_a_pause_of_all_that_comes_too_late_ends_no_other(pauses: NodePauses) -> None:
+    """A worker that starts later is told it, too: it would not hold what the others do."""
+    mine = order("n:1", "a:1", seconds=60)
+    pauses.obey(mine)
+    pauses.obey(order("", "b:1", seconds=-1))
+    assert list(pauses.present) == [mine]

@@ -109,9 +109,9 @@ def test_a_node_that_is_paused_is_not_found_down(node: FakeNode) -> None:
 
         node.close()
         await until(lambda: told() == (False, True, 1))
-        worker.node_pauses.obey(NodePause("", "", time.monotonic_ns() + 60_000_000_000, "a:1"))
+        worker.node_pauses.obey(NodePause("", "", time.monotonic_ns() + 60_000_000_000, "a:1", 0))
         assert told() == (True, False, 0)
-        worker.node_pauses.obey(NodePause("", "", 0, "a:1"))
+        worker.node_pauses.obey(NodePause("", "", 0, "a:1", 0))
         await until(lambda: told() == (False, True, 1))
 
     run(configured(backends={"backoff_min": 0.01, "backoff_max": 0.05}), scene, node.address)
