@@ -165,7 +165,8 @@ def _reload(where: Where, timeout_s: float) -> int:
     if faults or reload.get("error") or not reload.get("successful"):
         for fault in faults:
             print(fault, file=sys.stderr)
-        raise Failed(f"not reloaded: {_plain(reload.get('error') or 'the log says why')}")
+        how = "reloaded, but not everywhere" if reload.get("partly") else "not reloaded"
+        raise Failed(f"{how}: {_plain(reload.get('error') or 'the log says why')}")
     print("reloaded")
     for change in reload.get("changes") or []:
         print(f"  {_plain(change)}")

@@ -78,6 +78,10 @@ def _trouble(workers: Mapping[str, Any], topology: Mapping[str, Any], nodes: obj
     for node in sorted(rows, key=lambda row: row.get("role") != "primary"):
         if words := _of_node(node):
             found.append(f"{_text(node, 'role')} {_text(node, 'address')}: {', '.join(words)}")
+    each = workers.get("each")
+    for worker in each if isinstance(each, list) else ():
+        if isinstance(worker, dict) and worker.get("reaches_primary") is False:
+            found.append(f"worker {_text(worker, 'number')} reaches no primary")
     configured, running = workers.get("configured"), workers.get("running")
     if isinstance(configured, int) and isinstance(running, int) and running < configured:
         found.append(f"{configured - running} workers are missing")

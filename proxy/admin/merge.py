@@ -141,6 +141,12 @@ def owners_down(parts: Sequence[Mapping[str, NodeStatus]]) -> dict[str, float]:
     return down
 
 
+def reaches_none(nodes: Mapping[str, NodeStatus]) -> bool:
+    """Whether a worker that tells this of the nodes has found that it reaches none of those that own slots."""
+    owners = [node for node in nodes.values() if node.owner]
+    return bool(owners) and all(node.down_s for node in owners)
+
+
 def paused_nodes(parts: Sequence[Mapping[str, NodeStatus]]) -> list[str]:
     """The nodes that are paused in any worker."""
     return sorted({name for part in parts for name, node in part.items() if node.paused})

@@ -65,6 +65,11 @@ def _proxy(own: OwnValues, snapshot: Snapshot) -> Iterator[Family]:
     yield _gauge("build_info", "The proxy's version; always 1.", ("version",), [((own["version"],), 1)])
     yield _single("workers", "Worker processes running.", own["workers"])
     yield _single("workers_configured", "Worker processes there should be.", own["workers_configured"])
+    yield _single(
+        "workers_without_primary",
+        "Workers that reach no primary. New clients go to the others, as long as there are any.",
+        len(own["workers_without_primary"]),
+    )
     yield _total("worker_restarts_total", "Workers that ended unbidden and were replaced.", own["worker_restarts"])
     yield _single(
         "config_last_reload_successful",

@@ -63,7 +63,11 @@ def readiness(own: OwnValues, partial: bool, patience_s: float) -> Verdict:
         "reasons": reasons,
         "draining": own["draining"],
         "listening": own["listening"],
-        "workers": {"configured": own["workers_configured"], "running": own["workers"]},
+        "workers": {
+            "configured": own["workers_configured"],
+            "running": own["workers"],
+            "without_primary": own["workers_without_primary"],
+        },
         "topology": {
             "known": topology["known"],
             "fresh": topology["fresh"],

@@ -81,6 +81,7 @@ class OwnValues(TypedDict):
     background_failures: dict[str, int]  # task -> how often an uncaught exception ended it; every task from the start
     topology: TopologyValues
     owners_down: dict[str, float]  # nodes that own slots -> for how long no worker has reached them, in seconds
+    workers_without_primary: list[int]  # numbers of the workers that reach no node that owns slots, ascending
     suspected: dict[str, float]  # nodes that own slots -> for how long they have answered no PING of control, likewise
     paused: list[str]  # nodes that PROXY PAUSE holds
 

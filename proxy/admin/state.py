@@ -53,6 +53,7 @@ def state(
                     "silent_s": round(worker.silent_s(), 3),
                     "lag_s": worker.status.event_loop_lag_s if worker.status is not None else None,
                     "leaving": worker.leaving,
+                    "reaches_primary": worker.number not in own["workers_without_primary"],
                 }
                 for worker in workers
             ],

@@ -20,7 +20,7 @@ from proxy.commands.rows import Row, merge_rows
 from proxy.commands.table import ROWS, SOURCE
 from proxy.config.models import Settings
 from proxy.control.command_table import load_limits, load_rows
-from proxy.control.credentials import refusal
+from proxy.control.credentials import Tried, tried
 from proxy.control.keyspace_events import KeyspaceEvents
 from proxy.control.node_health import NodeHealth
 from proxy.control.publish import publication
@@ -91,25 +91,26 @@ class ControlPlane:
         if settings.clients != old.clients or settings.cluster != old.cluster:
             self._due.set()  # the nodes' limits may have been changed with ours
 
-    async def refusal(self, settings: Settings) -> str:
-        """Why new settings would lock us out of the servers, "" when they would not; returns within some 2 s.
+    async def try_login(self, settings: Settings) -> Tried:
+        """Which nodes new settings would lock us out of; returns within some 2 s.
 
         Only credentials that have changed are tried, at nodes that are known and at the new seeds.
         """
         wanted = node_client_settings(settings)
         if wanted.same_login(node_client_settings(self._settings)):
-            return ""
-        return await self._refusal(settings)
+            return Tried({}, True)
+        return await self._try(settings)
 
     async def refused(self) -> str:
-        """What the servers refuse the credentials in force with, as in refusal(); "" = they do not."""
-        return await self._refusal(self._settings)
+        """What the servers refuse the credentials in force with, by a node's line; "" = some take them, or none says."""
+        login = await self._try(self._settings)
+        return "" if login.taken else next(iter(login.refused.values()), "")
 
-    async def _refusal(self, settings: Settings) -> str:
+    async def _try(self, settings: Settings) -> Tried:
         known = sorted(self._cluster.nodes() if self._cluster else (), key=lambda node: node.health == "fail")
         seeds = refresh_settings(settings).seeds
         nodes = list(dict.fromkeys([*(node.address for node in known), *seeds]))
-        return await refusal(nodes, node_client_settings(settings))
+        return await tried(nodes, node_client_settings(settings))
 
     def report(self, report: messages.Report | messages.KeyspaceEvents) -> None:
         """What a worker has seen."""

@@ -3,16 +3,17 @@
 Why: new credentials mean new connections for every node at once; a mistyped password would be an outage of everything
 that works. Called by control_plane, for a reload.
 
-Invariants: refused are only credentials that some node has refused in so many words and no node has taken: while a
-password is rotated from node to node some refuse it, and nodes that do not answer say nothing about it. The answer
-comes within WITHIN_S; nothing is left open.
+Invariants: a node refuses them that says so in so many words; one that does not answer says nothing about it. The
+answer comes within WITHIN_S; nothing is left open. While a password is rotated from node to node some refuse it and
+some take it: then whoever asks goes on, and has to know which do not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from proxy.cluster.topology import Address
 from proxy.control.node_client import ErrorReply, NodeAuthError, NodeClientError, NodeClientSettings, node_client
@@ -24,36 +25,29 @@ _AT_ONCE: Final = 8
 log = get("control.credentials")
 
 
-class _Taken(Exception):
-    """A node has taken them: nobody else needs to be asked."""
+class Tried(NamedTuple):
+    """refused: "host:port" of each node that refuses the credentials -> its line, in the order of the nodes; taken:
+    whether any node takes them."""
+
+    refused: dict[str, str]
+    taken: bool
 
 
-async def refusal(nodes: Sequence[Address], settings: NodeClientSettings) -> str:
-    """The server's line where the credentials are refused, "" where they are taken or nobody answers.
-
-    nodes are asked in their order, a few at a time, until one takes the credentials.
-    """
+async def tried(nodes: Sequence[Address], settings: NodeClientSettings) -> Tried:
+    """What the nodes make of the credentials. They are asked in their order, a few at a time."""
     left = iter(nodes)
-    refusals: list[str] = []
-    taken = False
+    answers: dict[Address, str] = {}
 
     async def ask() -> None:
         for node in left:
-            told = await _told(node, settings)
-            if told == "":
-                raise _Taken
-            if told is not None:
-                refusals.append(told)
+            if (told := await _told(node, settings)) is not None:
+                answers[node] = told
 
-    try:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(WITHIN_S), asyncio.TaskGroup() as group:
             for _ in nodes[:_AT_ONCE]:
                 group.create_task(ask())
-    except* _Taken:
-        taken = True
-    except* TimeoutError:
-        pass
-    return "" if taken or not refusals else refusals[0]
+    return Tried({str(node): answers[node] for node in nodes if answers.get(node)}, "" in answers.values())
 
 
 async def _told(node: Address, settings: NodeClientSettings) -> str | None:

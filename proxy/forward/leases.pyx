@@ -157,14 +157,18 @@ cdef class Leases:
             else:
                 del self.idle[key]
 
-    def renew(self):
-        """Closes all that nobody has now, and the others when they are given back: new ones are made otherwise."""
+    def renew(self, keep=()):
+        """Closes all that nobody has now, and the others when they are given back: new ones are made otherwise. Those
+        to the nodes of these labels stay."""
         cdef Backend lease
         cdef Node node
         for node in [*self.router.nodes.values(), *self.router.retired]:
             for lease in node.leases:
-                lease.spent = True
-        for idle in self.idle.values():
+                lease.spent = lease.spent or node.label not in keep
+        before, self.idle = self.idle, {}
+        for key, idle in before.items():
             for lease in idle:
-                lease.close()
-        self.idle = {}
+                if lease.spent:
+                    lease.close()
+                else:
+                    self.idle.setdefault(key, []).append(lease)

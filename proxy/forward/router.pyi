@@ -75,8 +75,8 @@ class Router:
         """
     def owners(self) -> list[tuple[int, int, str]]:
         """(first slot, last slot, label of its primary), ascending; slots without a primary are left out."""
-    def renew(self) -> list[Backend]:
-        """Every node gets new connections, made on first use; the old ones, returned, drain and close.
+    def renew(self, keep: Collection[str] = ...) -> list[Backend]:
+        """Every node but these (labels) gets new connections, made on first use; the old, returned, drain and close.
 
         Nothing that is under way is lost or overtaken: its clients send nothing new until it is answered. What was
         known of nodes that are down is forgotten with their connections.

@@ -147,10 +147,15 @@ class Take(msgspec.Struct, tag=True, array_like=True):
 
 
 class Configure(msgspec.Struct, tag=True, array_like=True):
-    """New settings, already checked. Answered with Applied of the same number."""
+    """New settings, already checked. Answered with Applied of the same number.
+
+    keep: "host:port" of the nodes that refuse the new credentials: connections to them are not renewed, for new ones
+    could not be made.
+    """
 
     number: int
     settings: WorkerSettings
+    keep: list[str] = []
 
 
 class Ask(msgspec.Struct, tag=True, array_like=True):

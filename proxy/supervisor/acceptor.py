@@ -4,7 +4,8 @@ Why: the kernel's own spreading (SO_REUSEPORT) treats few long-lived connections
 without a listening socket being lost (DESIGN 2). Called by supervisor and reload; worker_pool gives the workers.
 
 Invariants:
-- A connection goes to the worker with the fewest clients, whatever its listener; of several, in turn.
+- A connection goes to the worker with the fewest clients, whatever its listener; of several, in turn. One that reaches
+  no primary gets none while another one that has room does.
 - No worker gets more clients than per_worker. max_clients is at most what all workers may have together, so that there
   is room elsewhere, or will be when a missing worker is back.
 - What cannot be served at once stays in the kernel's queue, where it costs nothing: while workers are missing or behind
@@ -51,6 +52,10 @@ class Worker(Protocol):
     @property
     def backlog(self) -> int:
         """Bytes its channel has not taken yet."""
+
+    @property
+    def reaches(self) -> bool:
+        """Whether it reaches any primary, as far as is known."""
 
     def take(self, listener: str, first_id: int, descriptors: list[int]) -> None:
         """Serves these connections, accepted at that listener; the descriptors are the worker's from now on."""
@@ -124,7 +129,8 @@ class Acceptor:
     # -- accepting ---------------------------------------------------------------------------------------------------
 
     def _free(self) -> list[Worker]:
-        return [one for one in self._candidates() if one.backlog <= BEHIND and one.clients < self.per_worker]
+        free = [one for one in self._candidates() if one.backlog <= BEHIND and one.clients < self.per_worker]
+        return [one for one in free if one.reaches] or free
 
     def _room(self, workers: Sequence[Worker]) -> int:
         """How many connections may be taken now."""

@@ -17,7 +17,7 @@ import functools
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy.check import command_warnings
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logs.get("supervisor.reload")
 
 
+_NAMED: Final = 8  # nodes in a reason
 READ_S: Final = 30.0  # a file may be on a disk, or a pipe, that never answers
 
 
@@ -57,6 +58,7 @@ class Reload:
         self._attempts = 0
         self._requests = self._covered = 0  # requests so far, and those that the last attempt was for
         self._error = ""
+        self._partly = False  # the last one is in force in spite of its error
         self._faults: list[str] = []
         self._changes: list[str] = []
         self._again = False
@@ -115,6 +117,7 @@ class Reload:
             "successful": self.successful,
             "at_s": self.success_s,
             "error": self._error,
+            "partly": self._partly,
             "faults": self._faults,
             "changes": self._changes,
         }
@@ -132,7 +135,7 @@ class Reload:
     async def _once(self) -> None:
         supervisor = self._supervisor
         supervisor.notifier.reloading()
-        error, self._faults, self._changes = "", [], []
+        error, self._partly, self._faults, self._changes = "", False, [], []
         requests = self._requests
         outcome = "not reloaded, the old configuration stays in force"
         try:
@@ -145,7 +148,7 @@ class Reload:
         except Refused as refused:
             error = str(refused)
         except Incomplete as incomplete:
-            error, outcome = str(incomplete), "reloaded, but not everywhere"
+            error, outcome, self._partly = str(incomplete), "reloaded, but not everywhere", True
         except asyncio.CancelledError:
             error = "given up: the proxy ends"
             raise
@@ -173,15 +176,18 @@ class Reload:
         except TimeoutError:
             raise Refused(f"the configuration cannot be read within {READ_S:.0f} s") from None
         old = supervisor.settings
-        if refusal := await supervisor.control.refusal(new):
-            raise Refused(f"cluster.password: the nodes refuse it: {refusal}")
+        login = await supervisor.control.try_login(new)
+        if login.refused and not login.taken:
+            raise Refused(f"cluster.password: the nodes refuse it: {next(iter(login.refused.values()))}")
         opened = await self._open(new)
-        await self._put_in_force(new, opened)
+        await self._put_in_force(new, opened, list(login.refused))
         changes = diff(old, new)
         for change in changes:
             log.info("changed", key=change.key, old=change.old, new=change.new)
         for sentence in command_warnings(new):
             log.warning(sentence)
+        if login.refused:  # a rotation under way: those that refuse it keep the connections they have
+            raise Incomplete(_refused(login.refused))
         return [f"{change.key}: {change.old} -> {change.new}" for change in changes]
 
     async def _open(self, new: Settings) -> list[Listening]:
@@ -220,7 +226,7 @@ class Reload:
             raise
         return opened
 
-    async def _put_in_force(self, new: Settings, opened: list[Listening]) -> None:
+    async def _put_in_force(self, new: Settings, opened: list[Listening], keep: list[str]) -> None:
         """Cannot fail but by a worker that does not take its settings; every step is done whatever becomes of that."""
         supervisor = self._supervisor
         supervisor.settings = new
@@ -231,7 +237,7 @@ class Reload:
         # New workers are started with the new settings, the others have them before a client comes by a new listener.
         supervisor.pool.resize(supervisor.shares.workers)
         try:
-            troubles = await supervisor.pool.configure(supervisor.worker_settings)
+            troubles = await supervisor.pool.configure(supervisor.worker_settings, keep)
         finally:
             wanted = {str(listener.address) for listener in new.listeners}
             for one in list(supervisor.listening):
@@ -265,6 +271,12 @@ def _open_missing(new: Settings, present: list[Listening]) -> list[Listening]:
         for left in given:
             left.sock.close()
     return opened
+
+
+def _refused(refused: Mapping[str, str]) -> str:
+    named = "; ".join(f"{node}: {line}" for node, line in list(refused.items())[:_NAMED])
+    more = f"; and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
+    return f"cluster.password: {len(refused)} nodes refuse it, and keep their old connections only: {named}{more}"
 
 
 def _close(opened: list[Listening]) -> None:

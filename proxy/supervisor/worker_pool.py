@@ -22,13 +22,14 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from proxy import __version__
+from proxy.admin.merge import reaches_none
 from proxy.forward.counters import COUNTERS_SIZE, Counters
 from proxy.ipc import EXIT_VERSION, messages
 from proxy.ipc.channel import Channel, encode, pair
@@ -78,6 +79,7 @@ class Worker:
         self.counters = counters
         self.channel: Channel
         self.status: messages.Status | None = None
+        self.reaches = True  # any primary, as far as it has told
         self.given = 0
         self.since_s = self.heard_s = time.monotonic()
         self.started = False
@@ -182,10 +184,11 @@ class WorkerPool:
         self._places = self._places[:wanted] + [Place(number) for number in range(len(self._places), wanted)]
         self._tick()
 
-    async def configure(self, settings: WorkerSettings) -> list[str]:
-        """New settings for every worker; the errors of those that could not take them."""
+    async def configure(self, settings: WorkerSettings, keep: Sequence[str] = ()) -> list[str]:
+        """New settings for every worker; the errors of those that could not take them. keep: see messages.Configure."""
         asked = [
-            (worker, self._ask(worker, lambda number: messages.Configure(number, settings))) for worker in self.present
+            (worker, self._ask(worker, lambda number: messages.Configure(number, settings, list(keep))))
+            for worker in self.present
         ]
         if asked:
             await asyncio.wait([answer for _, answer in asked], timeout=SILENT_S)
@@ -376,6 +379,7 @@ class WorkerPool:
                 if worker.status is not None:
                     self._on_status(worker.status, message)
                 worker.status = message
+                worker.reaches = not reaches_none(message.nodes)
                 self._answered(worker, message.number, message)
             case messages.Report() | messages.KeyspaceEvents():
                 self._on_report(message)

@@ -43,6 +43,8 @@ _SPACING_S: Final = 0.0002
 # Of the time for an attempt: a resolver that takes longer is not waited for where addresses of the name are known.
 _FOR_THE_NAME: Final = 0.5
 _FULL: Final = "ERR max number of clients"  # said to whoever connects; Valkey goes on differently than Redis
+_MYID: Final[tuple[str | bytes, ...]] = ("CLUSTER", "MYID")
+_NO_CLUSTER: Final = "ERR This instance has cluster support disabled"  # cluster.c, clusterCommand
 _MOST_BYTES: Final = 1 << 16  # of the answers to a handshake, which have some hundreds: they are read on the loop
 
 
@@ -56,6 +58,10 @@ class Refused(HandshakeError):
     def __init__(self, text: str, line: bytes) -> None:
         super().__init__(text)
         self.line = line
+
+
+class Stranger(HandshakeError):
+    """... because it is not the node that was meant."""
 
 
 class Connector:
@@ -75,6 +81,7 @@ class Connector:
         on_fault: Callable[[str, BaseException], None],
     ) -> None:
         self.settings = settings
+        self.ids: Mapping[str, str] = {}  # of the nodes, by their labels, "" = unknown: see _handshake
         self._on_up = on_up
         self._on_refused = on_refused
         self._on_trouble = on_trouble
@@ -241,7 +248,8 @@ class Connector:
                 return False, 0.0
             reason = getattr(error, "strerror", None) or str(error) or "no answer in time"
             if not paused:
-                warn_limited(log, f"connect:{label}", "cannot connect to node", node=label, reason=reason)
+                kind = "stranger" if isinstance(error, Stranger) else "connect"  # not hidden by "connection refused"
+                warn_limited(log, f"{kind}:{label}", "cannot connect to node", node=label, reason=reason)
             if isinstance(error, Refused):
                 self._on_refused(backend, error.line)  # it is CLOSED now
                 return False, 0.0
@@ -279,6 +287,8 @@ class Connector:
     async def _handshake(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, backend: Backend) -> bytes:
         """HELLO or AUTH, CLIENT SETNAME, READONLY, in one round trip; HandshakeError with the first refusal.
 
+        Where the topology knows the node's id, the server is asked for its own: another one at the address of a node
+        that died would take writes, and acknowledge them, until the failover. One that may not tell is believed.
         The node's limits are asked for by the way, and of a lease its CLIENT ID: it may refuse to tell them. A
         client's own connection (greeting) asks for that alone, and is told last what to track: the shared ones have the
         limits. What the node pushes from then on comes behind the last reply; whole pushes that came with it are
@@ -287,7 +297,9 @@ class Connector:
         """
         needed = self.commands(backend)
         identity: list[tuple[str | bytes, ...]] = [("CLIENT", "ID")] if backend.leased or backend.greeting else []
-        asked = identity if backend.greeting else [*node_limits.COMMANDS, *identity]
+        known = self.ids.get(backend.node.label)
+        named = [_MYID] if known else []
+        asked = [*named, *identity] if backend.greeting else [*node_limits.COMMANDS, *named, *identity]
         last = len(needed) - bool(backend.greeting)
         commands = [*needed[:last], *asked, *needed[last:]]
         with contextlib.suppress(ConnectionError):  # then it may have said why, before it closed
@@ -308,6 +320,8 @@ class Connector:
                     if backend.greeting and (command == backend.greeting or str(reply).startswith("NOPERM ")):
                         raise Refused(text, errors.line(str(reply).encode("utf-8", "replace")[:500]))
                     raise HandshakeError(text)
+        if known and (trouble := _stranger(replies[commands.index(_MYID)], known)):
+            raise Stranger(trouble)
         if identity and isinstance(own := replies[last + len(asked) - 1], int):
             backend.client_id = own
         if backend.greeting:
@@ -336,3 +350,12 @@ class Connector:
         if backend.greeting:
             commands.append(backend.greeting)
         return commands or [("PING",)]
+
+
+def _stranger(reply: object, known: str) -> str:
+    """Why the server that answers CLUSTER MYID so is not the node with this id; "" = it may be."""
+    if isinstance(reply, ReplyError):
+        return "another server has its address, which is in no cluster" if str(reply).startswith(_NO_CLUSTER) else ""
+    if isinstance(reply, bytes) and reply != known.encode():
+        return "another server has its address, or it has a new id"
+    return ""

@@ -114,9 +114,9 @@ class Conversation:
                 worker.use_commands(message)
             case messages.NodeFacts():
                 worker.learn(message)
-            case messages.Configure(number, settings):
+            case messages.Configure(number, settings, keep):
                 try:
-                    error = worker.apply(settings)
+                    error = worker.apply(settings, keep)
                 except Exception as fault:  # it goes on with whatever it was; the main process has to know
                     self._faults("applying new settings", fault)
                     error = repr(fault)

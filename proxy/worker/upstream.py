@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final, Protocol
 
 from proxy.cluster.slot import slot_of
@@ -444,11 +444,11 @@ class Upstream:
         self._flush()
         self._whole()
 
-    def renew(self, settings: Backends) -> None:
-        """Connections are made otherwise from now on: the present ones are replaced."""
+    def renew(self, settings: Backends, keep: Collection[str] = ()) -> None:
+        """Connections are made otherwise from now on: the present ones are replaced, but for those to these nodes."""
         self.settings = settings
         for feed in self._feeds():
-            if feed.backend is not None:
+            if feed.backend is not None and feed.backend.node.label not in keep:
                 self._shut(feed, "connections are renewed")
                 feed.failures, feed.opens_at_s = 0, 0.0
         self._flush()

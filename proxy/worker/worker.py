@@ -16,7 +16,7 @@ import gc
 import mmap
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
@@ -277,6 +277,7 @@ class Worker:
         self.context.shards, self.context.epoch = len(topology.shards), topology.epoch
         self.context.slots_covered = topology.covered
         self._limit()
+        self.connector.ids = {str(address): entry.id for address, entry in told}
         self.node_pauses.follow(told)
         self.router.warm(2)
         self.subscriptions.upstream.topology_changed()
@@ -331,8 +332,8 @@ class Worker:
 
     # -- settings ------------------------------------------------------------------------------------------------
 
-    def apply(self, settings: WorkerSettings) -> str:
-        """New settings for everything, at once; what could not be done, "" = nothing."""
+    def apply(self, settings: WorkerSettings, keep: Collection[str] = ()) -> str:
+        """New settings for everything, at once; what could not be done, "" = nothing. keep: see messages.Configure."""
         old, self.settings = self.settings, settings
         trouble = self.apply_log() if settings.log != old.log else ""
         self._tune()
@@ -345,12 +346,12 @@ class Worker:
         if settings.backends != old.backends:
             self.connector.reconfigure(settings.backends)
         if of_a_connection(settings.backends) != of_a_connection(old.backends):
-            self.path.leases.renew()
-            for backend in self.router.renew():  # the old ones end when what they carry is answered
+            self.path.leases.renew(keep)
+            for backend in self.router.renew(keep):  # the old ones end when what they carry is answered
                 if not backend.pending:
                     self.connector.forget(backend)
             self.router.warm(2)
-            self.subscriptions.upstream.renew(settings.backends)
+            self.subscriptions.upstream.renew(settings.backends, keep)
         return trouble
 
     def _tune(self) -> None:

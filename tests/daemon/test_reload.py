@@ -278,8 +278,14 @@ def test_a_password_that_the_nodes_refuse(start_proxy: StartProxy) -> None:
             assert daemon.metric("redis_proxy_config_last_reload_successful") == 0
             load.advance(40)
             assert names(cluster)["after"] == 0
-            for node in cluster.nodes:
-                node.command("ACL", "SETUSER", "default", ">two")  # and the old one
+            first, second = cluster.nodes
+            first.command("ACL", "SETUSER", "default", ">two")  # and the old one
+            daemon.configure({"cluster": {"password": "two"}})
+            told = run_cli("reload", "-c", str(daemon.file))
+            assert "reloaded, but not everywhere: cluster.password: 1 nodes refuse it" in told.stderr
+            assert f"{second.address}: WRONGPASS" in told.stderr
+            load.advance(40)
+            second.command("ACL", "SETUSER", "default", ">two")
             daemon.reload({"cluster": {"password": "two"}})
             load.advance()
             assert daemon.metric("redis_proxy_config_last_reload_successful") == 1

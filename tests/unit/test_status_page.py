@@ -140,6 +140,8 @@ def test_what_is_wrong_comes_first_and_the_worst_of_it_first():
         "replica 10.0.0.1:1: not reached for 3s",
         "1 workers are missing",
     ]
+    each = [{"number": 0, "reaches_primary": True}, {"number": 1, "reaches_primary": False}, {"number": 2}]
+    assert trouble(workers=STATE["workers"] | {"each": each}) == ["worker 1 reaches no primary"]
     assert trouble(topology={"known": False, "slots_covered": 0}) == ["no node has told the topology yet"]
 
 

@@ -131,6 +131,7 @@ def own(workers: int = 2, known: TopologyValues | None = None) -> OwnValues:
         "log_dropped": 4,
         "background_failures": {"topology": 1, "health": 0},
         "topology": known or topology(),
+        "workers_without_primary": [1],
         "owners_down": {"10.0.0.1:7000": 0.0, "10.0.0.3:7000": 0.0},
         "suspected": {"10.0.0.1:7000": 0.0, "10.0.0.3:7000": 1.5},
         "paused": [],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxy.admin.merge import Past, dropped_lines, merge, merge_counters, merge_nodes, owners_down
+from proxy.admin.merge import Past, dropped_lines, merge, merge_counters, merge_nodes, owners_down, reaches_none
 from proxy.admin.snapshot import CounterValues, Snapshot
 from proxy.ipc.messages import NodeStatus, Status
 from tests.unit.admin.snapshots import command, counters, node, own, snapshot, status, topology
@@ -44,6 +44,10 @@ def test_a_node_is_down_when_no_worker_reaches_it() -> None:
     two = {"a:1": node(up=0, down_s=2.0, held=3), "b:1": node(up=1), "d:1": node(up=0)}
     assert owners_down([one, two]) == {"a:1": 2.0, "b:1": 0.0, "d:1": 0.0}  # d: it is being connected to
     assert owners_down([]) == {}
+    assert not reaches_none(one | two)
+    assert not reaches_none({})  # it knows no topology yet
+    assert reaches_none({"a:1": node(up=0, down_s=3.0), "c:1": node("replica", up=1)})
+    assert not reaches_none({"a:1": node(up=0, down_s=3.0), "d:1": node(up=0)})
     merged = merge_nodes([one, two])
     assert (merged["a:1"].breakers, merged["a:1"].held, merged["a:1"].held_bytes) == (2, 5, 500)
     assert (merged["b:1"].breakers, merged["b:1"].down_s) == (1, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 from proxy.admin.state import state
@@ -21,6 +22,12 @@ def test_what_is_wrong_with_nodes() -> None:
     down, well = shown(suspected={"10.0.0.1:1": 1.23456})["nodes"]
     assert (down["down_s"], down["suspected_s"], down["held"], down["held_bytes"]) == (2.346, 1.235, 7, 700)
     assert (well["down_s"], well["suspected_s"], well["held"], well["paused"]) == (0, 0, 0, False)
+
+
+def test_which_workers_reach_no_primary() -> None:
+    workers = [SimpleNamespace(number=n, pid=7, clients=0, status=None, leaving=False, silent_s=float) for n in (0, 1)]
+    told = state(snapshot(), workers, proxy={}, reload={}, upgrade={})  # 1 is one: see there
+    assert [one["reaches_primary"] for one in told["workers"]["each"]] == [True, False]
 
 
 def test_what_is_held_and_refused() -> None:

@@ -12,7 +12,7 @@ from proxy.cluster.topology import Address
 from proxy.config.models import from_seeds
 from proxy.control import credentials as module
 from proxy.control.control_plane import ControlPlane
-from proxy.control.credentials import refusal
+from proxy.control.credentials import Tried, tried
 from proxy.control.node_client import NodeClientSettings
 from proxy.embedded import HOST, free_port, wait_for
 from tests.support.fake_node import SILENCE, FakeNode
@@ -33,12 +33,12 @@ def nodes(start_node: Callable[[], FakeNode]) -> list[FakeNode]:
     return [start_node() for _ in range(12)]
 
 
-def refused(*nodes: FakeNode | Address, password: str = "new") -> str:
+def asked(*nodes: FakeNode | Address, password: str = "new") -> Tried:
     """The answer; checks that no task is left."""
 
-    async def body() -> str:
+    async def body() -> Tried:
         addresses = [node if isinstance(node, Address) else at(node) for node in nodes]
-        told = await refusal(addresses, NodeClientSettings("", password, 5.0))
+        told = await tried(addresses, NodeClientSettings("", password, 5.0))
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return told
 
@@ -46,14 +46,13 @@ def refused(*nodes: FakeNode | Address, password: str = "new") -> str:
 
 
 def test_taken(nodes: list[FakeNode]) -> None:
-    assert refused(*nodes) == ""
-    assert sum(len(node.sessions) for node in nodes) <= module._AT_ONCE
+    assert asked(*nodes) == ({}, True)
 
 
 def test_refused_by_all(nodes: list[FakeNode]) -> None:
     for node in nodes:
         node.on("AUTH", WRONGPASS)
-    assert refused(*nodes) == WRONGPASS[1:-2].decode()
+    assert asked(*nodes) == ({str(at(node)): WRONGPASS[1:-2].decode() for node in nodes}, False)
     assert all(node.seen("AUTH") for node in nodes)
     wait_for(lambda: all(closed(node) for node in nodes), 5, "the connections are closed")
 
@@ -65,34 +64,37 @@ def test_those_in_force(nodes: list[FakeNode]) -> None:
         update={"cluster": settings.cluster.model_copy(update={"password": SecretStr("old")})}
     )
 
-    async def body() -> tuple[str, str]:
+    async def body() -> tuple[str, Tried]:
         plane = ControlPlane(settings, lambda message: None)
-        return await plane.refused(), await plane.refusal(settings)
+        return await plane.refused(), await plane.try_login(settings)
 
     nodes[0].on("AUTH", WRONGPASS)
-    assert asyncio.run(body()) == (WRONGPASS[1:-2].decode(), "")
+    assert asyncio.run(body()) == (WRONGPASS[1:-2].decode(), Tried({}, True))
     nodes[0].on("AUTH", b"+OK\r\n")
-    assert asyncio.run(body()) == ("", "")
+    assert asyncio.run(body()) == ("", Tried({}, True))
 
 
 def test_a_rotation_under_way(nodes: list[FakeNode]) -> None:
-    """Node by node: as long as one takes the new password, it is the one that is wanted."""
-    for node in nodes[:-1]:
+    """Node by node: whoever takes the new password does not hide those that do not."""
+    for node in nodes[1:-1]:
         node.on("AUTH", WRONGPASS)
-    assert refused(*nodes) == ""
+    refused, taken = asked(*nodes)
+    assert taken
+    assert list(refused) == [str(at(node)) for node in nodes[1:-1]]
 
 
 def test_none_is_told_where_one_is_wanted(nodes: list[FakeNode]) -> None:
     nodes[0].on("PING", b"-NOAUTH Authentication required.\r\n")
-    assert refused(nodes[0], password="") == "NOAUTH Authentication required."
+    assert asked(nodes[0], password="") == ({str(at(nodes[0])): "NOAUTH Authentication required."}, False)
     assert not nodes[0].seen("AUTH")
 
 
 def test_a_user_that_may_not_learn_the_topology(nodes: list[FakeNode]) -> None:
     nodes[0].on("CLUSTER SHARDS", NOPERM)
-    assert refused(nodes[0]) == ""
+    assert asked(nodes[0]).taken
     nodes[0].on("CLUSTER SLOTS", NOPERM)
-    assert refused(nodes[0]).startswith("NOPERM this user")
+    ((_, line),) = asked(nodes[0]).refused.items()
+    assert line.startswith("NOPERM this user")
 
 
 def test_no_answer_says_nothing(nodes: list[FakeNode], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +106,7 @@ def test_no_answer_says_nothing(nodes: list[FakeNode], monkeypatch: pytest.Monke
     for node in nodes[2:]:
         node.on("AUTH", SILENCE)
     started = time.monotonic()
-    assert refused() == refused(nobody) == refused(nobody, *nodes[1:]) == ""
-    assert refused(nobody, *nodes) == WRONGPASS[1:-2].decode()
+    assert asked() == asked(nobody) == asked(nobody, *nodes[1:]) == ({}, False)
+    assert asked(nobody, *nodes) == ({str(at(nodes[0])): WRONGPASS[1:-2].decode()}, False)
     assert time.monotonic() - started < 3
     wait_for(lambda: all(closed(node) for node in nodes), 5, "the connections are closed")

@@ -47,6 +47,21 @@ def test_renewed_connections_are_made_on_first_use_and_the_old_ones_drain(play: 
     assert (first.get(), second.get()) == (bulk("2") + b"+OK\r\n", b"+OK\r\n")
 
 
+def test_nodes_that_refuse_new_credentials_keep_their_connections(play: Play) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(GET_A + GET_B)
+    stage.turn()
+    old = stage.router.renew([str(A)])
+    assert [backend.node.address for backend in old] == [B]
+    stage.node(A).send(bulk("1"))
+    stage.node(B).send(bulk("2"))
+    stage.turn()
+    assert client.get() == bulk("1") + bulk("2")
+    assert [backend.state for backend in old] == [BackendState.CLOSED]
+    assert [backend.state for backend in stage.router.nodes[A].backends()] == [BackendState.UP]
+
+
 def test_a_later_command_does_not_overtake_on_a_renewed_connection(play: Play) -> None:
     """Parts of a split command count as under way, too; and what was read meanwhile is not forgotten."""
     stage = play()

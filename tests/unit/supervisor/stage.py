@@ -23,6 +23,7 @@ class Worker:
     def __init__(self, workers: Workers, clients: int = 0) -> None:
         self.clients = clients
         self.backlog = 0
+        self.reaches = True
         self.takes: list[tuple[str, int, list[int]]] = []
         self.held: list[int] = []
         self._workers = workers

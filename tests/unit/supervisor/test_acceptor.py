@@ -64,6 +64,27 @@ def test_equals_have_their_turns() -> None:
     play(scene, workers=(0, 0, 0))
 
 
+def test_a_worker_that_reaches_no_primary_gets_nobody_while_another_one_does() -> None:
+    async def scene(stage: Stage) -> None:
+        one = stage.listening()
+        stage.acceptor.open(one)
+        cut, well = stage.workers.present
+        cut.reaches = False
+        stage.connect(one, 5)
+        await until(lambda: stage.workers.taken == 5)
+        assert (cut.clients, well.clients) == (0, 15)
+        well.reaches = False  # nobody does: better one of them than none
+        stage.connect(one, 3)
+        await until(lambda: stage.workers.taken == 8)
+        assert (cut.clients, well.clients) == (3, 15)
+        well.reaches, well.backlog = True, module.BEHIND + 1  # nor is one waited for that is stuck
+        stage.connect(one)
+        await until(lambda: stage.workers.taken == 9)
+        assert (cut.clients, well.clients) == (4, 15)
+
+    play(scene, workers=(0, 10))
+
+
 def test_a_crowd_at_one_listener_does_not_starve_another() -> None:
     async def scene(stage: Stage) -> None:
         crowded, quiet = stage.listening(), stage.listening()

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from proxy.ipc.messages import NodeFacts, ScriptBody, ScriptWanted
+from proxy.ipc.messages import NodeFacts, ScriptBody, ScriptWanted, Status
 from proxy.supervisor import worker_pool as module
+from tests.unit.admin.snapshots import node
 from tests.unit.supervisor.pool_stage import (
     COMMANDS,
     SETTINGS,
@@ -82,6 +83,17 @@ def test_what_the_others_count_reaches_each_worker(play: Play) -> None:
 def connected(stage: Stage) -> dict[int, int]:
     """Worker -> how many clients the others have, as it was told last."""
     return {number: figures["connected_clients"] for number, (_, figures) in stage.told("Others")}
+
+
+def test_a_worker_that_reaches_no_primary_is_known(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        first, second = stage.candidates
+        assert first.reaches  # nothing has been told
+        for down_s in (1.0, 0.0):
+            stage.pool._heard(first, Status(0, 0, 0, 0, 0.0, 0, {"a:1": node(up=0, down_s=down_s)}), [])
+            assert (first.reaches, second.reaches) == (not down_s, True)
+
+    play(act)
 
 
 def test_a_message_to_all(play: Play) -> None:

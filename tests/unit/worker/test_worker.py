@@ -178,7 +178,9 @@ class TestPublish:
             nodes = [worker.router.nodes[place] for place in places]
             told = topology((WHOLE, places), unusable=places[1:])
             told.nodes[0].failing = told.nodes[1].stale = True
+            told.nodes[0].id = "a" * 40
             worker.publish(told)
+            assert worker.connector.ids == {str(place): told.nodes[n].id for n, place in enumerate(places)}
             assert [node.failing for node in nodes] == [True, False, False]
             assert [node.stale for node in nodes] == [False, True, False]
             worker.learn(NodeFacts({str(places[1]): True, str(places[2]): False}, stale={str(places[2]): True}))
