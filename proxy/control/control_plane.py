@@ -102,7 +102,7 @@ class ControlPlane:
         return await self._try(settings)
 
     async def refused(self) -> str:
-        """What the servers refuse the credentials in force with, by a node's line; "" = some take them, or none says."""
+        """A node's line where the servers refuse the credentials in force; "" = some take them, or none says."""
         login = await self._try(self._settings)
         return "" if login.taken else next(iter(login.refused.values()), "")
 
