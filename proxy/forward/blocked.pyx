@@ -45,6 +45,14 @@ cdef int64_t QUESTION_NS = 1_000_000_000        # ... and each may take so long
 cdef int64_t PARTING_NS = 1_000_000_000         # one that is to be over is over then, whatever its node says
 
 
+cdef list to_end(Blocking b):
+    """Its legs that are not ended; for a pause only those that are still to be, at the node where they were then."""
+    return [
+        leg for leg in b.legs if (<Leg> leg).reply is None and not (<Leg> leg).ended
+        and (not b.suspending or (<Leg> leg).suspended and (<Leg> leg).r != NULL)
+    ]
+
+
 @cython.final
 cdef class Blocking(Command):
     """See the module."""
@@ -177,7 +185,7 @@ cdef class Blocking(Command):
             self.tell(self.hit)
             return
         self.client.reactor.tick()
-        asked = [leg for leg in self.legs if (<Leg> leg).reply is None and not (<Leg> leg).ended]
+        asked = to_end(self)
         for leg in asked:
             if leg.held and leg.r == NULL:
                 self.end_here()             # its node is paused, and knows nothing of it
@@ -211,10 +219,12 @@ cdef class Blocking(Command):
         if self.failed:
             self.end_here()
             return
-        for leg in self.legs:
-            if leg.reply is None and not leg.ended:
+        for leg in to_end(self):
+            if leg.held and leg.r == NULL:
+                self.end_here()             # ended for a pause, and somebody has asked for its end since
+            else:
                 self.ask_again()            # the node has yet to read the command, or its answer is on its way
-                return
+            return
         self.tell(True)                     # what the node says on the connection itself is on its way: see answered
 
     cdef void ask_again(self) noexcept:

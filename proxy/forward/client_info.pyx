@@ -6,7 +6,7 @@ texts are as long as the client likes: they are counted as memory held for it, w
 """
 import time
 
-from proxy.cluster.redirection cimport REDIR_ASK
+from proxy.cluster.redirection cimport REDIR_ASK, REDIR_MOVED, Redirection, parse_redirection
 from proxy.forward.backend cimport BACKEND_CLOSED, Backend
 from proxy.forward.buffer cimport buffer_len
 from proxy.forward.counters cimport CLOSE_ERROR
@@ -298,14 +298,20 @@ cdef class ClientInfo(Outlet):
             return "uncovered" if router.known else "unknown"
         return "" if self.take_lease(node) else "busy"
 
-    def lease_redirected(self, bytes line not None):
-        """... to the node that a MOVED or ASK of its leased connection names; why not: "busy", "unknown"."""
+    def lease_redirected(self, bytes line not None, int slot):
+        """... to the node that a MOVED or ASK of its leased connection names; why not: "busy", "unknown".
+
+        slot: that of the command, of which a MOVED is learnt. A broken node says it of another's.
+        """
+        cdef Redirection to
         cdef int kind = 0
         cdef Node node = None
         if self.lease is not None:
             node = self.path.exchange.redirect.named(line, self.lease.node, &kind)
         if node is None:
             return "unknown"
+        if kind == REDIR_MOVED and parse_redirection(line, len(line), &to) == kind and to.slot == slot:
+            self.path.exchange.router.learn(slot, node)
         if not self.take_lease(node):
             return "busy"
         self.asking = kind == REDIR_ASK

@@ -22,5 +22,9 @@ def pending(node: Node) -> int:
 def held(path: DataPath) -> int:
     """Clients whose next command is for a paused node."""
 
-def go_on(path: DataPath, due: list[Client]) -> None:
-    """Each of these clients looks where it would go now, some in each turn of the loop, the last one first."""
+def go_on(path: DataPath, blocked: list[Client], begun: list[Client], gated: list[Client], until_ns: int) -> None:
+    """Each of these clients looks where it would go now, some in each turn of the loop, the last one first.
+
+    Those that are blocked go first: what was held came behind them, and XREAD with $ is not to miss it. begun: of them,
+    who have looked. until_ns: how long the others wait for theirs to be sent (CLOCK_MONOTONIC).
+    """

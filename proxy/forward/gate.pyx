@@ -18,6 +18,8 @@ Called by proxy.worker.node_pauses; the same nodes are paused in all workers.
 """
 from functools import partial
 
+from libc.stdint cimport int64_t
+
 from proxy.forward.backend cimport BACKEND_BACKOFF, BACKEND_CLOSED, BACKEND_CONNECTING, BACKEND_IDLE, Backend
 from proxy.forward.blocked cimport Blocking
 from proxy.forward.client cimport Client
@@ -28,6 +30,9 @@ from proxy.forward.router cimport Router
 
 cdef enum:
     AT_ONCE = 128               # clients that go on in one turn of the loop
+
+cdef int64_t PATIENCE_NS = 500_000_000  # what was held waits so long for what was blocked before it ...
+LOOK_S = 0.001                          # ... and looks so often
 
 
 def set_paused(DataPath path not None, nodes):
@@ -55,7 +60,8 @@ def set_paused(DataPath path not None, nodes):
         for pool in node.pools():
             (<Pool> pool).down_since_ns = 0
     path.exchange.parking.wake_soon()
-    go_on(path, [client for client in path.clients if (<Client> client).wait is not None] + list(path.gated)[::-1])
+    go_on(path, [client for client in path.clients if (<Client> client).wait is not None], [], list(path.gated)[::-1],
+          router.reactor.now + PATIENCE_NS)
 
 
 cdef void begin(DataPath path, Node node):
@@ -106,24 +112,50 @@ def held(DataPath path not None):
     return len(path.gated)
 
 
-def go_on(DataPath path not None, list due not None):
-    """Each of these clients looks where it would go now, some in each turn of the loop, the last one first."""
+cdef bint on_its_way(Client client) noexcept:
+    """Whether its blocking command is about to be sent: its connection is being made, or a question not answered."""
+    cdef Leg leg
+    if client.wait is not None:
+        for leg in (<Blocking> client.wait).legs:
+            if leg.held and leg.questions or leg.r != NULL and leg.lease is not None and (
+                leg.lease.state == BACKEND_CONNECTING
+            ):
+                return True
+    return False
+
+
+def go_on(DataPath path not None, list blocked not None, list begun not None, list gated not None, int64_t until_ns):
+    """Each of these clients looks where it would go now, some in each turn of the loop, the last one first.
+
+    Those that are blocked go first: what was held came behind them, and XREAD with $ is not to miss it. begun: of them,
+    who have looked. until_ns: how long the others wait for theirs to be sent (CLOCK_MONOTONIC).
+    """
     cdef Client client
     cdef Leg leg
     cdef int _
     path.reactor.tick()
     for _ in range(AT_ONCE):
-        if not due:
+        if blocked:
+            client = blocked.pop()
+            begun.append(client)
+            if client.wait is not None:
+                for leg in list((<Blocking> client.wait).legs):
+                    if leg.held and leg.timer is not None:
+                        leg.timer.cancel()
+                        leg.retry()
+            if not blocked:
+                break                           # sent at the end of this turn
+        elif begun:
+            if gated and path.reactor.now < until_ns and on_its_way(begun[len(begun) - 1]):
+                path.reactor.loop.call_later(LOOK_S, partial(go_on, path, blocked, begun, gated, until_ns))
+                return
+            begun.pop()
+        elif gated:
+            client = gated.pop()
+            if client in path.gated:
+                path.let_go(client)
+                client.held_back = False
+                client.room()
+        else:
             return
-        client = due.pop()
-        if client in path.gated:
-            path.let_go(client)
-            client.held_back = False
-            client.room()
-        elif client.wait is not None:
-            for leg in list((<Blocking> client.wait).legs):
-                if leg.held and leg.timer is not None:
-                    leg.timer.cancel()
-                    leg.retry()
-    if due:
-        path.reactor.loop.call_soon(partial(go_on, path, due))
+    path.reactor.loop.call_soon(partial(go_on, path, blocked, begun, gated, until_ns))

@@ -42,7 +42,6 @@ cdef bytes IN_VAIN = errors.REDIRECTED_IN_VAIN
 
 cdef int64_t BLOCKED_NS = 1_000_000_000         # trouble after so long a wait is new trouble
 cdef int64_t HELD_NS = 500_000_000              # how often it is looked whether its node is still paused
-cdef int64_t ASKED_NS = 2_000_000               # ... and whether what was asked about it is answered
 
 
 cdef class Command(Wait):
@@ -98,7 +97,7 @@ cdef class Leg(Sink):
         if node is None:
             self.again(exchange.text_down)
             return
-        if node.paused or self.held and self.questions:
+        if node.paused or self.questions:       # (what is answered to those is said of the attempt before)
             self.hold()
             return
         self.held = False
@@ -217,6 +216,7 @@ cdef class Leg(Sink):
             return
         request_move(r, STATE_ANSWERED)
         self.r = NULL
+        self.ended = False
         if b.parent != NULL:
             self.answered(r, p, n, error)
         else:
@@ -283,8 +283,10 @@ cdef class Leg(Sink):
                 self.asking = kind == REDIR_ASK
                 if self.asking:
                     exchange.router.asked(b.parent)
-                if not self.asking:
-                    self.node = None        # it has been learnt
+                else:
+                    if to.slot == b.slot:   # a broken node says that of another's
+                        exchange.router.learn(b.slot, self.node)
+                    self.node = None
                 if self.trouble_ns == 0:
                     self.trouble_ns = b.client.reactor.now
                 self.go()
@@ -324,13 +326,15 @@ cdef class Leg(Sink):
             min(delay, exchange.parking.backoff_max_ns) / 1e9, self.retry)
 
     cdef void hold(self) noexcept:
-        """Its node is paused (proxy.forward.gate): it is sent when that is over, with what is left of its own time."""
+        """Its node is paused (proxy.forward.gate): it is sent when that is over, with what is left of its own time.
+
+        Or something is asked about the attempt before: it is sent when that is answered (told).
+        """
         cdef Command b = self.owner
-        cdef int64_t now = b.client.reactor.now, wait = ASKED_NS if self.questions else HELD_NS
+        cdef int64_t now = b.client.reactor.now, wait = HELD_NS
         self.held = b.sent = True
-        self.trouble_ns = self.attempts = 0
         if not self.questions:
-            self.ended = False              # what has ended it for the pause is told, and over
+            self.trouble_ns = self.attempts = 0
         if b.timeout.timeout_ns > 0:
             if now >= b.timeout.until_ns:
                 b.elapsed()
@@ -388,7 +392,8 @@ cdef class Leg(Sink):
         """What the node has answered to CLIENT UNBLOCK; None or an error when it has not."""
         self.questions -= 1
         if reply == b":1\r\n":
-            self.ended = self.owner.hit = True
+            self.ended = self.r != NULL     # else it is over, and perhaps about to be begun again
+            self.owner.hit = self.owner.hit or self.ended or self.owner.parent == NULL
         elif reply != b":0\r\n":
             self.owner.failed = True
             if self.r == NULL and self.lease is not None:
@@ -396,6 +401,9 @@ cdef class Leg(Sink):
         if self.r == NULL:
             self.release()
         self.owner.heard(reply)
+        if self.held and self.r == NULL and not self.questions and self.timer is not None:
+            self.timer.cancel()
+            self.retry()
 
     cdef void cut(self) noexcept:
         """Lost in the middle of a reply that had begun to reach the client."""

@@ -143,7 +143,7 @@ cdef class Redirect:
     cdef Node named(self, bytes line, Node node, int* kind):
         """The node of the topology that a MOVED or ASK to a command on a leased connection names, or None.
 
-        MOVED is learnt, as that of a command for the slot. node: who said it. kind: of the redirection.
+        Whoever asks learns a MOVED, if it is of the command's own slot. node: who said it. kind: of the redirection.
         """
         cdef Redirection to
         cdef Node found
@@ -154,8 +154,6 @@ cdef class Redirect:
         found = self.known(to.host[:to.host_len], to.port, node)
         if kind[0] == REDIR_MOVED or found is None:
             self.port.stale("moved")
-        if kind[0] == REDIR_MOVED and found is not None:
-            self.router.learn(to.slot, found)
         return found
 
     cdef Node known(self, bytes host, int port, Node node):

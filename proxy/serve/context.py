@@ -98,7 +98,7 @@ class ClientLike(Protocol):
     def lease_slot(self, slot: int, /) -> str:
         """Leases a connection to the slot's primary; why not: "busy", "uncovered", "unknown"; "" = done."""
 
-    def lease_redirected(self, line: bytes, /) -> str:
+    def lease_redirected(self, line: bytes, slot: int, /) -> str:
         """Leases one to the node that a MOVED or ASK of the leased connection names; why not: "busy", "unknown"."""
 
     def lease_tuned(self) -> None:

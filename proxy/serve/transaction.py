@@ -138,7 +138,7 @@ def _watched(client: ClientLike, words: list[bytes], slot: int, tries: int, repl
     if tries < TRIES:
         trouble = "unknown"
         if reply.startswith((b"-MOVED ", b"-ASK ")):
-            trouble = client.lease_redirected(reply)
+            trouble = client.lease_redirected(reply, slot)
             if not trouble:
                 return _ask_lease(client, words, slot, tries + 1)
         if trouble == "busy":

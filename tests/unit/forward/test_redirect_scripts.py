@@ -61,6 +61,21 @@ def test_moved_of_another_slot_is_followed_but_not_learnt(play: Play, slot: int)
     assert stage.stale_for == ["moved"]
 
 
+@pytest.mark.parametrize("frame", [encode_command("BLPOP", KEY_A, "0"), encode_command("WATCH", KEY_A)])
+@pytest.mark.parametrize("slot", [SLOT_B, SLOT_C, 0])
+def test_nor_is_it_on_a_connection_of_the_clients_own(play: Play, frame: bytes, slot: int) -> None:
+    """A broken node would have the commands of others sent to itself."""
+    stage = play()
+    client = stage.client()
+    client.send(frame)
+    stage.turn()
+    exchange(stage, A, frame, moved(A, slot))
+    exchange(stage, A, frame, b"+OK\r\n")
+    assert client.get() == b"+OK\r\n"
+    assert [goes_to(stage, key) for key in (KEY_A, KEY_B, KEY_C)] == [[A], [B], [C]]
+    assert stage.stale_for == ["moved"]
+
+
 @pytest.mark.parametrize("frame", SCRIPTS + SCRIPTS_RO)
 @pytest.mark.parametrize("line", [moved, ask])
 def test_a_script_is_run_once_more_on_its_own_word(play: Play, frame: bytes, line: Callable[..., bytes]) -> None:
