@@ -33,6 +33,7 @@ cdef enum:
 
 cdef int64_t PATIENCE_NS = 500_000_000  # what was held waits so long for what was blocked before it ...
 LOOK_S = 0.001                          # ... and looks so often
+OTHERS_S = 0.02                         # ... but at least so long: other workers hear of its end a little later
 
 
 def set_paused(DataPath path not None, nodes):
@@ -60,8 +61,12 @@ def set_paused(DataPath path not None, nodes):
         for pool in node.pools():
             (<Pool> pool).down_since_ns = 0
     path.exchange.parking.wake_soon()
-    go_on(path, [client for client in path.clients if (<Client> client).wait is not None], [], list(path.gated)[::-1],
-          router.reactor.now + PATIENCE_NS)
+    blocked = [client for client in path.clients if (<Client> client).wait is not None]
+    rest = partial(go_on, path, blocked, [], list(path.gated)[::-1], router.reactor.now + PATIENCE_NS)
+    if blocked:
+        rest()
+    elif path.gated:
+        router.reactor.loop.call_later(OTHERS_S, rest)
 
 
 cdef void begin(DataPath path, Node node):
@@ -144,7 +149,8 @@ def go_on(DataPath path not None, list blocked not None, list begun not None, li
                         leg.timer.cancel()
                         leg.retry()
             if not blocked:
-                break                           # sent at the end of this turn
+                path.reactor.loop.call_later(OTHERS_S, partial(go_on, path, blocked, begun, gated, until_ns))
+                return
         elif begun:
             if gated and path.reactor.now < until_ns and on_its_way(begun[len(begun) - 1]):
                 path.reactor.loop.call_later(LOOK_S, partial(go_on, path, blocked, begun, gated, until_ns))
