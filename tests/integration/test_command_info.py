@@ -28,6 +28,7 @@ def both(request: pytest.FixtureRequest, strict: ProxyDaemon, standalone: Standa
     """Connections through the proxy and to a plain server."""
     with ExitStack() as stack:
         clients = stack.enter_context(strict.raw()), stack.enter_context(standalone.raw())
+        clients[1].command("ACL", "LOG", "RESET")  # other tests give that server wrong passwords
         for client in clients:
             client.command("HELLO", request.param)
         yield clients
