@@ -160,7 +160,7 @@ def _commands(snapshot: Snapshot, bounds: tuple[str, ...]) -> Iterator[Family]:
     yield _single(
         "requests_waiting", "Requests held until they can be sent, for want of a node or a slot.", snapshot["waiting"]
     )
-    yield _single("held_clients", "Clients whose next command waits for a paused node.", snapshot["held"])
+    yield _single("held_clients", "Clients whose next command waits for the end of a pause.", snapshot["held"])
     yield _counter(
         "commands_total",
         "Commands answered.",

@@ -102,4 +102,4 @@ class Snapshot(TypedDict):
     subscriptions: dict[str, int]  # of clients, by kind
     messages_waiting: int  # bytes of messages that are being given out
     interrupted: int  # workers whose subscriptions are not all in force
-    held: int  # clients whose next command waits for a paused node
+    held: int  # clients whose next command waits for the end of a pause

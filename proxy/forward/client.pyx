@@ -390,10 +390,7 @@ cdef class Client(ClientInfo):
                     return
                 if replies.out.end - replies.out.start < unsent:
                     self.active_ns = self.reactor.now
-                if result == SENT_ALL:
-                    self.want(self.interest & ~WANT_WRITE)
-                else:
-                    self.want(self.interest | WANT_WRITE)
+                self.want(self.interest & ~WANT_WRITE if result == SENT_ALL else self.interest | WANT_WRITE)
         if replies.head == NULL:
             replies.unsettled = False
             if replies.out.end == replies.out.start and (
@@ -430,10 +427,8 @@ cdef class Client(ClientInfo):
         self.reactor.touch(self)
 
     cdef void drain(self) noexcept:
-        """Graceful end, wanted by the proxy: as if the client had ended its input, only that it may go on sending.
-
-        Whole commands that were read are carried out, when they had to wait too. Then depart() lingers.
-        """
+        """Graceful end, wanted by the proxy: as if the client had ended its input, only that it may go on sending: see
+        depart(). Whole commands that have come are carried out, when they had to wait too."""
         if self.fd < 0 or self.draining:
             return
         self.draining = True
@@ -449,6 +444,10 @@ cdef class Client(ClientInfo):
         that come to a closed socket, or lie in it unread, make a reset, which can overtake the replies."""
         if not self.draining:
             self.close(self.close_reason if self.closing else CLOSE_CLIENT)
+        elif not self.heard:
+            self.heard = True               # what lies unread, of a client that was held back too, is carried out: once
+            self.read()
+            self.reactor.touch(self)
         elif not self.lingering_ns:
             self.end_of_output()
             self.lingering_ns = self.reactor.now

@@ -54,7 +54,7 @@ def follow_reads(DataPath path, ClientSettings settings, str old_policy):
 
 
 def drain(Client client):
-    """Ends it gracefully: nothing more is read, what was read is answered and sent, then it is closed.
+    """Ends it gracefully: what has come is answered and the answers are sent, then it is closed.
 
     See Client.drain. It is counted as closed for `shutdown`, or for `quit` and its like when that came first.
     """

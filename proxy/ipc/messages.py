@@ -312,7 +312,7 @@ class Status(msgspec.Struct, tag=True, array_like=True):
     interrupted: bool = False  # subscriptions that were in force are not
     tracking_clients: int = 0  # that have said CLIENT TRACKING ON
     monitors: int = 0  # that have said MONITOR
-    held: int = 0  # clients whose next command waits for a paused node
+    held: int = 0  # clients whose next command waits for the end of a pause
     clients_paused: bool = False  # by CLIENT PAUSE
 
 

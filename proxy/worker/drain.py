@@ -1,6 +1,6 @@
 """How a worker parts with its clients when it is to end: waits for the last to leave, or gives each its turn.
 
-Why: whoever ends owes every client the answers to what was read of it. Called by worker.worker.
+Why: whoever ends owes every client the answers to what it has sent. Called by worker.worker.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Leaving:
     async def drain(self, spread_s: float, timeout_s: float) -> None:
         """Gives each client its turn, evenly over spread_s and in no order; returns when all are gone.
 
-        At its turn a client is drained: no more is read of it, what was read is answered. One that came within
+        At its turn a client is drained: what has come is answered, no more is read of it. One that came within
         NEW_S and has said nothing yet comes last, and not before it has been there so long. Whoever is left after
         timeout_s is closed; those that are blocked are unblocked first, within UNBLOCK_S more.
         """
         self.draining = True
-        await self._lift()  # what was read of those that were held is owed an answer, too
+        await self._lift()  # those that were held are owed answers, too
         turns = list(self._path.clients)
         random.shuffle(turns)  # connections made together, one application's, are not to go together
         begun_s, new_s = self._loop.time(), time.time() - NEW_S

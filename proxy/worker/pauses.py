@@ -18,7 +18,6 @@ from proxy.forward.hold import held, pause, paused
 from proxy.system.log import get, warn_limited
 
 _MODES: Final = {1: "WRITE", 2: "ALL"}
-_TURN_S: Final = 0.005  # for what the clients that were held have sent meanwhile
 
 log = get("worker.pause")
 
@@ -58,13 +57,10 @@ class Pauses:
     async def lift(self) -> None:
         """Lets everybody go on, for good; returns when all whom the pause held do."""
         self._lifted = True
-        waited = held(self._path)
         pause(self._path, 0, 0)
         self._go_on("")
         while held(self._path):
             await asyncio.sleep(0)
-        if waited:
-            await asyncio.sleep(_TURN_S)
 
     def _go_on(self, who: str) -> None:
         if self._told:

@@ -15,8 +15,8 @@ from proxy.forward.clients import output_bytes
 from proxy.forward.counters import Counters
 from proxy.forward.datapath import DataPath
 from proxy.forward.exchange import Exchange
-from proxy.forward.gate import held
-from proxy.forward.hold import paused
+from proxy.forward.gate import held as gated
+from proxy.forward.hold import held, paused
 from proxy.forward.hub import Hub
 from proxy.forward.reactor import Reactor
 from proxy.ipc.messages import TOPIC_STATS, NodeStatus, Status
@@ -53,7 +53,8 @@ class WorkerStatus:
         dropped = logs.dropped()
         told = Status(number, waiting, output, memory, self.lag_s, dropped, self._nodes())
         told.tracking_clients, told.monitors = len(self._path.tracking), self.monitors()
-        told.held, told.clients_paused = held(self._path), paused(self._path)[0] > 0
+        told.held = gated(self._path) + held(self._path)
+        told.clients_paused = paused(self._path)[0] > 0
         if (hub := self.hub) is not None:
             channels, patterns, shards = hub.subscriptions
             told.subscriptions, told.topics = (channels, patterns, shards), self._topics(hub)

@@ -254,7 +254,7 @@ def test_a_pause_is_lifted(small_cluster: EmbeddedCluster, start_proxy: StartPro
         for n, client in enumerate(held):
             client.send(encode("SET", f"held{n}", "1") + encode("GET", f"held{n}"))
             client.send(encode("ECHO", "x"))
-        time.sleep(0.2)  # they are read, and held
+        wait_for(lambda: daemon.metric("redis_proxy_held_clients") == 300, 10, "they are read, and held")
         daemon.signal(signal.SIGTERM)
         assert {client.rest() for client in held} == {b"+OK\r\n$1\r\n1\r\n$1\r\nx\r\n"}
     assert daemon.exit_code("SIGTERM") == 0

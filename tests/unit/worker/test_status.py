@@ -84,8 +84,13 @@ def test_whether_clients_are_paused(node: FakeNode) -> None:
         assert not worker.status.status(0).clients_paused
         worker.pauses.set(1, time.monotonic_ns() + 60_000_000_000, "a:1")
         assert worker.status.status(0).clients_paused
+        client = Client(worker)
+        await client.send("SET", "k", "v")
+        await until(lambda: worker.status.status(0).held == 1)
         worker.pauses.set(0, 0, "a:1")
         assert not worker.status.status(0).clients_paused
+        await until(lambda: worker.status.status(0).held == 0)
+        client.close()
 
     run(configured(), scene, node.address)
 
