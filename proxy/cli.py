@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import os
 import signal
 import sys
@@ -36,13 +37,20 @@ USAGE = """redis-proxy [run] [-c FILE | HOST:PORT ...] [options]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Runs the command line; returns the exit code. argv: None = that of this process, which a daemon's end ends."""
     # Until proxy.run has its handlers there is nothing to clean up, and a KeyboardInterrupt in the middle of an import
     # can be lost. For the same reason what takes long to import comes after this.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _open_standard_descriptors()
     outcome = _printing(lambda: _command(list(sys.argv[1:] if argv is None else argv)))
-    return outcome if isinstance(outcome, int) else outcome()
+    if isinstance(outcome, int):
+        return outcome
+    code = outcome()
+    if argv is None:
+        from proxy.system.process import end
+
+        end(code)
+    return code
 
 
 def _open_standard_descriptors() -> None:
@@ -170,6 +178,9 @@ def _configured(p: argparse.ArgumentParser, options: argparse.Namespace) -> Outc
     if daemon:
         # They wait until proxy.run has handlers for them: a reload is no reason to die while the file is being read.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
+        # Until it has started (supervisor): what is imported stays, and looking for garbage in it again and again took
+        # a third of the start.
+        gc.disable()
     if options.config and options.seeds:
         p.error("give either -c FILE or the HOST:PORT of nodes, not both")
     file = options.config or ("" if options.seeds else DEFAULT_FILE)

@@ -11,6 +11,7 @@ and /metrics answer from before the first client until after the last.
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import os
 import secrets
@@ -189,6 +190,9 @@ class Supervisor:
             max_clients=self.shares.max_clients,
         )
         self.notifier.ready()
+        if not gc.isenabled():  # see cli
+            gc.freeze()  # what was imported lives as long as the process: no collection need look at it
+            gc.enable()
         if self._reload_wanted:
             self.reload.ask()
 

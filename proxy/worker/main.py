@@ -24,7 +24,7 @@ _IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1,
 
 
 def main(descriptor: int, number: int, version: str) -> int:
-    """The exit code, when the work is done."""
+    """Does the work and ends the process; returns the exit code when there is none to be done."""
     parent = os.getppid()
     for ignored in _IGNORED:
         signal.signal(ignored, signal.SIG_IGN)
@@ -34,7 +34,7 @@ def main(descriptor: int, number: int, version: str) -> int:
         print(f"redis-proxy: worker {number}: {text}", file=sys.stderr)
         return EXIT_VERSION
     gc.disable()  # until it has started: what is imported stays
-    from proxy.system.process import die_with_parent, set_title
+    from proxy.system.process import die_with_parent, end, set_title
     from proxy.worker.conversation import converse
 
     set_title(f"redis-proxy: worker {number}")
@@ -42,7 +42,7 @@ def main(descriptor: int, number: int, version: str) -> int:
         die_with_parent(parent)
     except ProcessLookupError:
         return 1
-    return converse(socket.socket(fileno=descriptor), number)
+    end(converse(socket.socket(fileno=descriptor), number))
 
 
 if __name__ == "__main__":

@@ -186,7 +186,6 @@ class Worker:
             self.publish(start.topology)
         self.learn(start.facts)
         self._rounds.start()
-        gc.collect()
         gc.freeze()  # what lives for the whole process need not be looked at again by every collection
         gc.enable()  # see worker.main
 
