@@ -43,7 +43,7 @@ class Failed(Exception):
 
 
 class BadFile(ValueError):
-    """The configuration cannot be read, or has no address to ask at; the text is a line for each fault, as of `check`."""
+    """The configuration cannot be read, or has no address to ask at; a line for each fault, as of `check`."""
 
 
 class Where:
