@@ -287,8 +287,7 @@ def test_a_password_that_the_nodes_refuse(start_proxy: StartProxy) -> None:
             load.advance(40)
             # Again, and with something that is new: still nobody loses a connection.
             daemon.configure({"cluster": {"password": "two"}, "backends": {"connections": 2}})
-            told = run_cli("reload", "-c", str(daemon.file))
-            assert (told.returncode, "cluster.password: 1 nodes refuse it" in told.stderr) == (1, True)
+            assert "not everywhere: cluster.password: 1 nodes" in run_cli("reload", "-c", str(daemon.file)).stderr
             load.advance(40)
             second.command("ACL", "SETUSER", "default", ">two")
             daemon.reload({"cluster": {"password": "two"}})
