@@ -216,6 +216,8 @@ class Reload:
                 except OSError as error:
                     raise Refused(f"cannot write the log {new.log.file}: {error.strerror}") from error
                 undo.append(functools.partial(logs.setup, old.log.level, old.log.format, old.log.file))
+                if new.log.file not in ("", old.log.file) and (reason := await in_thread(logs.unwritable, "log")):
+                    raise Refused(f"cannot write the log {new.log.file}: {reason}")
             await supervisor.move_admin(new.admin.address)
         except BaseException as error:
             for step in reversed(undo):
