@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 if TYPE_CHECKING:
     import argparse
 
+EXIT_CONFIG: Final = 78  # as of cli
 HOST: Final = "127.0.0.1"
 PORT: Final = 9617
 LIMIT_S: Final = 2.0  # for one question
@@ -41,11 +42,15 @@ class Failed(Exception):
     """What was asked for did not happen; the text is one sentence or more, a line each."""
 
 
+class BadFile(ValueError):
+    """The configuration cannot be read, or has no address to ask at; a line for each fault, as of `check`."""
+
+
 class Where:
     """Where the running proxy is asked: at first `--admin`, else admin.address of a configuration, else the default."""
 
     def __init__(self, admin: str | None = None, file: str | None = None) -> None:
-        """ValueError, a sentence, when that is no address."""
+        """ValueError, a sentence, when that is no address; BadFile."""
         self.file = file
         self.host, self.port = _host_and_port(admin) if admin is not None else (HOST, PORT)
         if admin is None:
@@ -64,6 +69,9 @@ def main(command: str, options: argparse.Namespace, usage: Callable[[str], NoRet
     """Runs one of the commands; returns the exit code. usage: ends the process with a sentence, for a wrong address."""
     try:
         where = Where(options.admin, options.config)
+    except BadFile as faults:
+        print(faults, file=sys.stderr)
+        return EXIT_CONFIG if command != "healthcheck" else 1
     except ValueError as error:
         usage(str(error))
     if command == "healthcheck":
@@ -152,15 +160,23 @@ def _status(where: Where, *, as_json: bool) -> int:
 def _reload(where: Where, timeout_s: float) -> int:
     before = state(where)
     requests = before.get("reload", {}).get("requests", 0)
+    begun_s = time.monotonic()
     pid = _signalled(before, signal.SIGHUP)
+    successor = 0
 
     def outcome(now: State) -> State | None:
-        if now["proxy"].get("pid") != pid:
-            raise Failed(f"another process answers at {where} meanwhile: pid {_plain(now['proxy'].get('pid'))}")
-        found: State = now.get("reload", {})
-        return found if found.get("covered", 0) > requests else None  # not one that somebody else has asked for
+        nonlocal successor
+        answers, found = now["proxy"].get("pid"), now.get("reload", {})
+        if answers == pid:
+            return found if found.get("covered", 0) > requests else None  # not one that somebody else has asked for
+        if now["proxy"].get("predecessor") != pid:
+            raise Failed(f"another process answers at {where} meanwhile: pid {_plain(answers)}")
+        successor = answers  # of an upgrade that was under way: the request is passed on to it
+        return found if found.get("begun_s", 0) > begun_s else None
 
     reload = _poll(where, pid, outcome, timeout_s, "the reload")
+    if successor:
+        print(f"redis-proxy: an upgrade was under way, its successor answers: pid {_plain(successor)}", file=sys.stderr)
     faults = [_plain(fault) for fault in reload.get("faults") or []]
     if faults or reload.get("error") or not reload.get("successful"):
         for fault in faults:
@@ -240,7 +256,7 @@ def _poll(
                 unanswered = str(fault)
         if found is not None:
             return found
-        if not alive:
+        if not alive and unanswered:  # else its successor is at it
             raise Failed(f"the proxy (pid {pid}) has ended")
         if time.monotonic() > deadline:
             raise Failed(f"{what} has no outcome within {timeout_s:g} s" + (f": {unanswered}" if unanswered else ""))
@@ -271,16 +287,20 @@ def _from_file(file: str) -> tuple[str, int]:
     """admin.address of a configuration; other faults in it do not matter here."""
     from pathlib import Path
 
-    from proxy.config.file import read
+    from proxy.config.file import ConfigFaults, read
 
     source = read(Path(file))
     if source.incomplete:
-        raise ValueError("; ".join(map(str, source.faults)))
+        raise BadFile(str(ConfigFaults(source.faults)))
     admin = source.values.get("admin") or {}
     written = admin.get("address", f"{HOST}:{PORT}") if isinstance(admin, dict) else admin
     if written is False or written in ("", "off"):
         raise ValueError(f"{file}: admin.address is off, so that the proxy cannot be asked")
-    return _host_and_port(str(written))
+    try:
+        return _host_and_port(str(written))
+    except ValueError as error:
+        source.fault(("admin", "address"), str(error))
+        raise BadFile(str(source.faults[-1])) from None
 
 
 def _plain(value: object) -> str:

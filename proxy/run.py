@@ -36,6 +36,7 @@ from proxy.system.sockets import (
 
 EXIT_FAILED = 1
 _OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_FIRST_LINE_S = 1.0  # what the first line may take, where the log is a file
 _LAST_LINES_S = 1.0  # what a reader of the log may take for the last lines
 
 log = logs.get("run")
@@ -69,6 +70,10 @@ def run(
             logs.setup(settings.log.level, settings.log.format, settings.log.file)
         except OSError as error:
             raise StartError(f"cannot write the log {settings.log.file}: {error.strerror}") from error
+        if settings.log.file and (reason := logs.unwritable(_FIRST_LINE_S)):
+            # No reason to serve nobody; and there is no other place where this could be said.
+            sentence = f"cannot write the log {settings.log.file}: {reason}: its lines are lost, and counted"
+            print(f"redis-proxy: warning: {sentence}", file=sys.stderr)
         logs.log_uncaught()
         set_title(f"redis-proxy: main process ({source})")
         limits.forbid_core_dumps()

@@ -94,12 +94,15 @@ class ControlPlane:
     async def try_login(self, settings: Settings) -> Tried:
         """Which nodes new settings would lock us out of; returns within some 2 s.
 
-        Only credentials that have changed are tried, at nodes that are known and at the new seeds.
+        They are tried at nodes that are known and at the new seeds, those in force already, too: they may have been put
+        in force, or changed at the servers, node by node. These count as taken: there is nothing to keep instead.
         """
         wanted = node_client_settings(settings)
-        if wanted.same_login(node_client_settings(self._settings)):
+        same = wanted.same_login(node_client_settings(self._settings))
+        if same and not wanted.password:
             return Tried({}, True)
-        return await self._try(settings)
+        told = await self._try(settings)
+        return told._replace(taken=told.taken or same)
 
     async def refused(self) -> str:
         """A node's line where the servers refuse the credentials in force; "" = some take them, or none says."""

@@ -146,6 +146,7 @@ cdef class Parking:
         """
         cdef int64_t delay = self.backoff_min_ns << (r.attempts if r.attempts < 16 else 16)
         if self.reactor.now >= r.deadline_ns and reason != RETRY_PAUSED:
+            self.counts.timeouts += 1
             self.counts.retries[reason][OUTCOME_GAVE_UP] += 1
             self.recovery.expired(r, reason)
             return True

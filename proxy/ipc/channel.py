@@ -7,8 +7,9 @@ Invariants:
 - Nothing here blocks: what the kernel does not take is queued and goes on when it does; `backlog` says how much waits.
 - A descriptor given to send() belongs to the channel from then on and is closed here once sent, or with the channel;
   one given to on_message belongs to the receiver.
-- Messages come in the order they were sent, each once; one that cannot be read ends the channel. on_end comes once, and
-  not after close(). What on_message raises goes to the loop's exception handler; the next message comes all the same.
+- Messages come in the order they were sent, each once; one that cannot be read ends the channel. The other side's end
+  is found by reading, behind its last message. on_end comes once, and not after close(). What on_message raises goes to
+  the loop's exception handler; the next message comes all the same.
 - A process that has no room for descriptors gets the message with those that found room, be it none: what that means is
   for the receiver to say.
 
@@ -36,6 +37,7 @@ _HEAD = 5
 _READ = 1 << 18
 _WEIGHT = 1024
 _RETRY_S = 0.02
+_GONE = (errno.EPIPE, errno.ECONNRESET)  # unix(7)
 _ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array("i").itemsize)
 
 OnMessage = Callable[[Any, list[int]], None]
@@ -73,6 +75,7 @@ class Channel:
         self.backlog = 0  # bytes the kernel has not taken yet, a descriptor counted as _WEIGHT of them
         self._retry: asyncio.TimerHandle | None = None
         self.closed = False
+        self._gone = False  # nobody takes anything any more, but something may be left to read
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begins to receive."""
@@ -81,13 +84,20 @@ class Channel:
         if self._out:
             loop.add_writer(self._sock.fileno(), self._flush)
 
+    def hear_out(self) -> None:
+        """Delivers what the other side, which is no more, had still said, and closes; on_end does not come."""
+        self._on_end = lambda reason: None
+        while not self.closed and self._readable():
+            pass
+        self.close()
+
     def send(self, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
         """Sends, now or as soon as the kernel takes it; on a closed channel only closes the descriptors."""
         self.send_encoded(_encoder.encode(message), descriptors)
 
     def send_encoded(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
         """send() of a message that is encoded already."""
-        if self.closed:
+        if self.closed or self._gone:
             _close(descriptors)
             return
         frame = memoryview(len(body).to_bytes(4, "little") + bytes((len(descriptors),)) + body)
@@ -109,11 +119,8 @@ class Channel:
         self._sock.close()
         for group in self._groups:
             _close(group)
-        for _, descriptors in self._out:
-            _close(descriptors)
         self._groups.clear()
-        self._out.clear()
-        self.backlog = 0
+        self._drop_out()
 
     # -- out -----------------------------------------------------------------------------------------------------
 
@@ -137,7 +144,10 @@ class Channel:
                     if self._retry is None:
                         self._retry = self._loop.call_later(_RETRY_S, self._flush)
                     return
-                self._fail(error.strerror or str(error))
+                if error.errno in _GONE and self._loop is not None:
+                    self._give_up_sending()
+                else:
+                    self._fail(error.strerror or str(error))
                 return
             self.backlog -= sent + _WEIGHT * len(descriptors)
             _close(descriptors)
@@ -148,16 +158,30 @@ class Channel:
         if self._loop is not None:
             self._loop.remove_writer(self._sock.fileno())
 
+    def _give_up_sending(self) -> None:
+        """The other side is gone, but what it had said is not."""
+        self._gone = True
+        self._drop_out()
+        if self._loop is not None:
+            self._loop.remove_writer(self._sock.fileno())
+
+    def _drop_out(self) -> None:
+        for _, descriptors in self._out:
+            _close(descriptors)
+        self._out.clear()
+        self.backlog = 0
+
     # -- in ------------------------------------------------------------------------------------------------------
 
-    def _readable(self) -> None:
+    def _readable(self) -> bool:
+        """Delivers what is there; whether there was something."""
         try:
             data, ancillary, flags, _ = self._sock.recvmsg(_READ, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError as error:
             self._fail(error.strerror or str(error))
-            return
+            return False
         group = [
             number
             for level, kind, rights in ancillary
@@ -168,9 +192,10 @@ class Channel:
             self._groups.append(group)
         if not data:
             self._fail("closed by the other side")
-            return
+            return False
         self._in += data
         self._deliver()
+        return True
 
     def _deliver(self) -> None:
         """Every whole frame; what is left is the beginning of the next one."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -56,6 +55,7 @@ class Reload:
         self._supervisor = supervisor
         self._load = load
         self._attempts = 0
+        self._begun_s = 0.0
         self._requests = self._covered = 0  # requests so far, and those that the last attempt was for
         self._error = ""
         self._partly = False  # the last one is in force in spite of its error
@@ -78,16 +78,14 @@ class Reload:
         """What was asked for meanwhile is done by the successor, a pid, or, when that is 0, here."""
         waits, self._waits = self._waits, False
         if waits and successor:
-            self.pass_on(successor)
+            self.pass_on()
         elif waits and not self._supervisor.ending:
             self._begin()
 
-    def pass_on(self, successor: int) -> None:
+    def pass_on(self) -> None:
         """Has the successor reload, which reads the same file."""
-        log.info("the successor is asked to reload", successor=successor)
-        # Our child, and never waited for: the number is its own though it may have ended.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(successor, signal.SIGHUP)
+        log.info("the successor is asked to reload", successor=self._supervisor.upgrade.successor)
+        self._supervisor.upgrade.pass_on(signal.SIGHUP)
 
     def _begin(self) -> None:
         if self._task is not None:
@@ -109,11 +107,13 @@ class Reload:
 
     def state(self) -> dict[str, Any]:
         """For /api/state; at_s: when the configuration in force was taken. covered: which of the requests
-        the last attempt was for, the newer ones are still to come."""
+        the last attempt was for, the newer ones are still to come. begun_s: when that began, by the machine's clock
+        that never goes back (CLOCK_MONOTONIC); 0 = there was none."""
         return {
             "attempts": self._attempts,
             "requests": self._requests,
             "covered": self._covered,
+            "begun_s": self._begun_s,
             "successful": self.successful,
             "at_s": self.success_s,
             "error": self._error,
@@ -136,7 +136,7 @@ class Reload:
         supervisor = self._supervisor
         supervisor.notifier.reloading()
         error, self._partly, self._faults, self._changes = "", False, [], []
-        requests = self._requests
+        requests, begun_s = self._requests, time.monotonic()
         outcome = "not reloaded, the old configuration stays in force"
         try:
             self._changes = await self._reload()
@@ -158,7 +158,7 @@ class Reload:
         finally:
             self._error, self.successful = error, not error
             self._attempts += 1
-            self._covered = requests
+            self._covered, self._begun_s = requests, begun_s
             if error:
                 log.error(outcome, reason=error)
             else:
@@ -216,6 +216,8 @@ class Reload:
                 except OSError as error:
                     raise Refused(f"cannot write the log {new.log.file}: {error.strerror}") from error
                 undo.append(functools.partial(logs.setup, old.log.level, old.log.format, old.log.file))
+                if new.log.file not in ("", old.log.file) and (reason := await in_thread(logs.unwritable, "log")):
+                    raise Refused(f"cannot write the log {new.log.file}: {reason}")
             await supervisor.move_admin(new.admin.address)
         except BaseException as error:
             for step in reversed(undo):

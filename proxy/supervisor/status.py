@@ -129,6 +129,7 @@ class StatusReport:
         this = self._supervisor
         proxy = {
             "pid": os.getpid(),
+            "predecessor": this.upgrade.predecessor,
             "start_ticks": start_ticks() if os.path.exists("/proc/self") else 0,
             "started_s": this.started_s,
             "run_id": this.run_id,

@@ -302,8 +302,8 @@ class Supervisor:
         self._wake.set()
 
     def _reload(self) -> None:
-        if successor := self.upgrade.successor:
-            self.reload.pass_on(successor)
+        if self.upgrade.successor:
+            self.reload.pass_on()
         elif self.ending:
             log.warning("not reloaded: the proxy is draining")
         elif self.serving:
@@ -320,6 +320,7 @@ class Supervisor:
     def _reopen(self) -> None:
         logs.reopen()
         self.pool.reopen()
+        self.upgrade.reopen()
 
     def _reap(self) -> None:
         """Process 1 of a container inherits everybody's orphans; its own workers are waited for by the pool."""

@@ -12,7 +12,9 @@ neither pause begins before the predecessor's last client has left: it would hol
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -45,6 +47,7 @@ class Upgrade:
         self._doing = "idle"
         self._error = ""
         self._pid = 0
+        self._reopen = False  # SIGUSR1 came meanwhile
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -53,9 +56,26 @@ class Upgrade:
         return self._task is not None
 
     @property
+    def predecessor(self) -> int:
+        """The process that has started this one, were it long gone; 0 = none."""
+        return self._predecessor
+
+    @property
     def successor(self) -> int:
         """The process that has taken over; 0 = none."""
         return self._pid
+
+    def pass_on(self, number: signal.Signals) -> None:
+        """Sends a signal on to the successor, if there is one: whoever sent it means the proxy."""
+        if self._pid:
+            # Our child, and never waited for: the number is its own though it may have ended.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, number)
+
+    def reopen(self) -> None:
+        """The log file was moved away: so it was for the successor, which has it open, or may, before it is ready."""
+        self._reopen = self.running
+        self.pass_on(signal.SIGUSR1)
 
     async def unfit(self) -> str:
         """Why this process cannot take over from one that works, "" = it can, or there is none; within CLUSTER_S or so.
@@ -88,7 +108,7 @@ class Upgrade:
     def ask(self) -> None:
         """Starts a successor, unless one is being started."""
         if self._task is None and not self._supervisor.ending:
-            self._doing, self._error, self._pid = "running", "", 0
+            self._doing, self._error, self._pid, self._reopen = "running", "", 0, False
             self._task = asyncio.create_task(self._run(), name="upgrade")
 
     async def stop(self) -> None:
@@ -114,6 +134,8 @@ class Upgrade:
             self._doing, self._pid = "done", pid
             log.info("upgraded: the successor is ready, this process drains", successor=pid)
             self._supervisor.replaced(pid)
+            if self._reopen:
+                self.pass_on(signal.SIGUSR1)
         finally:
             self._attempts += 1
             self._task = None

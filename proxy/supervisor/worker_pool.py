@@ -427,7 +427,7 @@ class WorkerPool:
         """Its process has ended."""
         self.loop.remove_reader(worker.pidfd)
         os.close(worker.pidfd)
-        worker.channel.close()
+        worker.channel.hear_out()  # its last words, what it had counted among them
         _, status, usage = os.wait4(worker.pid, 0)
         code = os.waitstatus_to_exitcode(status)
         reason = f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.strsignal(-code)})"

@@ -98,6 +98,14 @@ def reopen() -> None:
         _writer.reopen()
 
 
+def unwritable(timeout_s: float = _CLOSE_S) -> str:
+    """Why lines cannot be written where they go now, as on a full disk, found by writing one; "" = they can, or it is
+    not known within that time. Blocks for as long."""
+    record = logging.LogRecord("log", logging.INFO, "", 0, "lines of the log go here from now on", (), None)
+    logging.getLogger("log").handle(record)  # at any level
+    return _writer.trouble if _writer is not None and flush(timeout_s) else ""
+
+
 def flush(timeout_s: float = _CLOSE_S) -> bool:
     """Waits until what was logged has been written or dropped; whether that was within the time. For tests, mainly."""
     return _writer is None or _writer.flush(timeout_s)

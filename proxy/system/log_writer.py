@@ -72,6 +72,7 @@ class LogWriter:
         # ... and here by the thread.
         self._done_lines = self._done_bytes = 0
         self._failed = 0
+        self.trouble = ""  # why the last thing that was to be written could not be; "" = it could
         self._told = dropped
         self._torn = False  # the last thing written is not the end of a line
         self._reopening = False
@@ -170,8 +171,9 @@ class LogWriter:
         try:
             while begun < len(data):
                 begun += self._write_some(data[begun:])
-        except OSError:
-            pass
+            self.trouble = ""
+        except OSError as error:
+            self.trouble = error.strerror or str(error)
         if begun:
             self._torn = data[begun - 1] != ord("\n")
         left = len(data) - begun
@@ -203,7 +205,7 @@ class LogWriter:
 
     def _switch(self, target: Target) -> None:
         old, self._target = self._target, target
-        self._torn = False
+        self._torn, self.trouble = False, ""
         if old.file:
             os.close(old.descriptor)
 

@@ -50,7 +50,7 @@ class Names:
         self._under_way: dict[str, _Lookup] = {}
         self._waiting: deque[_Lookup] = deque()  # of those under way, the ones without a thread
         self._threads = 0
-        self._known: dict[str, Found] = {}
+        self._known: dict[str, tuple[Found, float]] = {}  # and when that was told, time.monotonic()
         self._overdue: set[str] = set()
 
     async def resolve(self, host: str, port: int, patience_s: float | None = None) -> Found:
@@ -85,8 +85,10 @@ class Names:
             if host in self._known:  # so it stays bounded
                 self._overdue.add(host)
         text = "name cannot be resolved, its last known addresses are used"
-        warn_limited(log, f"overdue:{host}", text, name=host, reason=reason)
-        return known
+        found, told_s = known
+        age_s = int(time.monotonic() - told_s)
+        warn_limited(log, f"overdue:{host}", text, name=host, reason=reason, age_s=age_s)
+        return found
 
     async def _answer(self, lookup: _Lookup) -> Found:
         waiter: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
@@ -140,7 +142,7 @@ class Names:
             if not isinstance(answer, OSError):
                 self._overdue.discard(lookup.host)
                 self._known.pop(lookup.host, None)  # the one that was learnt last stands last
-                self._known[lookup.host] = answer
+                self._known[lookup.host] = answer, time.monotonic()
                 if len(self._known) > _MOST_KNOWN:
                     forgotten = next(iter(self._known))
                     del self._known[forgotten]

@@ -149,7 +149,8 @@ class Conversation:
 
     async def _leave(self, leaving: Coroutine[Any, Any, None]) -> None:
         await leaving
-        if not self._end.done():
+        if self._worker is not None and not self._end.done():
+            self._channel.send(self._worker.status.status(0))  # what the nodes have answered since the last one counts
             self._channel.send(messages.Bye())
             self._finish(0)
 

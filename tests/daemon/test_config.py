@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.proxyd import COMMAND, ROOT, occupied_port, run_cli
+from proxy.embedded import EmbeddedCluster
+from tests.support.proxyd import COMMAND, ROOT, ProxyDaemon, occupied_port, run_cli
+
+StartProxy = Callable[..., ProxyDaemon]
 
 GOOD = """\
 listeners:
@@ -251,6 +255,22 @@ admin:
     ]
     assert found[3].startswith("9: admin.address: the host nosuch.invalid is not known: ")
     assert run_cli("--print-config", "-c", path).returncode == 0  # that opens nothing
+
+
+def test_a_log_that_can_be_opened_but_not_written(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
+    """/dev/full is a disk that is full: a start says so and serves, a reload is refused and changes nothing."""
+    full = {"log": {"file": "/dev/full", "level": "error"}}
+    daemon = start_proxy(small_cluster.seeds, full)
+    text = "cannot write the log /dev/full: No space left on device"
+    assert daemon.log == f"redis-proxy: warning: {text}: its lines are lost, and counted\n"
+    assert daemon.metric("redis_proxy_log_lines_dropped_total") >= 1
+    path = daemon.folder / "proxy.log"
+    daemon.reload({"log": {"file": str(path)}})
+    daemon.configure(full)
+    told = run_cli("reload", "-c", str(daemon.file))
+    assert (told.returncode, told.stderr) == (1, f"redis-proxy: not reloaded: {text}\n")
+    assert f'reason="{text}"' in path.read_text()  # it goes where it went
+    daemon.reload({"log": {"file": str(path)}})
 
 
 def test_check_does_not_mind_a_running_instance(tmp_path: Path) -> None:

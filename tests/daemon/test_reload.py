@@ -285,6 +285,10 @@ def test_a_password_that_the_nodes_refuse(start_proxy: StartProxy) -> None:
             assert "reloaded, but not everywhere: cluster.password: 1 nodes refuse it" in told.stderr
             assert f"{second.address}: WRONGPASS" in told.stderr
             load.advance(40)
+            # Again, and with something that is new: still nobody loses a connection.
+            daemon.configure({"cluster": {"password": "two"}, "backends": {"connections": 2}})
+            assert "not everywhere: cluster.password: 1 nodes" in run_cli("reload", "-c", str(daemon.file)).stderr
+            load.advance(40)
             second.command("ACL", "SETUSER", "default", ">two")
             daemon.reload({"cluster": {"password": "two"}})
             load.advance()

@@ -19,7 +19,7 @@ import pytest
 
 from proxy.embedded import HOST, EmbeddedCluster, free_port, wait_for
 from tests.support.load import Knocks, Load, knock
-from tests.support.processes import alive, children
+from tests.support.processes import alive, children, descriptors
 from tests.support.proxyd import COMMAND, ROOT, ProxyDaemon, occupied_port, run_cli
 from tests.support.raw import encode
 
@@ -378,6 +378,48 @@ def test_a_socket_that_systemd_keeps(small_cluster: EmbeddedCluster, tmp_path: P
         finally:
             first.remove()
             second.remove()
+
+
+def test_signals_meanwhile_reach_the_successor(
+    small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reload and a rotation of the log are asked of the proxy, whichever process that is."""
+    hook, ready, go = tmp_path / "sitecustomize.py", tmp_path / "ready", tmp_path / "go"
+    log, old = tmp_path / "proxy.log", tmp_path / "proxy.log.1"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    first = start_proxy(small_cluster.seeds, {"log": {"file": str(log)}})
+    hook.write_text(  # the configuration is read, the log is open, but it is not ready
+        "import os, sys, threading, time\n"
+        "def wait(ready):\n"
+        f"    open({str(ready)!r}, 'w').close()\n"
+        f"    while not os.path.exists({str(go)!r}): time.sleep(0.01)\n"
+        "def watch():\n"
+        "    while 'proxy.run' not in sys.modules: time.sleep(0.001)\n"
+        "    from proxy.system.sd_notify import Notifier\n"
+        "    ready = Notifier.ready\n"
+        "    Notifier.ready = lambda self: (wait(ready), ready(self))[1]\n"
+        "if os.environ.get('REDIS_PROXY_PREDECESSOR') and 'proxy.worker.main' not in sys.orig_argv:\n"
+        "    threading.Thread(target=watch, daemon=True).start()\n"
+    )
+    first.signal(signal.SIGUSR2)
+    wait_for(ready.exists, 20, "the successor has opened its log")
+    first.configure({"log": {"file": str(log)}, "clients": {"max_clients": 44}})
+    log.rename(old)
+    first.signal(signal.SIGUSR1)
+    command = [*COMMAND, "reload", "--admin", f"{HOST}:{first.admin_port}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as reload:
+        wait_for(lambda: log.exists() and "the reload waits" in log.read_text(), 10, "the reload is asked for")
+        go.touch()
+        out, err = reload.communicate(timeout=30)
+    assert (reload.returncode, out.splitlines()[0]) == (0, "reloaded"), err
+    assert "clients.max_clients: 10000 -> 44" in out
+    assert first.exit_code("the upgrade") == 0
+    (pid,) = map(int, re.findall(r"the successor is ready, .* successor=(\d+)", log.read_text()))
+    for process in (pid, *children(pid)):
+        assert str(log) in descriptors(process)
+        assert str(old) not in descriptors(process)
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: not alive(pid), 20, "the successor has ended")
 
 
 def test_no_pause_begins_meanwhile(

@@ -48,6 +48,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 me()
+first = os.getpid()
 server = http.server.HTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
 server.socket = socket.socket(fileno=int(sys.argv[1]))
 server.timeout = 0.02
@@ -66,8 +67,14 @@ while True:
     if "moves_to" in how:
         server.socket.close()
         server.socket = socket.create_server(("127.0.0.1", how["moves_to"]))
+    if "follows" in how:
+        if os.fork():
+            os._exit(0)
+        me()
+        state["proxy"]["predecessor"] = how["follows"] or first
     state[what]["attempts"] += 1
     if what == "reload":
+        state[what]["begun_s"] = how.get("begun_s") or time.monotonic()
         state[what]["covered"] = state[what]["requests"] = state[what]["requests"] + 1
     state[what].update(how.get(what, {}))
     if what == "upgrade" and state["upgrade"]["state"] == "done":
@@ -260,19 +267,36 @@ def test_the_address_in_a_file(tmp_path):
     [
         ("admin: {address: off}\n", "admin.address is off"),
         ("admin: {address: ''}\n", "admin.address is off"),
-        ("admin: {address: x}\n", "HOST:PORT, not 'x'"),
-        ("admin: [\n", "not YAML"),
-        (None, "No such file"),
     ],
 )
 def test_no_address_in_a_file(tmp_path, text, reason, capfd):
     path = tmp_path / "proxy.yaml"
-    if text is not None:
-        path.write_text(text)
+    path.write_text(text)
     with pytest.raises(SystemExit) as ended:
         cli.main(["status", "-c", str(path)])
     assert ended.value.code == 2
     assert reason in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("admin: {address: x}\n", ":1: admin.address: the administration address is HOST:PORT, not 'x'\n"),
+        ("workers: 2\nadmin: [\n", ":3: not YAML: while parsing a flow node, "),
+        (None, ": cannot read: No such file or directory\n"),
+    ],
+)
+@pytest.mark.parametrize(("command", "code"), [("reload", 78), ("upgrade", 78), ("status", 78), ("healthcheck", 1)])
+def test_a_bad_file(tmp_path, text, fault, command, code, capfd):
+    """Half written, say: its faults as `check` tells them, and no usage, for there is nothing wrong with that."""
+    path = tmp_path / "proxy.yaml"
+    if text is not None:
+        path.write_text(text)
+    assert cli.main([command, "-c", str(path)]) == code
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"{path}{fault}")
+    assert told.err.count("\n") == 1
 
 
 # status
@@ -346,6 +370,31 @@ def test_a_reload_that_moves_the_admin_address(start, tmp_path, capfd):
     )
     assert fake.run("reload", "-c", str(path)) == 0
     assert remote.state(remote.Where(f"127.0.0.1:{port}"))["proxy"]["pid"] == fake.process.pid
+
+
+def test_a_reload_during_an_upgrade(start, capfd):
+    """It is the successor's, and waited for."""
+    fake = start(follows=0, reload={"changes": ["log.level"]})
+    threading.Thread(target=fake.process.wait, daemon=True).start()  # it is gone before its successor has reloaded
+    assert fake.run("reload") == 0
+    pid = remote.state(remote.Where(fake.address))["proxy"]["pid"]
+    assert pid != fake.process.pid
+    told = f"redis-proxy: an upgrade was under way, its successor answers: pid {pid}\n"
+    assert capfd.readouterr() == ("reloaded\n  log.level\n", told)
+
+
+def test_an_older_reload_of_the_successor(start, capfd):
+    """What it had read before the request came does not count."""
+    fake = start(follows=0, begun_s=1.0)
+    threading.Thread(target=fake.process.wait, daemon=True).start()
+    assert fake.run("reload", "--timeout", "1") == 1
+    assert capfd.readouterr().err == "redis-proxy: the reload has no outcome within 1 s\n"
+
+
+def test_a_reload_that_somebody_else_answers(start, capfd):
+    fake = start(follows=1)
+    assert fake.run("reload") == 1
+    assert "another process answers at" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["reload", "upgrade"])

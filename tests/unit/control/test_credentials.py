@@ -58,7 +58,7 @@ def test_refused_by_all(nodes: list[FakeNode]) -> None:
 
 
 def test_those_in_force(nodes: list[FakeNode]) -> None:
-    """Asked by a successor whose seeds do not let it in; a reload with the same ones asks nobody."""
+    """Asked by a successor whose seeds do not let it in; a reload with the same ones goes on, and knows of it."""
     settings = from_seeds([nodes[0].address])
     settings = settings.model_copy(
         update={"cluster": settings.cluster.model_copy(update={"password": SecretStr("old")})}
@@ -69,7 +69,8 @@ def test_those_in_force(nodes: list[FakeNode]) -> None:
         return await plane.refused(), await plane.try_login(settings)
 
     nodes[0].on("AUTH", WRONGPASS)
-    assert asyncio.run(body()) == (WRONGPASS[1:-2].decode(), Tried({}, True))
+    line = WRONGPASS[1:-2].decode()
+    assert asyncio.run(body()) == (line, Tried({str(at(nodes[0])): line}, True))
     nodes[0].on("AUTH", b"+OK\r\n")
     assert asyncio.run(body()) == ("", Tried({}, True))
 

@@ -304,7 +304,7 @@ def test_refused_until_the_deadline(play: Play, word: str, timeout_s: float) -> 
     assert stage.node(A).get() == b""
     retries = stage.count("retries")
     assert (retries[word, "retried"], retries[word, "gave_up"]) == (1 if timeout_s else 0, 1)
-    assert stage.count("timeouts") == (1 if timeout_s else 0)
+    assert stage.count("timeouts") == 1  # also when it is over before it could wait for the first time
     assert stage.count("commands")["set"]["errors"] == {word.upper(): 1}
 
 

@@ -30,11 +30,14 @@ class End:
         self.descriptors: list[list[int]] = []
         self.ends: list[str] = []
         self.heard = asyncio.Event()
+        self.answer: Any = None  # to each message
         self.channel = Channel(sock, decoder, self._message, self._end)
 
     def _message(self, message: Any, descriptors: list[int]) -> None:
         self.messages.append(message)
         self.descriptors.append(descriptors)
+        if self.answer is not None:
+            self.channel.send(self.answer)
         self.heard.set()
 
     def _end(self, reason: str) -> None:
@@ -173,6 +176,44 @@ def test_the_other_side_is_gone() -> None:
         right.channel.send(Applied(1))
         await asyncio.sleep(0)
         assert len(right.ends) == 1
+
+    run(test)
+
+
+def test_what_was_said_before_the_end_is_heard_though_nobody_listens_any_more() -> None:
+    """Sending finds the end first: what is still to be read is not lost by that, and comes before the end."""
+
+    async def test(left: End, right: End) -> None:
+        for number in range(3):
+            left.channel.send(Ask(number))
+        left.channel.close()
+        descriptor = pipe_with(b"")
+        right.channel.send(Take("a", 1, 1), [descriptor])
+        right.channel.send(Applied(1))
+        assert (right.channel.closed, right.channel.backlog, right.ends) == (False, 0, [])
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+        await right.until(lambda: bool(right.ends))
+        assert right.messages == [Ask(0), Ask(1), Ask(2)]
+        assert right.ends == ["closed by the other side"]
+
+    run(test)
+
+
+def test_hearing_out_one_that_is_no_more() -> None:
+    """All of it at once, however long, and whatever is answered to it; the end is no news then."""
+
+    async def test(left: End, right: End) -> None:
+        words = [Others({"x" * 300: number}) for number in range(100)]
+        for word in words:
+            left.channel.send(word)
+        assert left.channel.backlog == 0  # the kernel has all of it
+        left.channel.close()
+        right.answer = Applied(1)
+        right.channel.hear_out()
+        assert right.messages == words
+        assert (right.channel.closed, right.ends) == (True, [])
+        right.channel.hear_out()
 
     run(test)
 

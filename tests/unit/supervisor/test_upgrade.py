@@ -101,11 +101,16 @@ class Stage:
         self.status: Any = SimpleNamespace(paused=self._paused, works=lambda: True)
         self.notifier: Any = SimpleNamespace(manager={}, reloading=lambda: None, ready=lambda: None)
         self.sockets = list[Any]
+        self.reopened = 0
+        self.pool: Any = SimpleNamespace(reopen=self._reopened)
         this: Any = self
         self.upgrade = Upgrade(this, "")
         self.reload = Reload(this, None)  # which refuses: there is no file
         monkeypatch.setattr(module, "start", self._start)
         monkeypatch.setattr(os, "kill", lambda pid, number: self.killed.append((pid, number)))
+
+    def _reopened(self) -> None:
+        self.reopened += 1
 
     async def _paused(self) -> tuple[list[str], bool]:
         return self.paused
@@ -160,9 +165,30 @@ def test_a_reload_meanwhile_is_done_when_there_is_no_successor(monkeypatch: pyte
     asyncio.run(scene())
 
 
+def test_the_log_is_reopened_by_the_successor_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it can hear of it: before it is ready, SIGUSR1 could end it."""
+
+    async def scene() -> None:
+        stage: Any = Stage(monkeypatch)
+        Supervisor._reopen(stage)
+        stage.upgrade.ask()
+        await stage.began.wait()
+        Supervisor._reopen(stage)
+        Supervisor._reopen(stage)
+        assert (stage.reopened, stage.killed) == (3, [])
+        stage.outcome.set_result(4711)
+        await stage.upgraded()
+        assert stage.killed == [(4711, signal.SIGUSR1)]
+        Supervisor._reopen(stage)
+        assert stage.killed == [(4711, signal.SIGUSR1)] * 2
+
+    asyncio.run(scene())
+
+
 def test_no_reload_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
-        stage = Stage(monkeypatch)
+        stage: Any = Stage(monkeypatch)
+        Supervisor._reopen(stage)
         stage.upgrade.ask()
         stage.outcome.set_result(4711)
         await stage.upgraded()

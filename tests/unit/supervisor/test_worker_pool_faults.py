@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from proxy.commands.table import ROWS
-from proxy.ipc.messages import Commands, NodeFacts, Start
+from proxy.ipc.messages import Ask, Commands, NodeFacts, Start, Stop
 from proxy.supervisor import worker_pool as module
 from proxy.supervisor.worker_pool import PoolError, WorkerPool
 from tests.unit.supervisor.pool_stage import (
@@ -49,6 +50,26 @@ def test_the_killed_one_is_replaced_at_once_and_its_counters_are_kept(
 
     play(act)
     assert messages_of(caplog) == ["worker lost, another is started"]
+
+
+def test_the_last_words_of_one_that_has_ended(play: Play) -> None:
+    """Its end can be noticed before they are read."""
+
+    async def act(stage: Stage) -> None:
+        (worker,) = stage.candidates
+        await stage.until(lambda: worker.status is not None)
+        worker.status = None
+        worker.channel.send(Ask(0))
+        worker.channel.send(Stop())
+        select.select([worker.pidfd], [], [], 10)  # nothing is read meanwhile
+        stage.pool._ended(worker)
+        assert stage.told("Stop")
+        assert worker.status is not None
+        assert worker.cut == "exit code 0"
+        assert stage.gone == [(0, 0)]
+        await stage.replaced(worker)
+
+    play(act, workers=1)
 
 
 def test_a_signal_that_has_no_name(play: Play) -> None:

@@ -193,6 +193,18 @@ def test_file_that_cannot_be_opened(tmp_path):
         log.setup("info", "logfmt", str(tmp_path / "none" / "proxy.log"))
 
 
+def test_whether_lines_can_be_written(file, tmp_path):
+    """Found by writing one, whatever the level; and again when there is room."""
+    log.setup("error", "logfmt", "/dev/full")
+    before = log.dropped()
+    assert log.unwritable() == "No space left on device"
+    assert log.dropped() == before + 1
+    path = tmp_path / "other.log"
+    log.setup("error", "logfmt", str(path))
+    assert log.unwritable() == ""
+    assert 'msg="lines of the log go here from now on"' in path.read_text()
+
+
 def test_reopen_after_rotation(file, tmp_path):
     log.setup("info", "logfmt", str(file))
     logger = log.get("x")

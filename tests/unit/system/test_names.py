@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -124,7 +125,31 @@ def test_the_last_known_addresses_where_it_takes_too_long(
         asyncio.run(play())
     (record,) = caplog.records
     assert record.message == "name cannot be resolved, its last known addresses are used"
-    assert vars(record)["fields"] == {"name": "a.test", "reason": "no answer in time"}
+    assert vars(record)["fields"] == {"name": "a.test", "reason": "no answer in time", "age_s": 0}
+
+
+def test_how_old_the_addresses_are(
+    resolver: FakeResolver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are used for as long as nobody tells others: an operator should see since when."""
+    resolver.answers["a.test"] = "127.0.0.1"
+    now_s = time.monotonic()
+    clock = SimpleNamespace(monotonic=lambda: now_s)
+    monkeypatch.setattr("proxy.system.names.time", clock)
+
+    async def play() -> None:
+        nonlocal now_s
+        names = Names()
+        await names.resolve("a.test", 7)
+        now_s += 4000.7
+        resolver.answers["a.test"] = TRY_AGAIN
+        assert await names.resolve("a.test", 7, 5) == V4
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(play())
+    (record,) = caplog.records
+    reason = "Temporary failure in name resolution"
+    assert vars(record)["fields"] == {"name": "a.test", "reason": reason, "age_s": 4000}
 
 
 def test_nobody_can_tell_for_now_and_there_is_none(resolver: FakeResolver) -> None:

@@ -108,9 +108,12 @@ def test_retire(node: FakeNode, tmp_path: Path) -> None:
         with parent.client() as client:
             parent.channel.send(Retire())
             await parent.status(1)
-            assert client.command("SET", "k", "v") == b"+OK\r\n"
             assert parent.process.poll() is None
+            parent.heard.clear()
+            assert client.command("SET", "k", "v") == b"+OK\r\n"
         assert await parent.code() == 0
+        last = parent.all(Status)[-1].nodes[node.address]
+        assert sum(last.buckets) == 1  # counted, though the worker ends before it tells its status the next time
         assert parent.all(Bye) == [Bye()]
         assert parent.ended == ["closed by the other side"]
 
