@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from proxy.supervisor.supervisor import Supervisor
 
 _ANSWER_S: Final = 0.5  # how long the workers are waited for
+_SURE_S: Final = 5.0  # ... where an old answer would do harm
 
 
 class StatusReport:
@@ -87,7 +88,7 @@ class StatusReport:
     async def paused(self) -> tuple[list[str], bool]:
         """The nodes that PROXY PAUSE holds, and whether CLIENT PAUSE holds clients, by what the workers say now."""
         pool = self._supervisor.pool
-        await pool.ask(_ANSWER_S)
+        await pool.ask(_SURE_S)
         told = [worker.status for worker in pool.present if worker.status is not None]
         return paused_nodes([status.nodes for status in told]), any(status.clients_paused for status in told)
 

@@ -72,6 +72,14 @@ def names(cluster: EmbeddedCluster) -> Counter[str]:
     return Counter(entry["name"] for node in cluster.nodes for entry in node.client.client_list())
 
 
+def settled(daemon: ProxyDaemon, cluster: EmbeddedCluster, name: str) -> int:
+    """Connections of that name at the nodes, when the workers have them all and make no more; 0 otherwise."""
+    up, coming, failed = (
+        daemon.metric("redis_proxy_backend_connections", state=state) for state in ("up", "connecting", "backoff")
+    )
+    return found if (found := names(cluster)[name]) == up and not coming and not failed else 0
+
+
 # Under load
 
 
@@ -120,7 +128,8 @@ def test_where_the_log_goes(pair: EmbeddedCluster, daemon: ProxyDaemon, tmp_path
         daemon.reload({"log": options, "backends": {"connections": 2}})  # new connections: the workers log them
 
         def levels(worker: int | None) -> set[str]:
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            whole = path.read_text().rpartition("\n")[0]  # the last line may be on its way
+            lines = [json.loads(line) for line in whole.splitlines()]
             return {line["level"] for line in lines if line.get("worker") == worker or worker is None}
 
         def debugs(worker: int) -> bool:
@@ -238,7 +247,7 @@ def test_connections_to_the_nodes_are_renewed(pair: EmbeddedCluster, daemon: Pro
         daemon.reload({"backends": {"client_name": "renamed", "keepalive": "33s"}})
         load.advance(40)
         wait_for(lambda: names(pair)["redis-proxy"] == 0, 10, "the old connections are gone")
-        once = names(pair)["renamed"]
+        once = int(wait_for(lambda: settled(daemon, pair, "renamed"), 10, "the new ones are made"))
         assert once >= 2
         daemon.reload({"backends": {"client_name": "renamed", "connections": 3}})
         load.advance(40)
@@ -259,7 +268,7 @@ def test_the_password_at_the_nodes(start_proxy: StartProxy) -> None:
             daemon.reload({"cluster": {"password": "sesame"}, "backends": {"client_name": "after"}})
             load.advance()
             wait_for(lambda: names(cluster)["before"] == 0, 10, "the old connections are gone")
-            assert names(cluster)["after"] >= 2
+            wait_for(lambda: names(cluster)["after"] >= 2, 10, "the new ones are made")
             load.advance()
         assert "sesame" not in daemon.log
         assert wait_for(lambda: daemon.http("/readyz")[0] == 200, 5, "ready")
@@ -342,8 +351,8 @@ def test_a_bad_file_is_refused_whole(pair: EmbeddedCluster, daemon: ProxyDaemon)
     with daemon.raw() as raw, Load(daemon.address, 8) as load:
         daemon.reload({"clients": {"max_clients": 0}, "workers": 3, "nosuch": 1, "log": {"level": "debug"}}, good=False)
         load.advance()
+        wait_for(lambda: "not reloaded" in daemon.log[start:], 5, "told")
         refused = daemon.log[start:]
-        assert "not reloaded" in refused
         for told in (str(daemon.file), "clients.max_clients", "nosuch"):
             assert told in refused
         done = run_cli("-t", "-c", str(daemon.file))
@@ -378,9 +387,9 @@ def test_what_cannot_be_opened_is_refused_whole(pair: EmbeddedCluster, daemon: P
             assert not unix.exists()
             assert info(raw, "maxclients") == "10000"
             load.advance(5)
+        wait_for(lambda: daemon.log[start:].count("not reloaded") >= 3, 5, "told")
         assert f"{HOST}:{port}" in daemon.log[start:]
         assert "nosuch" in daemon.log[start:]
-        wait_for(lambda: daemon.log[start:].count("not reloaded") >= 3, 5, "told")
         assert daemon.log[start:].count("not reloaded") == 3
 
 
@@ -424,7 +433,7 @@ def test_many_at_once(pair: EmbeddedCluster, daemon: ProxyDaemon) -> None:
 
 
 def test_while_draining(pair: EmbeddedCluster, start_proxy: StartProxy) -> None:
-    daemon = start_proxy(pair.seeds, {"drain": {"delay": "1s"}})
+    daemon = start_proxy(pair.seeds, {"drain": {"delay": "60s"}})
     with daemon.raw() as raw:
         assert raw.command("PING") == b"+PONG\r\n"
         daemon.signal(signal.SIGTERM)
@@ -433,7 +442,7 @@ def test_while_draining(pair: EmbeddedCluster, start_proxy: StartProxy) -> None:
         daemon.signal(signal.SIGHUP)
         assert daemon.log_contains("not reloaded.*draining")
         assert raw.command("PING") == b"+PONG\r\n"
-        assert daemon.exit_code("SIGTERM") == 0
+        assert daemon.terminate() == 0  # the second signal
 
 
 def test_a_file_that_never_answers(pair: EmbeddedCluster, start_proxy: StartProxy) -> None:
@@ -443,12 +452,27 @@ def test_a_file_that_never_answers(pair: EmbeddedCluster, start_proxy: StartProx
     os.mkfifo(more)
     daemon.configure({"include": [str(more)]})
     daemon.signal(signal.SIGHUP)
-    time.sleep(0.3)  # it is being read
-    with daemon.raw() as raw:
+    with being_read(more), daemon.raw() as raw:
         assert raw.command("PING") == b"+PONG\r\n"
-    began_s = time.monotonic()
-    assert daemon.terminate() == 0
-    assert time.monotonic() - began_s < 5
+        began_s = time.monotonic()
+        assert daemon.terminate() == 0
+        assert time.monotonic() - began_s < 5
+
+
+@contextlib.contextmanager
+def being_read(pipe: Path) -> Iterator[int]:
+    """Waits until somebody reads the pipe: its other end, which is closed afterwards."""
+
+    def opened() -> int | None:
+        with contextlib.suppress(OSError):  # ENXIO: nobody reads it
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        return None
+
+    descriptor = int(wait_for(opened, 10, "it is being read"))
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def test_whose_reload_it_was(pair: EmbeddedCluster, start_proxy: StartProxy) -> None:
@@ -458,18 +482,18 @@ def test_whose_reload_it_was(pair: EmbeddedCluster, start_proxy: StartProxy) -> 
     os.mkfifo(more)
     daemon.configure({"include": [str(more)]})
     daemon.signal(signal.SIGHUP)
-    time.sleep(0.3)  # it is being read
-    daemon.configure({"nonsense": 1})
+
+    def requests() -> int:
+        return int(json.loads(daemon.http("/api/state")[1])["reload"]["requests"])
+
     command = [*COMMAND, "reload", "--admin", f"{HOST}:{daemon.admin_port}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as mine:
-        time.sleep(1.0)  # it has sent its signal; if not, it reads the pipe in vain as well
-        while mine.poll() is None:
-            with contextlib.suppress(OSError):  # nobody reads it
-                pipe = os.open(more, os.O_WRONLY | os.O_NONBLOCK)
-                os.write(pipe, b"{}\n")
-                os.close(pipe)
-            time.sleep(0.05)
-        told, _ = mine.communicate()
+    with being_read(more) as pipe:
+        daemon.configure({"nonsense": 1})
+        mine = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+        wait_for(lambda: requests() == 2, 20, "it has sent its signal")
+        assert mine.poll() is None
+        os.write(pipe, b"{}\n")
+    told, _ = mine.communicate(timeout=20)
     assert mine.returncode == 1
     assert "nonsense" in told
 

@@ -485,8 +485,8 @@ def test_logrotate(small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_
     old = str(folder / "proxy.log.1")
     members = session_members(daemon.pid)
     wait_for(lambda: not any(old in descriptors(pid) for pid in members), 10, "nobody writes into the old file")
-    holding = [pid for pid in members if str(path) in descriptors(pid)]
-    assert set(holding) == {daemon.pid, *daemon.worker_pids()}
+    assert set(members) == {daemon.pid, *daemon.worker_pids()}
+    wait_for(lambda: all(str(path) in descriptors(pid) for pid in members), 10, "all write into the new one")
     assert "msg=started" in (folder / "proxy.log.1").read_text()
     with daemon.raw() as raw:
         assert raw.command("PING") == b"+PONG\r\n"

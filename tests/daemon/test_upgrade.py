@@ -428,7 +428,7 @@ def test_no_pause_begins_meanwhile(
     """PROXY PAUSE would hold for the clients of one of the two processes only: it is refused until there is one."""
     hook, go = tmp_path / "sitecustomize.py", tmp_path / "go"
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    first = start_proxy(small_cluster.seeds, {"clients": {"admin_password": "s3cret"}, "drain": {"timeout": "5s"}})
+    first = start_proxy(small_cluster.seeds, {"clients": {"admin_password": "s3cret"}, "drain": {"timeout": "15s"}})
     workers = first.worker_pids()
     hook.write_text(f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n")
     with first.raw(timeout_s=20) as operator, first.raw() as blocked:
@@ -441,7 +441,7 @@ def test_no_pause_begins_meanwhile(
         assert operator.command("SET", "k", "v") == b"+OK\r\n"  # nothing is held
         blocked.send(encode("BLPOP", "nothing", "0"))
         go.touch()
-        second = first.upgrade()
+        second = first.successor()
         with second.raw(timeout_s=20) as later:
             assert later.command("AUTH", "admin", "s3cret") == b"+OK\r\n"
             answer = b"-ERR an upgrade is under way: the process before this one still has clients\r\n"

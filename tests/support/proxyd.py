@@ -215,6 +215,10 @@ class ProxyDaemon:
             self.configure(config)
         before = len(SUCCESSOR.findall(self.log))
         self.signal(signal.SIGUSR2)
+        return self.successor(before)
+
+    def successor(self, before: int = 0) -> Successor:
+        """The successor that this one has started, or one before it, as soon as it is ready; before: earlier ones."""
         wait_for(lambda: len(SUCCESSOR.findall(self.log)) > before, START_S, f"upgraded: {self.log[-3000:]}")
         return Successor(self, int(SUCCESSOR.findall(self.log)[-1]))
 

@@ -35,6 +35,18 @@ def test_what_any_worker_holds() -> None:
     assert asyncio.run(report([worker(node_paused=True), worker()]).paused()) == (["a:1"], False)
 
 
+def test_a_worker_that_is_slow_to_say_what_it_holds() -> None:
+    """Half a second is enough for /metrics; an upgrade by an old answer would carry out what was to wait."""
+    paused = worker()
+
+    async def ask(timeout_s: float) -> None:
+        if timeout_s > 3:
+            paused.status.clients_paused = True
+
+    supervisor: Any = SimpleNamespace(pool=SimpleNamespace(present=[paused], ask=ask))
+    assert asyncio.run(StatusReport(supervisor).paused()) == ([], True)
+
+
 @pytest.mark.parametrize(
     ("covered", "fresh", "up", "works"),
     [
