@@ -29,7 +29,7 @@ from proxy.forward.datapath import ClientSettings, DataPath
 from proxy.forward.exchange import Exchange
 from proxy.forward.node import Node
 from proxy.forward.pipeline import BackendSettings
-from proxy.forward.reactor import Reactor
+from proxy.forward.reactor import Reactor, put_forward
 from proxy.forward.request import live
 from proxy.forward.router import Router
 from proxy.resp import errors
@@ -42,6 +42,7 @@ THIRDS: list[Any] = [(A, [], [(0, 5460)]), (B, [], [(5461, 10922)]), (C, [], [(1
 # One key of each: slots 3300, 7365 and 15495. Hash tags ({b}1, {b}2 ...) make more.
 KEY_A, KEY_B, KEY_C = b"b", b"c", b"a"
 SLOT_A, SLOT_B, SLOT_C = 3300, 7365, 15495
+STEPS = 20  # in which time passes
 
 
 def published(shards: list[Any]) -> tuple[list[tuple[Address, bool]], list[tuple[int, tuple[int, ...]]], bytes]:
@@ -236,6 +237,7 @@ class Stage:
         self.suspects: list[Address] = []
         self.ends: list[End] = []
         self.taken = 0
+        self.ahead_ns = 0
         self.reactor.start()
         if shards != []:
             self.publish(THIRDS if shards is None else shards)
@@ -320,6 +322,23 @@ class Stage:
                 self.router.sweep()
             self.turn(1)
 
+    def put_forward(self, seconds: float) -> None:
+        """It is so much later, and nothing has happened meanwhile."""
+        self.ahead_ns += int(seconds * 1e9)
+        put_forward(int(seconds * 1e9))
+
+    def pass_time(self, seconds: float, *, sweep: bool = False) -> None:
+        """So much time passes on the data path's clock, and none on ours, in steps between which it turns (and sweeps).
+
+        With deadlines of minutes a test needs neither wait for them nor be quicker than they are: a machine that stands
+        still for a second changes nothing.
+        """
+        for _ in range(STEPS):
+            self.put_forward(seconds / STEPS)
+            if sweep:
+                self.router.sweep()
+            self.turn(1)
+
     def hear(self, end: End, size: int = 1) -> bytes:
         """Turns until so many bytes have come; what has come."""
         parts = [end.get()]
@@ -369,6 +388,7 @@ class Stage:
         self.router.close()
         self.parking.stop()  # after the router: what was pending there is parked
         self.reactor.stop()
+        put_forward(-self.ahead_ns)
         for end in self.ends:
             end.close()
         assert self.counters.snapshot()["inflight"] == 0

@@ -6,7 +6,6 @@ Called by: tests/unit/forward.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -100,12 +99,6 @@ def sent_while_down(stage: Stage, frame: bytes, turns: int = 5) -> End:
     client.send(frame)
     stage.turn(turns)
     return client
-
-
-def time_passes(stage: Stage, seconds: float, *, sweep: bool = False) -> None:
-    """And the loop turns meanwhile; see Stage.until()."""
-    until_s = time.monotonic() + seconds
-    stage.until(lambda: time.monotonic() > until_s, sweep=sweep)
 
 
 def sized(size: int, n: object = "v") -> bytes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from proxy.forward.backend import BackendState
@@ -69,17 +67,17 @@ def test_a_redirected_write_does_not_overtake_a_parked_one_of_its_slot(play: Pla
 
 def test_those_of_one_slot_go_on_together(play: Play) -> None:
     """Whenever each was parked: the slot may change hands while the first is under way."""
-    stage = play(backoff_s=0.8, timeout_s=9.0)
+    stage = play(backoff_s=800.0, timeout_s=9000.0)
     client = stage.client()
     first, second = (encode_command("SET", KEY_A, n) for n in range(2))
     client.send(first + second)
     stage.turn()
     exchange(stage, A, first + second, REFUSALS["tryagain"])
-    later = time.monotonic() + 0.1
-    stage.until(lambda: time.monotonic() > later)
+    stage.pass_time(100.0)
     stage.node(A).send(REFUSALS["tryagain"])
     stage.turn(2)
     assert stage.parking.waiting == 2
+    stage.pass_time(900.0)
     exchange(stage, A, first + second, b"+0\r\n+1\r\n")
     assert client.get() == b"+0\r\n+1\r\n"
 
@@ -128,7 +126,7 @@ def test_what_is_parked_for_a_client_that_left_is_dropped(play: Play) -> None:
 
 
 def test_the_reason_given_up_for_is_the_last(play: Play) -> None:
-    stage = play(timeout_s=0.5, backoff_s=1.0)
+    stage = play(timeout_s=500.0, backoff_s=1000.0)
     client = stage.client()
     client.send(GET_A)
     stage.turn()
@@ -137,6 +135,8 @@ def test_the_reason_given_up_for_is_the_last(play: Play) -> None:
     stage.node(A).close()
     stage.turn()
     stage.parking.wake_all()
+    stage.turn()
+    stage.pass_time(600.0)
     assert stage.hear(client) == REFUSALS["loading"]
     retries = stage.count("retries")
     assert [key for key, count in retries.items() if key[1] == "gave_up" and count] == [("node_down", "gave_up")]

@@ -239,8 +239,8 @@ def test_drain_while_waiting(play: Play) -> None:
 
 def test_what_was_begun_is_parked_until_the_deadline(play: Play) -> None:
     """Redirected to a node that takes nothing: its client is told so; who has not begun waits on."""
-    stage = play(max_window=1000, backoff_s=1000.0, timeout_s=0.4)
-    full_b = stage.client(timeout_ns=10**12)
+    stage = play(max_window=1000, backoff_s=1000.0, timeout_s=400.0)
+    full_b = stage.client(timeout_ns=10**15)
     full_b.send(encode_command("SET", KEY_B, b"v" * 1500))
     stage.turn()
     moving, waits = stage.client(), stage.client()
@@ -250,6 +250,9 @@ def test_what_was_begun_is_parked_until_the_deadline(play: Play) -> None:
     waits.send(GET_B)
     stage.turn()
     assert (stage.parking.waiting, waits.get()) == (1, b"")
+    stage.pass_time(390.0)
+    assert (stage.parking.waiting, moving.get()) == (1, b"")
+    stage.pass_time(20.0)
     assert stage.hear(moving) == errors.NODE_BUSY
     gave_up = {key for key, count in stage.count("retries").items() if key[1] == "gave_up" and count}
     assert gave_up == {("node_busy", "gave_up")}

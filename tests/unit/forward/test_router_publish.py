@@ -152,27 +152,31 @@ def under_way(stage: Stage) -> None:
 
 @pytest.mark.alone
 @pytest.mark.parametrize(
-    ("options", "most_s"),
+    ("options", "most"),
     [
-        ({}, 0.001),
-        ({"shift": 1}, 0.001),
-        ({"primary": 1}, 0.001),  # 200 nodes have another role
-        ({"first": 1000}, 0.002),  # 300 nodes go, 300 come
+        ({}, 2.0),
+        ({"shift": 1}, 2.0),
+        ({"primary": 1}, 2.0),  # 200 nodes have another role
+        ({"first": 1000}, 3.5),  # 300 nodes go, 300 come
     ],
 )
-def test_a_large_topology_is_published_at_once(play: Play, options: dict[str, int], most_s: float) -> None:
-    """The loop of the data path is not held: 0.1.0 took 2.4 to 4 ms."""
+def test_a_large_topology_is_published_at_once(play: Play, options: dict[str, int], most: float) -> None:
+    """The loop of the data path is not held: 0.5 to 1.2 ms where twenty thousand multiplications of Python's take 0.7;
+    0.1.0 took 2.4 to 4 ms."""
     new = large(**options)
-    best_s = 1.0
+    best_s = yardstick_s = 1.0
     for _ in range(7):
         stage = play([], max_pending=100_000)
         under_way(stage)
         began = time.process_time()
         stage.router.publish(*new)
         best_s = min(best_s, time.process_time() - began)
+        began = time.process_time()
+        sum(n * n for n in range(20_000))
+        yardstick_s = min(yardstick_s, time.process_time() - began)
         stage.turn()
-    print(f"{best_s * 1e6:.0f} us")
-    assert best_s < most_s
+    print(f"{best_s * 1e6:.0f} us, {best_s / yardstick_s:.2f} of the yardstick")
+    assert best_s < most * yardstick_s
 
 
 @pytest.mark.alone
@@ -233,7 +237,7 @@ def test_who_owns_which_slots(play: Play) -> None:
 def test_what_is_asked_meanwhile_takes_no_old_connection(play: Play) -> None:
     """A loses its slots to its replica-to-be's shard, and what waited for A is at its end: who hears of that may ask
     B at once, whose connections are not new yet. They must not be remembered: they are READONLY, and about to go."""
-    stage = play([(A, [], [(0, 5460)]), (C, [B], [(5461, 16383)])], timeout_s=0.1)
+    stage = play([(A, [], [(0, 5460)]), (C, [B], [(5461, 16383)])], timeout_s=100.0)
     reader = stage.client(reads="replica")
     reader.send(GET_B)
     stage.turn()
@@ -244,7 +248,7 @@ def test_what_is_asked_meanwhile_takes_no_old_connection(play: Play) -> None:
     client.send(encode_command("ECHO", "x"))
     stage.loop.run()
     assert A not in stage.nodes  # it is being connected
-    time.sleep(0.15)
+    stage.put_forward(150.0)
     assert stage.accepted.last_active_s  # (asking for this looks at the clock)
     stage.publish([(B, [A], [(0, 16383)])])
     stage.turn()
