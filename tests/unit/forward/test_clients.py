@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import struct
+import time
 
 import pytest
 
