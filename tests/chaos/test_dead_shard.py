@@ -227,9 +227,9 @@ def test_nobody_is_sent_where_nothing_works(server: str, start_proxy: StartProxy
                 shards.pause(node)
         wait_for(lambda: daemon.http("/readyz")[0] == 503, 15, "it is said")
         reason = "the nodes say that the cluster is down" if event == "dead" else "no primary answers"
-        assert reason in daemon.http("/readyz?verbose")[1]
+        wait_for(lambda: reason in daemon.http("/readyz?verbose")[1], 10, "why")
         assert daemon.metric("redis_proxy_cluster_down") == (event == "dead")
-        assert daemon.metrics()[suspected[victim.address]] == 1
+        wait_for(lambda: daemon.metrics()[suspected[victim.address]] == 1, 10, "it is suspected")
         if event == "dead":
             shards.restart(victim)
         else:

@@ -87,7 +87,7 @@ def test_readiness_fails_first(small_cluster: EmbeddedCluster, start_proxy: Star
             daemon.signal(signal.SIGTERM)
             seen: list[object] = []
             with contextlib.suppress(OSError):  # the end came first
-                wait_for(lambda: daemon.http("/readyz")[0] == 503, 5, "not ready")
+                wait_for(lambda daemon=daemon: daemon.http("/readyz")[0] == 503, 5, "not ready")
                 seen.append(daemon.http("/livez")[0])
                 seen.append({knock(daemon.address) for _ in range(20)})
                 load.advance()

@@ -194,8 +194,8 @@ a> ~ INFO server
 a> ECHO $ID
 a> GET __Booksleeve_TieBreak
 a> PING
-a> SET key v PX 1000 NX
-a> SET key v PX 1000 NX
+a> SET key v PX 60000 NX
+a> SET key v PX 60000 NX
 a> WATCH key & GET key
 a> MULTI & DEL key & EXEC
 a> WATCH key & EXISTS key

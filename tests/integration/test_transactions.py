@@ -15,6 +15,7 @@ from tests.support.cluster import Standalone, servers, slot_of, spread_keys
 from tests.support.processes import descriptors, session_members
 from tests.support.proxyd import ProxyDaemon
 from tests.support.raw import RawClient
+from tests.support.standstill import Standstill
 
 StartProxy = Callable[..., ProxyDaemon]
 CONNECTIONS = "redis_proxy_backend_connections"
@@ -348,7 +349,7 @@ def test_others_are_not_held_up_by_long_ones(proxy: ProxyDaemon) -> None:
     thread = threading.Thread(target=transact)
     thread.start()
     try:
-        with proxy.raw() as raw:
+        with Standstill() as still, proxy.raw() as raw:
             slowest = 0.0
             for n in range(300):
                 began = time.monotonic()
@@ -357,4 +358,4 @@ def test_others_are_not_held_up_by_long_ones(proxy: ProxyDaemon) -> None:
     finally:
         stop.set()
         thread.join()
-    assert slowest < 1.0
+    assert slowest < 1.0 + 2 * still.longest_s
