@@ -72,7 +72,7 @@ async def until_old(server: AdminServer) -> None:
 
 
 def test_idle_connections_are_capped_and_end(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(connections, "HEAD_S", 1.0)
+    monkeypatch.setattr(connections, "HEAD_S", 3.0)  # nobody is at the end of his time before all have come
     monkeypatch.setattr(connections, "_NEW_S", 10.0)  # so long as this machine may take
 
     async def check(proxy: Proxy, server: AdminServer) -> None:
@@ -176,10 +176,10 @@ def test_a_head_may_come_in_single_bytes() -> None:
 @pytest.mark.parametrize("first", [b"", LIVE], ids=["at first", "after an answer"])
 def test_a_head_that_takes_too_long_ends_the_connection(short_head: float, first: bytes) -> None:
     async def check(proxy: Proxy, server: AdminServer) -> None:
+        before = time.monotonic()  # what begins the time: to be served, or answered, comes after that
         async with connection(server.port, first) as (reader, writer):
             if first:
                 await answer(reader)
-            before = time.monotonic()
             slow = asyncio.create_task(dribble(writer, LIVE, short_head / 20))  # never silent for long
             assert await ended(reader) == b""
             assert short_head * 0.9 < time.monotonic() - before < short_head * 2 + 4
@@ -190,15 +190,27 @@ def test_a_head_that_takes_too_long_ends_the_connection(short_head: float, first
 
 
 def test_an_answer_begins_the_time_anew(short_head: float) -> None:
-    async def check(proxy: Proxy, server: AdminServer) -> None:
+    async def in_time(server: AdminServer) -> bool:
+        """Whether no question came too late, because this process stood still."""
+        before = time.monotonic()  # the last answer
         async with connection(server.port) as (reader, writer):
             for _ in range(4):
                 await asyncio.sleep(short_head * 0.4)
+                asked = time.monotonic()
                 writer.write(LIVE)
-                assert (await answer(reader))[1] == b"live\n"
-            before = time.monotonic()
+                try:
+                    assert (await answer(reader))[1] == b"live\n"
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    assert time.monotonic() - before > short_head * 0.9
+                    return False
+                before = asked
             assert await ended(reader) == b""
             assert short_head * 0.9 < time.monotonic() - before < short_head * 2 + 4
+        return True
+
+    async def check(proxy: Proxy, server: AdminServer) -> None:
+        while not await in_time(server):
+            pass
 
     serve(check)
 

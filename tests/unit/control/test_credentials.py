@@ -100,7 +100,7 @@ def test_a_user_that_may_not_learn_the_topology(nodes: list[FakeNode]) -> None:
 
 def test_no_answer_says_nothing(nodes: list[FakeNode], monkeypatch: pytest.MonkeyPatch) -> None:
     """But those that do answer are believed, and no number of silent ones makes it last longer."""
-    monkeypatch.setattr(module, "WITHIN_S", 0.3)
+    monkeypatch.setattr(module, "WITHIN_S", 1.0)
     nobody = Address(HOST, free_port())
     nodes[0].on("AUTH", WRONGPASS)
     nodes[1].on("AUTH", b"HTTP/1.1 400 Bad Request\r\n")
@@ -109,5 +109,5 @@ def test_no_answer_says_nothing(nodes: list[FakeNode], monkeypatch: pytest.Monke
     started = time.monotonic()
     assert asked() == asked(nobody) == asked(nobody, *nodes[1:]) == ({}, False)
     assert asked(nobody, *nodes) == ({str(at(nodes[0])): WRONGPASS[1:-2].decode()}, False)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 8
     wait_for(lambda: all(closed(node) for node in nodes), 5, "the connections are closed")

@@ -308,7 +308,7 @@ class TestRefused:
         with fake_resolver(monkeypatch) as resolver:
             resolver.answers["seed.test"] = HOST
             names = {str(at(node)): f"seed.test:{ours.port}" for node in (ours, theirs)}
-            run(settings(seed, gone_after_s=0.0, timeout_s=0.4, address_map=names), scene)
+            run(settings(seed, gone_after_s=0.0, timeout_s=1.5, address_map=names), scene)
 
     @pytest.mark.parametrize("seed", range(4))
     def test_a_node_that_was_reset_out_of_the_cluster(self, start_node: Callable[[str], FakeNode], seed: int) -> None:

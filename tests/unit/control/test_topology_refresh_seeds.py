@@ -63,7 +63,7 @@ class TestNoNode:
             assert f"{at(silent)}: {at(silent)} does not answer in time" in error
 
         seeds = (lost, gone, at(stranger), at(alone), at(silent))
-        run(settings(*seeds, password="s3cret", timeout_s=0.5), scene, resolve=resolve)
+        run(settings(*seeds, password="s3cret", timeout_s=1.0), scene, resolve=resolve)
         said = [(record.msg, str(getattr(record, FIELDS)["node"])) for record in caplog.records]
         assert sorted(said) == sorted(
             [

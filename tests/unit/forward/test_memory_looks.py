@@ -40,9 +40,16 @@ def test_those_who_come_and_go_at_the_limit_do_not_have_everybody_looked_at(play
     for _ in range(1100):  # of 16 KB each
         stage.client().send(half)
         stage.turn(1)
-    began_s = time.process_time()
-    for _ in range(1000):
+    took_s = yardstick_s = 0.0
+    for n in range(1000):
+        began_s = time.process_time()
         stage.client().send(half)
         stage.turn(1)
-    assert time.process_time() - began_s < 1.5
+        took_s += time.process_time() - began_s
+        if n % 10 == 0:  # how fast this machine is meanwhile
+            began_s = time.process_time()
+            sum(n * n for n in range(20_000))
+            yardstick_s += time.process_time() - began_s
+    print(f"{took_s:.2f} s, {took_s / yardstick_s:.1f} times the yardstick")
+    assert took_s < 22 * yardstick_s
     assert stage.path.client_memory < 17 * MB

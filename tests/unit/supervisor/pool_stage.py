@@ -78,7 +78,7 @@ class Stage:
         """(worker, message) of this kind that arrived at the workers."""
         return [(number, message) for number, what, message in self.heard if what == kind]
 
-    async def until(self, condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
         """Until it is so; looked at after every change, and now and then."""
         async with asyncio.timeout(timeout_s):
             while not condition():
@@ -158,6 +158,8 @@ def player(monkeypatch: pytest.MonkeyPatch) -> Play:
                     await stage.pool.first()
                 await act(stage)
             finally:
+                if not fault and not stage.fault:  # nobody has a reason not to end, on a busy machine it takes its time
+                    monkeypatch.setattr(module, "ABORT_S", 10.0)
                 await stage.pool.stop()
                 monkeypatch.setattr(os, "posix_spawn", spawn)
             assert stage.pool.processes == {}

@@ -186,10 +186,14 @@ def test_only_the_successors_own_word_counts(ready: ReadySocket) -> None:
     async def wait() -> None:
         other = say(ready, "READY=1\nSTATUS=forged", "", "READY=0")
         pid = say(ready, "STATUS=starting", "READY=11", "X=READY=1", *["Y=1"] * 5)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await ready.wait(pid)
-        assert ready.status == "starting"
+        waiting = asyncio.create_task(ready.wait(pid))
+        async with asyncio.timeout(PATIENCE_S):
+            while ready.status != "starting":
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # what came behind that is no READY=1
+        assert (waiting.done(), ready.status) == (False, "starting")
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
         another = say(ready, "STATUS=serving\nREADY=1")
         assert another not in (pid, other)
         async with asyncio.timeout(PATIENCE_S):

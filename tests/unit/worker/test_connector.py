@@ -24,6 +24,7 @@ from proxy.forward.reactor import Reactor
 from proxy.forward.router import Router
 from proxy.ipc.settings import Backends
 from proxy.resp import errors
+from proxy.worker import connector as module
 from proxy.worker.connector import Connector
 from tests.support.fake_node import SILENCE, Cut, FakeNode, Session
 from tests.support.raw import array, bulk
@@ -291,8 +292,9 @@ class TestBreaker:
 
         run(settings(connect_timeout=0.03), scene)
 
-    def test_a_node_that_lets_go_of_every_connection(self, node: FakeNode) -> None:
+    def test_a_node_that_lets_go_of_every_connection(self, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
         """The pauses grow although each attempt succeeds, and start over when a connection has lived."""
+        monkeypatch.setattr(module, "_SHORT_LIFE_S", 60.0)  # no connection of a machine that stands still has lived
 
         async def scene(nodes: Nodes) -> None:
             backend = nodes.want(Address(HOST, node.port))
@@ -305,7 +307,7 @@ class TestBreaker:
                 assert opened.failures == lost + 1
                 assert backend.node.down
             await until(lambda: len(nodes.up) == 5)
-            nodes.connector._up_since[backend] -= 2.0
+            nodes.connector._up_since[backend] -= 100.0
             node.drop_connections()
             await until(lambda: len(nodes.up) == 6)
             assert opened.failures == 4

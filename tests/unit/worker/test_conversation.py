@@ -87,9 +87,8 @@ def test_what_is_published_is_used(node: FakeNode, tmp_path: Path) -> None:
 
 def test_status_every_second_and_when_asked(node: FakeNode, tmp_path: Path) -> None:
     async def scene(parent: Parent) -> None:
-        begun_s = time.monotonic()
-        await until(lambda: len(parent.all(Status)) >= 3)
-        assert time.monotonic() - begun_s > 1.5
+        await until(lambda: len(parent.all(Status)) >= 4)
+        assert time.monotonic() - parent.begun_s > 2.5  # from before the first: this process may have stood still
         assert {status.number for status in parent.all(Status)} == {0}
         took_s = []
         for number in (39, 40, 41):  # one of them is not held up by others of the machine

@@ -82,7 +82,7 @@ class TestDrain:
         run(configured(), scene, node.address)
 
     def test_who_has_just_come_is_heard(self, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(drain, "NEW_S", 1.0)  # more than this process may stand still
+        monkeypatch.setattr(drain, "NEW_S", 2.5)  # more than this process may stand still
 
         async def scene(worker: Worker, port: Port) -> None:
             old, new = many(worker, 2)
@@ -91,7 +91,7 @@ class TestDrain:
 
             async def late() -> None:
                 await old.rest()
-                assert time.monotonic() - begun_s < 1.0
+                assert time.monotonic() - begun_s < 2.5
                 assert await new.ask("PING") == b"PONG"
 
             await asyncio.gather(worker.leaving.drain(0.0, 5.0), late())
@@ -166,7 +166,7 @@ class TestDrain:
             await until(lambda: worker.counters.snapshot()["inflight"])
             begun_s = time.monotonic()
             await worker.leaving.drain(0.0, 0.3)
-            assert 0.25 < time.monotonic() - begun_s < 2.0
+            assert 0.25 < time.monotonic() - begun_s < 8.0
             assert await client.rest() == []
             assert worker.path.closed == 1
 
@@ -180,7 +180,7 @@ class TestDrain:
             await client.ask("PING")
             begun_s = time.monotonic()
             await worker.leaving.drain(0.0, 10.0)
-            assert 0.9 < time.monotonic() - begun_s < 3.0
+            assert 0.9 < time.monotonic() - begun_s < 8.0
             client.close()
 
         run(configured(), scene, node.address)

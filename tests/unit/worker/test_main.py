@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -130,16 +133,20 @@ def test_how_much_memory_it_takes(node: FakeNode, tmp_path: Path) -> None:
 
 @pytest.mark.alone
 def test_how_long_it_takes_to_start(node: FakeNode, tmp_path: Path) -> None:
-    """The best of some: a machine may be busy with something else."""
+    """The best of some: a machine may be busy with something else, and slower than the one that READY_S is of."""
     times: list[float] = []
+    bare: list[float] = []  # a Python with an event loop and nothing else
 
     async def scene(parent: Parent) -> None:
         times.append(parent.heard[0][0] - parent.begun_s)
 
     for _ in range(5):
         run(start(configured(), node.address), scene, tmp_path, environment=_installed(tmp_path))
-    print([f"{seconds:.3f}" for seconds in times])
-    assert min(times) <= 2 * READY_S
+        begun_s = time.monotonic()
+        subprocess.run([sys.executable, "-P", "-c", "import asyncio"], check=True, env=_installed(tmp_path))
+        bare.append(time.monotonic() - begun_s)
+    print([f"{seconds:.3f}" for seconds in times], [f"{seconds:.3f}" for seconds in bare])
+    assert min(times) <= max(2 * READY_S, 3 * min(bare))
 
 
 def _installed(folder: Path) -> dict[str, str]:
