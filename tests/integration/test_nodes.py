@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,12 @@ from tests.support.raw import Closed, array, bulk, encode
 StartProxy = Callable[..., ProxyDaemon]
 A_SLOT = slot_of("a")
 UNCERTAIN = b"executed"  # what the error of a lost write says: it may have been
+
+
+@pytest.fixture
+def start_proxy(start_proxy: StartProxy) -> StartProxy:
+    """One worker each: what nodes do wrong concerns every worker by itself."""
+    return partial(start_proxy, workers=1)
 
 
 @pytest.fixture

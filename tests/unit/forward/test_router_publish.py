@@ -171,6 +171,8 @@ def test_a_large_topology_is_published_at_once(play: Play, options: dict[str, in
         stage.router.publish(*new)
         best_s = min(best_s, time.process_time() - began)
         stage.turn()
+        if best_s < most_s:
+            break
     print(f"{best_s * 1e6:.0f} us")
     assert best_s < most_s
 
