@@ -25,7 +25,8 @@ from pathlib import Path
 
 import redis
 
-from proxy.embedded import HOST, EmbeddedCluster, EmbeddedError, EmbeddedNode, die_with_parent, wait_for
+from proxy.embedded import HOST, EmbeddedCluster, EmbeddedError, EmbeddedNode, wait_for
+from proxy.system.child import start_mortal
 
 START_S = 20.0
 STOP_S = 20.0
@@ -104,12 +105,11 @@ def _proxy(port: int, admin_port: int, seeds: list[str], stop: threading.Event) 
             f'admin: {{address: "{HOST}:{admin_port}"}}\n'
         )
         with log.open("wb") as output:
-            process = subprocess.Popen(
+            process = start_mortal(
                 [sys.executable, "-m", "proxy.cli", "-c", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                preexec_fn=die_with_parent(),
                 start_new_session=True,  # Ctrl-C is for this process: it ends the proxy first, then the cluster
             )
         try:

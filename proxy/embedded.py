@@ -15,14 +15,12 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import random
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +32,9 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError
 
+from proxy.system.child import die_with_parent as die_with_parent
+from proxy.system.child import start_mortal
+
 HOST = "127.0.0.1"
 SLOTS = 16384
 BUS_OFFSET = 10000
@@ -43,7 +44,6 @@ MIGRATE_TIMEOUT_MS = 5000
 FORMING_MS = 2000  # the longest cluster-node-timeout while nodes meet
 # Below the usual ephemeral range (32768 and up), bus ports included: the kernel gives none of these out by itself.
 PORT_FIRST, PORT_LAST = 11000, 21999
-PR_SET_PDEATHSIG = 1
 PREFIX = "redis-proxy-cluster-"  # of folders; then the owner's process id
 
 
@@ -90,21 +90,6 @@ def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
         if time.monotonic() > deadline:
             raise EmbeddedError(f"not within {timeout_s:g} s: {what}")
         time.sleep(POLL_S)
-
-
-def die_with_parent() -> Callable[[], None] | None:
-    """A Popen preexec_fn that has the kernel kill the child when its parent dies; None where there is no prctl."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: the forked child must not load libraries
-    parent = os.getpid()
-
-    def arm() -> None:
-        prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:  # the parent died before the call
-            os._exit(1)
-
-    return arm
 
 
 @dataclass(eq=False)
@@ -371,12 +356,11 @@ class EmbeddedCluster:
             socket_timeout=10,
         )
         try:
-            node.process = subprocess.Popen(
+            node.process = start_mortal(
                 [self.server, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                preexec_fn=die_with_parent(),
                 start_new_session=True,  # Ctrl-C on the terminal is the owner's to handle
             )
         except OSError as error:

@@ -9,3 +9,8 @@
 
 Only the main process reads it: workers get plain values (proxy.ipc.settings).
 """
+
+import os
+
+# pydantic would look for plugins in the metadata of every package that is installed, each time the daemon starts.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")

@@ -26,17 +26,26 @@ def descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+@pytest.fixture(scope="module")
+def impatient(small_cluster: EmbeddedCluster) -> Iterator[ProxyDaemon]:
+    """One for all kinds: each test sees that nothing is left of its clients."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    config = {"clients": {"frame_timeout": "1s", "idle_timeout": "1s"}}
+    with ProxyDaemon(small_cluster.seeds, config) as daemon:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        with daemon.raw() as raw:
+            raw.command("SET", "large", "x" * worst.LARGE)
+        yield daemon
+
+
 @pytest.mark.alone
 @pytest.mark.parametrize("kind", [name for name in worst.KINDS if name not in ("nobody", "a busy client")])
-def test_one_that_behaves_is_served(
-    small_cluster: EmbeddedCluster, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_one_that_behaves_is_served(impatient: ProxyDaemon, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(worst, "MANY", 300)
     monkeypatch.setattr(worst, "HERD", 1000)
     monkeypatch.setattr(worst, "PAUSE_S", 0.2)
-    daemon = start_proxy(small_cluster.seeds, {"clients": {"frame_timeout": "1s", "idle_timeout": "1s"}})
-    with daemon.raw() as raw:
-        raw.command("SET", "large", "x" * worst.LARGE)
+    daemon = impatient
     row = worst.measure(daemon, kind, 1.0)
     assert row.errors == 0
     assert row.gets > 10

@@ -21,7 +21,8 @@ from tests.support.raw import bulk, encode
 
 pytestmark = pytest.mark.alone
 
-DURATION_S = 0.5  # three times: in one of them, this machine may be busy with something else
+DURATION_S = 0.5
+TIMES = 3  # unless all is well at once: in one of them, this machine may be busy with something else
 MEDIAN_S = 0.020  # it was 34 ms at least
 P99_S = 0.060
 PASSWORD = "secret"
@@ -108,13 +109,13 @@ def flooded(daemon: ProxyDaemon, command: bytes) -> Iterator[subprocess.Popen[st
 
 
 def latencies(daemon: ProxyDaemon, password: str = "") -> list[list[float]]:
-    """Seconds that one GET after another takes, shortest first, three times for DURATION_S."""
-    windows = []
+    """Seconds that one GET after another takes, shortest first, for DURATION_S, until it is as promised or TIMES."""
+    windows: list[list[float]] = []
     with daemon.raw(timeout_s=20) as raw:
         if password:
             assert raw.command("AUTH", password) == b"+OK\r\n"
         assert raw.command("SET", "mine", "v") == b"+OK\r\n"
-        for _ in range(3):
+        while len(windows) < TIMES and not (windows and promised(windows[-1])):
             found = []
             until = time.perf_counter() + DURATION_S
             while (started := time.perf_counter()) < until:
@@ -124,10 +125,20 @@ def latencies(daemon: ProxyDaemon, password: str = "") -> list[list[float]]:
     return windows
 
 
+def median_and_p99(found: list[float]) -> tuple[float, float]:
+    """Of seconds, shortest first."""
+    return found[len(found) // 2], found[len(found) * 99 // 100]
+
+
+def promised(found: list[float]) -> bool:
+    """Whether both are within their bounds."""
+    median, p99 = median_and_p99(found)
+    return median < MEDIAN_S and p99 < P99_S
+
+
 def check(windows: list[list[float]]) -> None:
     """The median and the 99th percentile, printed, and the best compared with what is promised."""
-    medians = [found[len(found) // 2] for found in windows]
-    p99s = [found[len(found) * 99 // 100] for found in windows]
+    medians, p99s = zip(*map(median_and_p99, windows), strict=True)
     for median, p99, found in zip(medians, p99s, windows, strict=True):
         print(f"{len(found)} GETs, median {median * 1e3:.2f} ms, p99 {p99 * 1e3:.2f}, worst {found[-1] * 1e3:.2f}")
     assert min(medians) < MEDIAN_S

@@ -6,6 +6,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,6 +22,12 @@ from tests.support.standstill import Standstill
 StartProxy = Callable[..., ProxyDaemon]
 A_SLOT = slot_of("a")
 UNCERTAIN = b"executed"  # what the error of a lost write says: it may have been
+
+
+@pytest.fixture
+def start_proxy(start_proxy: StartProxy) -> StartProxy:
+    """One worker each: what nodes do wrong concerns every worker by itself."""
+    return partial(start_proxy, workers=1)
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from types import TracebackType
 
 import redis
 
-from proxy.embedded import HOST, EmbeddedCluster, EmbeddedError, default_server, die_with_parent, free_port, wait_for
+from proxy.embedded import HOST, EmbeddedCluster, EmbeddedError, default_server, free_port, wait_for
+from proxy.system.child import start_mortal
 from tests.support.raw import RawClient
 
 
@@ -81,12 +82,11 @@ class Standalone:
     def __enter__(self) -> Standalone:
         for _ in range(20):
             self.port = free_port()
-            self._process = subprocess.Popen(
+            self._process = start_mortal(
                 [self._server, *self._settings()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                preexec_fn=die_with_parent(),
             )
             try:
                 wait_for(self._answers_or_died, 10, "standalone server")

@@ -28,6 +28,7 @@ from typing import Any
 import redis
 
 from proxy.embedded import HOST, die_with_parent, free_port, wait_for, wait_or_none
+from proxy.system.child import start_mortal
 from tests.support.processes import (
     alive,
     children,
@@ -368,7 +369,7 @@ class ProxyDaemon:
         activate = [sys.executable, "-c", ACTIVATE, str(len(passed)), *map(str, passed)] if passed else []
         self.configure(self._extra)
         with open(self.folder / "log", "wb") as log:
-            self.process = subprocess.Popen(
+            self.process = start_mortal(
                 [*self._prefix, *activate, *COMMAND, "-c", str(self.file)],
                 pass_fds=passed,
                 stdin=subprocess.DEVNULL,
@@ -377,7 +378,6 @@ class ProxyDaemon:
                 cwd=ROOT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
-                preexec_fn=die_with_parent(),
             )
 
     def _ready_or_dead(self) -> bool:

@@ -175,6 +175,8 @@ def test_a_large_topology_is_published_at_once(play: Play, options: dict[str, in
         sum(n * n for n in range(20_000))
         yardstick_s = min(yardstick_s, time.process_time() - began)
         stage.turn()
+        if best_s < most * yardstick_s:
+            break
     print(f"{best_s * 1e6:.0f} us, {best_s / yardstick_s:.2f} of the yardstick")
     assert best_s < most * yardstick_s
 

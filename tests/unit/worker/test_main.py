@@ -140,7 +140,7 @@ def test_how_long_it_takes_to_start(node: FakeNode, tmp_path: Path) -> None:
     async def scene(parent: Parent) -> None:
         times.append(parent.heard[0][0] - parent.begun_s)
 
-    for _ in range(5):
+    while len(times) < 5 and min(times, default=1.0) > 2 * READY_S:
         run(start(configured(), node.address), scene, tmp_path, environment=_installed(tmp_path))
         begun_s = time.monotonic()
         subprocess.run([sys.executable, "-P", "-c", "import asyncio"], check=True, env=_installed(tmp_path))
