@@ -167,7 +167,9 @@ cdef class Blocking(Command):
     cdef void unblock(self, bint error, object told) noexcept:
         if told is not None:
             self.askers.append(told)
-            self.keep_on()                  # whoever wants its end is not to get a pause of it
+            if self.keep_on():              # whoever wants its end is not to get a pause of it
+                self.with_error = error
+                self.lapses = not error     # its node has been told to end it with an error, and is going to
         if self.unblocking:
             return                          # what is answered to that is answered to this
         self.unblocking = True

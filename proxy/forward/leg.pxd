@@ -47,6 +47,7 @@ cdef class Command(Wait):
     cdef bytes cover            # of WAIT: what goes before it
     cdef bint for_replicas      # it is WAIT or WAITAOF
     cdef bint sent              # once at least
+    cdef bint lapses            # CLIENT UNBLOCK ... TIMEOUT came when its node was being told to end it with an error
     cdef Timeout timeout
     cdef int parting            # a Parting: why it is to be over before its time
     cdef bint left_early        # the client had ended its input before the command began

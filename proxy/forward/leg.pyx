@@ -244,6 +244,10 @@ cdef class Leg(Sink):
                 self.release()
                 b.lose()
                 return
+            if b.lapses:
+                self.release()
+                b.elapsed()
+                return
             if self.suspended:
                 self.suspended = False
                 self.release()

@@ -10,7 +10,7 @@ from proxy.forward.clients import close_idle, drain
 from proxy.forward.gate import held, pending, set_paused
 from proxy.resp import errors
 from proxy.resp.encode import encode_command
-from tests.support.blocked import NODE_ID, POP, blocked, leases, shared, unblock
+from tests.support.blocked import NODE_ID, POP, blocked, free, leases, shared, unblock
 from tests.support.datapath import KEY_A, A, B, End, Play, Stage
 from tests.support.dialogue import GET_A, GET_B, PING, REFUSALS, SET_A, exchange, moved, sized
 
@@ -343,8 +343,9 @@ def test_a_pause_that_is_over_while_what_blocks_is_being_ended(play: Play, over:
     assert (client.get(), told) == (errors.UNBLOCKED, [True])
 
 
+@pytest.mark.parametrize("error", [True, False])
 @pytest.mark.parametrize("paused", [True, False])
-def test_who_asks_for_its_end_while_it_is_being_suspended(play: Play, paused: bool) -> None:
+def test_who_asks_for_its_end_while_it_is_being_suspended(play: Play, paused: bool, error: bool) -> None:
     """It has been ended, but for the pause: it is not begun again, and its client hears of it."""
     stage = play()
     node = shared(stage)
@@ -355,10 +356,28 @@ def test_who_asks_for_its_end_while_it_is_being_suspended(play: Play, paused: bo
     if not paused:
         pause(stage)
     told: list[bool] = []
-    stage.accepted.unblock(True, told.append)
+    stage.accepted.unblock(error, told.append)
     node.send(b":1\r\n")
     stage.turn()
-    assert (client.get(), told, waiting.get()) == (errors.UNBLOCKED, [True], b"")
+    assert (client.get(), told, waiting.get()) == (errors.UNBLOCKED if error else b"*-1\r\n", [True], b"")
+
+
+@pytest.mark.parametrize("told_first", [True, False])
+def test_who_asks_for_the_end_of_its_time_while_it_is_being_suspended(play: Play, told_first: bool) -> None:
+    """CLIENT UNBLOCK without ERROR: it gets nothing, as at its timeout, though its node ends it with an error."""
+    stage = play()
+    node = shared(stage)
+    client, waiting = blocked(stage)
+    pause(stage, A)
+    told: list[bool] = []
+    stage.accepted.unblock(False, told.append)
+    assert node.get() == unblock()
+    answers = [(node, b":1\r\n"), (waiting, errors.UNBLOCKED)]
+    for end, answer in answers if told_first else reversed(answers):
+        end.send(answer)
+        stage.turn()
+    assert (client.get(), told, waiting.get()) == (b"*-1\r\n", [True], b"")
+    free(stage)
 
 
 def test_what_is_refused_while_it_is_being_suspended(play: Play) -> None:
