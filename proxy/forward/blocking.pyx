@@ -79,7 +79,7 @@ cdef void begin(Client client, Call* call) noexcept:
     for leg in b.legs:
         if b.parent != NULL:
             leg.go()
-    if b.parent != NULL and (client.half_closed or client.eof) and not client.draining:
+    if b.parent != NULL and (client.half_closed or client.eof and not client.draining):
         b.left_early = True                 # what is there for it now it gets, as from Redis
         b.part(LEFT)
 

@@ -18,7 +18,7 @@ cdef class Client(ClientInfo):
     cdef bint closing                       # closed as soon as everything is answered and taken; no more input counts
     cdef int close_reason
     cdef readonly bint draining             # see drain()
-    cdef bint heard                         # ... and read for the last time
+    cdef int64_t unread_bytes               # ... bytes that had come by then and are still to be read
     cdef int64_t lingering_ns               # when it was told the end; 0 = not yet
     cdef int budget                         # what is left of its turn
     cdef uint64_t turn_in                   # the batch of that turn

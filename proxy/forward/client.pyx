@@ -133,11 +133,9 @@ cdef class Client(ClientInfo):
 
     cdef int64_t held(self) noexcept:
         """See memory."""
-        return (
-            self.replies.account.held + <int64_t> (
-                self.rest.cap + self.replies.out.cap + self.texts + self.queued_bytes()
-                + self.args_counted * sizeof(Arg) + self.replies.inflight * sizeof(Request) + self.subscribed
-            )
+        return self.replies.account.held + <int64_t> (
+            self.rest.cap + self.replies.out.cap + self.texts + self.queued_bytes()
+            + self.args_counted * sizeof(Arg) + self.replies.inflight * sizeof(Request) + self.subscribed
         )
 
     cdef bint takes(self) noexcept:
@@ -200,7 +198,7 @@ cdef class Client(ClientInfo):
                     self.close(CLOSE_CLIENT)
                 return
             if n == 0:
-                self.eof = True
+                self.eof = self.half_closed = True
                 self.want(self.interest & ~WANT_READ)
                 self.reactor.touch(self)
                 if self.wait is not None:
@@ -360,8 +358,6 @@ cdef class Client(ClientInfo):
         self.say(metric, b"-ERR internal error\r\n")
         self.path.responder.raised(what, error)
 
-    # -- answers of our own --------------------------------------------------------------------------------------
-
     cdef void say(self, int metric, bytes text) noexcept:
         """An answer of our own, in its turn."""
         self.replies.say(metric, text, len(text))
@@ -399,9 +395,10 @@ cdef class Client(ClientInfo):
             ):
                 self.depart()
                 return
-            if self.waits_for_room and (self.half_closed or self.eof) and buffer_len(&self.rest) > LARGE_REST:
-                self.close(CLOSE_CLIENT)        # it has most likely left: this would be kept for nobody
-                return
+            if self.waits_for_room and buffer_len(&self.rest) > LARGE_REST:
+                if self.half_closed or self.eof and not self.draining:
+                    self.close(CLOSE_CLIENT)    # it has most likely left: this would be kept for nobody
+                    return
         if self.paused and not self.waits_for_room and replies.relieved():
             self.paused = False
             self.resume()
@@ -432,6 +429,7 @@ cdef class Client(ClientInfo):
         if self.fd < 0 or self.draining:
             return
         self.draining = True
+        self.unread_bytes = self.unread()  # of one that was held back, or that had no turn; depart() reads it
         self.replies.stopped = False        # what it has sent is finished first: then it holds nothing
         if not self.eof and not self.closing:
             self.close_reason = CLOSE_SHUTDOWN
@@ -442,11 +440,14 @@ cdef class Client(ClientInfo):
     cdef void depart(self) noexcept:
         """Everything is answered and taken. A draining client is told the end and may send until it closes, too: bytes
         that come to a closed socket, or lie in it unread, make a reset, which can overtake the replies."""
+        cdef int64_t before, read
         if not self.draining:
             self.close(self.close_reason if self.closing else CLOSE_CLIENT)
-        elif not self.heard:
-            self.heard = True               # what lies unread, of a client that was held back too, is carried out: once
+        elif self.unread_bytes > 0:
+            before = self.path.counts.client_in
             self.read()
+            read = self.path.counts.client_in - before
+            self.unread_bytes = self.unread_bytes - read if read else 0
             self.reactor.touch(self)
         elif not self.lingering_ns:
             self.end_of_output()

@@ -36,6 +36,7 @@ cdef class Peer:
     cdef ssize_t receive(self, char* to, size_t n) noexcept
     cdef ssize_t transmit(self, const char* p, size_t n) noexcept
     cdef int in_kernel(self) noexcept
+    cdef int unread(self) noexcept
     cdef void end_of_output(self) noexcept
     cdef void want(self, uint32_t interest) noexcept
     cdef bint open_fd(self, int fd) noexcept

@@ -55,7 +55,7 @@ cdef extern from "sys/ioctl.h" nogil:
     int ioctl(int fd, unsigned long request, ...)
 
 cdef extern from "linux/sockios.h" nogil:
-    unsigned long SIOCOUTQ
+    unsigned long SIOCOUTQ, SIOCINQ
 
 cdef extern from "sys/prctl.h" nogil:
     int prctl(int option, unsigned long arg)
@@ -149,6 +149,11 @@ cdef class Peer:
         if ioctl(self.fd, SIOCOUTQ, &n) != 0:
             return 0
         return n
+
+    cdef int unread(self) noexcept:
+        """Bytes that have come and were not read; 0 when that cannot be told."""
+        cdef int n = 0
+        return n if ioctl(self.fd, SIOCINQ, &n) == 0 else 0
 
     cdef void end_of_output(self) noexcept:
         """Tells the other side that nothing more will come; it may go on sending."""

@@ -128,6 +128,34 @@ def test_who_is_to_go_is_carried_out(play: Play) -> None:
     assert client.closed
 
 
+@pytest.mark.parametrize("how", ["half", "close"])
+def test_who_has_left_does_not_begin_to_wait_in_a_drain(play: Play, how: str) -> None:
+    """An element that comes meanwhile would be popped for nobody."""
+    stage = play()
+    common = shared(stage)
+    pause(stage, A)
+    client = over_tcp(stage)
+    client.send(encode_command("CLIENT", "REPLY", "SKIP") + SET_A + POP)
+    stage.until(lambda: held(stage.path))
+    if how == "half":
+        client.sock.shutdown(socket.SHUT_WR)
+    else:
+        client.close()
+    stage.until(lambda: stage.accepted.half_closed)
+    drain(stage.accepted)
+    pause(stage)
+    assert common.get() == SET_A
+    common.send(b"+OK\r\n")
+    stage.until(lambda: leases(stage))
+    for lease in leases(stage):
+        lease.client_id = NODE_ID
+    stage.until(lambda: common.get() == unblock())
+    stage.node(A).send(errors.UNBLOCKED)
+    common.send(b":1\r\n")
+    stage.until(lambda: stage.accepted not in stage.path.clients)
+    assert stage.count("blocked") == 0
+
+
 def test_nobody_was_idle(play: Play) -> None:
     """Neither those that are held, nor those that are let go and have not had their turn yet."""
     stage = play()
