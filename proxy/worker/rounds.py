@@ -1,6 +1,7 @@
 """What a worker looks at again and again: deadlines and stalls, leases, clients that are idle or slow, memory.
 
 Called by worker.worker; start() and stop(). Each round arms the next one first, so that one that fails is not the last.
+Where the process stood still, what has come meanwhile is read before anybody counts as idle or late.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from proxy.ipc.settings import Clients
 from proxy.worker.status import WorkerStatus
 
 _SWEEP_S: Final = 0.05  # deadlines and stalls are noticed this late at most
+_READ_S: Final = 0.01  # for what has come while the process stood still to be read: timers come first
+_PUT_OFF: Final = 5  # times in a row that a sweep waits for that: a loop that is always late must not wait for ever
 _LINGER_S: Final = 1.0  # a client that was told the end has this long to close
 _TRIM_S: Final = 2.0
 _LOOK_S: Final = 1.0  # between two looks at blocked commands whose node has lost its role, and beats of the pulse
@@ -50,12 +53,15 @@ class Rounds:
         for timer in self._timers.values():
             timer.cancel()
 
-    def _sweep(self, due_s: float | None = None) -> None:
+    def _sweep(self, due_s: float | None = None, put_off: int = 0) -> None:
         now_s = self._loop.time()
-        next_s = now_s + _SWEEP_S
-        self._timers["sweep"] = self._loop.call_at(next_s, self._sweep, next_s)
-        if due_s is not None:
-            self._status.lag_s = max(0.0, now_s - due_s)
+        late_s = max(0.0, now_s - due_s) if due_s is not None else 0.0
+        stood_still = late_s > _SWEEP_S and put_off < _PUT_OFF
+        next_s = now_s + (_READ_S if stood_still else _SWEEP_S)
+        self._timers["sweep"] = self._loop.call_at(next_s, self._sweep, next_s, put_off + 1 if stood_still else 0)
+        self._status.lag_s = late_s
+        if stood_still:
+            return
         self._router.sweep()
         self._path.leases.sweep()
         self.keep_up()

@@ -81,7 +81,7 @@ def test_busy_clients_lose_nothing(small_cluster: EmbeddedCluster, start_proxy: 
 def test_readiness_fails_first(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
     """During drain.delay it takes clients like before: the balancer has not noticed yet."""
     for delay_s in (2, 4, 8, 16):  # as long as this machine needs for what is asked meanwhile
-        daemon = start_proxy(small_cluster.seeds, {"drain": {"delay": f"{delay_s}s"}})
+        daemon = start_proxy(small_cluster.seeds, {"drain": {"delay": f"{delay_s}s", "timeout": "10s"}})
         with Load(daemon.address, 6, checked=False) as load:
             began_s = time.monotonic()
             daemon.signal(signal.SIGTERM)

@@ -50,7 +50,7 @@ def fails(daemon: ProxyDaemon, attempts: int) -> str:
 
 def test_upgrades(small_cluster: EmbeddedCluster, start_proxy: StartProxy) -> None:
     """Twice in a row, by TCP and by Unix socket: nobody is refused, clients of the old one lose nothing."""
-    first = start_proxy(small_cluster.seeds, unix=True)
+    first = start_proxy(small_cluster.seeds, {"drain": {"timeout": "10s"}}, unix=True)
     with (
         Load(first.address, 20, checked=False) as load,
         Knocks([first.address, first.unix_path]) as knocks,

@@ -258,12 +258,16 @@ def test_nobody_is_idle_or_forgotten(cluster: EmbeddedCluster, start_proxy: Star
     daemon = start_proxy(cluster.seeds, {"clients": {"admin_password": "s3cret", "idle_timeout": "1s"}})
     node = cluster.primaries()[0]
     key = key_of(cluster, node, f"idle{resume}")
+    node.command("DEL", key, f"{{{key}}}left")
     with admin(daemon) as operator:
         begun_s = time.monotonic()
         assert operator.command("PROXY", "PAUSE", "NODE", node.address, 60000 if resume else 1500) == b"+OK\r\n"
-        clients = [daemon.raw(timeout_s=30) for _ in range(300)]
-        for client in clients:
-            client.send(encode("INCR", key))
+        clients = []
+        for n in range(300):
+            clients.append(daemon.raw(timeout_s=30))
+            clients[-1].send(encode("INCR", key))  # at once: until then it is idle
+            if n % 30 == 0:
+                assert operator.command("PING") == b"+PONG\r\n"  # and so would this one be
         clients[0].sock.shutdown(socket.SHUT_WR)
         with daemon.raw() as leaving:
             leaving.send(encode("SET", f"{{{key}}}left", "1"))

@@ -43,7 +43,7 @@ from tests.support.raw import Closed, RawClient
 
 __all__ = ["COMMAND", "ROOT", "ProxyDaemon", "merge", "occupied_port", "run_cli", "session_members"]
 
-START_S = 20.0
+START_S = 40.0
 STOP_S = 20.0
 WORKERS = 2
 DRAIN_S = 2
