@@ -32,7 +32,7 @@ from proxy.worker.worker import Worker
 TCP = "127.0.0.1:7617"
 UNIX = "unix:/run/proxy.sock"
 RUN_ID = "0123456789abcdef0123456789abcdef01234567"
-WAIT_S = 10.0
+WAIT_S = 30.0
 WHOLE = [(0, 16383)]
 
 
