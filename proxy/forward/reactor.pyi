@@ -1,7 +1,7 @@
 import asyncio
 
 def put_forward(ns: int) -> None:
-    """Makes it so much later for all of the data path: tests need not wait for a deadline, nor be quicker than it."""
+    """Makes it so much later for all of the data path: a test need neither wait for a deadline nor be quicker."""
 
 class Peer:
     """A socket of the data path. Subclasses say what to do when it is ready and when a batch ends."""

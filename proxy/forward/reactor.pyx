@@ -81,7 +81,7 @@ cdef int64_t monotonic_ns() noexcept nogil:
 
 
 def put_forward(int64_t ns):
-    """Makes it so much later for all of the data path: tests need not wait for a deadline, nor be quicker than it."""
+    """Makes it so much later for all of the data path: a test need neither wait for a deadline nor be quicker."""
     global ahead_ns
     ahead_ns += ns
 

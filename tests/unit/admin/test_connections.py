@@ -91,20 +91,28 @@ def test_idle_connections_are_capped_and_end(monkeypatch: pytest.MonkeyPatch, ca
     assert warned(caplog) == ["admin connection refused: too many are open"]
 
 
-def test_who_asks_is_answered_whoever_is_idle() -> None:
+def test_who_asks_is_answered_whoever_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection that has been idle for longest gives way."""
+    monkeypatch.setattr(connections, "HEAD_S", 60.0)  # nobody's time ends meanwhile
 
     async def check(proxy: Proxy, server: AdminServer) -> None:
-        async with many(server.port, MAX_CONNECTIONS) as opened:
-            async with asyncio.timeout(5):
-                while len(server._connections) < MAX_CONNECTIONS:
-                    await asyncio.sleep(0.001)
-            await until_old(server)
-            for _ in range(3):
-                async with connection(server.port, LIVE) as (reader, _):
-                    assert (await answer(reader))[1] == b"live\n"
-            assert await ended(opened[0][0]) == b""
-            assert not opened[-1][0].at_eof()
+        async with many(server.port, 1) as oldest:
+            while not server._connections:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)  # those that are accepted in one turn of the loop are of one age
+            async with many(server.port, MAX_CONNECTIONS - 1) as opened:
+                async with asyncio.timeout(5):
+                    while len(server._connections) < MAX_CONNECTIONS:
+                        await asyncio.sleep(0.001)
+                await until_old(server)
+                for _ in range(3):
+                    async with connection(server.port, LIVE) as (reader, _):
+                        assert (await answer(reader))[1] == b"live\n"
+                    while len(server._connections) >= MAX_CONNECTIONS:  # the next one needs nobody to give way
+                        await asyncio.sleep(0.001)
+                async with asyncio.timeout(5):
+                    assert await ended(oldest[0][0]) == b""
+                assert not any(reader.at_eof() for reader, _ in opened)
 
     serve(check)
 
@@ -125,7 +133,9 @@ def test_the_cap_is_the_servers_and_not_one_of_each_address() -> None:
 
 
 def test_300_scrapes_at_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(connections, "_NEW_S", 10.0)  # so long as this machine may take
+    monkeypatch.setattr(connections, "_NEW_S", 30.0)  # so long as this machine may take
+    monkeypatch.setattr(connections, "HEAD_S", 30.0)
+    monkeypatch.setattr("proxy.admin.http.ANSWER_S", 30.0)
 
     async def check(proxy: Proxy, server: AdminServer) -> None:
         proxy.gate.clear()

@@ -75,10 +75,13 @@ def server(answer: Callable[[socket.socket], None]) -> Iterator[Seen]:
 
 
 def test_every_connection_is_answered_and_half_of_them_end_with_a_reset() -> None:
-    with server(lambda client: client.sendall(PONG)) as seen:
-        told = Churn(seen.port, 200.0, 0.5).run()
-    assert told["failures"] == {}
-    assert told["begun"] == told["answered"]
+    for _ in range(20):
+        with server(lambda client: client.sendall(PONG)) as seen:
+            told = Churn(seen.port, 200.0, 0.5).run()
+        assert told["failures"] == {}
+        assert told["begun"] == told["answered"]
+        if told["answered"] >= 2 * churn_client.SOURCES:  # else this process stood still nearly all the time
+            break
     assert 2 * churn_client.SOURCES <= told["answered"] <= 101  # fewer than 100 on a machine that stalls
     assert 0 < told["p50_ms"] <= told["p99_ms"] <= told["max_ms"]
     assert abs(seen.ends.count("reset") - seen.ends.count("closed")) <= 1
@@ -88,8 +91,8 @@ def test_every_connection_is_answered_and_half_of_them_end_with_a_reset() -> Non
 
 def test_the_rate_is_kept_however_short_the_visits() -> None:
     with server(lambda client: client.sendall(PONG)) as seen:
-        told = Churn(seen.port, 50.0, 0.4).run()
-    assert 2 <= told["begun"] <= 21
+        told = Churn(seen.port, 50.0, 1.0).run()
+    assert 2 <= told["begun"] <= 51
     assert told["rate"] <= 55
 
 
@@ -104,7 +107,7 @@ def test_the_rate_is_kept_however_short_the_visits() -> None:
 def test_what_is_no_answer_is_a_failure(
     answer: Callable[[socket.socket], None], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(churn_client, "ANSWER_S", 0.2)
+    monkeypatch.setattr(churn_client, "ANSWER_S", 0.2 if reason == "not answered" else 10.0)
     with server(answer) as seen:
         told = Churn(seen.port, 100.0, 0.1).run()
     assert told["answered"] == 0
@@ -133,10 +136,10 @@ def test_nobody_listens() -> None:
 
 
 def test_no_more_than_so_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(churn_client, "ANSWER_S", 0.3)
+    monkeypatch.setattr(churn_client, "ANSWER_S", 1.5)
     monkeypatch.setattr(churn_client, "IN_FLIGHT", 3)
     with server(lambda client: None) as seen:
-        told = Churn(seen.port, 1000.0, 0.1).run()
+        told = Churn(seen.port, 1000.0, 1.0).run()
     assert told["begun"] == 3
     assert seen.most == 3
 

@@ -129,7 +129,7 @@ def test_what_counts_as_down(node: FakeNode, fault: str) -> None:
         await until(lambda: changes)
         await until(lambda: len(node.sessions) >= 3 or fault == "refused")
 
-    ((changed, usable, reason),) = run(scene, timeout_s=0.1 if fault == "silent" else 5.0)
+    ((changed, usable, reason),) = run(scene, timeout_s=0.5 if fault == "silent" else 5.0)
     assert (changed, usable) == (address, False)
     assert {"refused": "Connection refused", "silent": "does not answer in time"}[fault] in reason
 
@@ -155,7 +155,7 @@ def test_one_that_refuses_to_be_asked(node: FakeNode, refusal: Any) -> None:
         health.set_nodes([replica(node, "fail")])
         assert not health.usable(at(node))
 
-    run(scene, timeout_s=0.1, password="old")
+    run(scene, timeout_s=1.0, password="old")
 
 
 class TestWhatTheTopologySays:
@@ -305,7 +305,7 @@ class TestNodesComeAndGo:
             health.set_nodes([])
             await until(lambda: closed(node))
 
-        assert run(scene, timeout_s=0.2) == []
+        assert run(scene, timeout_s=1.5) == []
 
 
 def test_no_more_probes_at_a_time_than_allowed(start_node: Callable[[], FakeNode]) -> None:

@@ -72,9 +72,11 @@ def test_killed_where_the_client_does_not_take_it(play: Play) -> None:
     shared(stage)
     _, node = blocked(stage)
     stage.accepted.kill()
+    stage.put_forward(-1000.0)  # it has time for what follows
     stage.pour(node, POPPED[:4] + b"$1\r\nb\r\n$4000000\r\n" + b"v" * 4000000 + b"\r\n")
     free(stage)
     assert stage.accepted in stage.path.clients
+    stage.put_forward(1000.0)
     stage.until(lambda: stage.accepted not in stage.path.clients)
     assert stage.count("closed")["killed"] == 1
 

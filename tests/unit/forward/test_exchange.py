@@ -46,10 +46,12 @@ def test_a_node_that_cannot_be_reached_and_recovers(play: Play) -> None:
 
 
 def test_a_node_that_stays_down_until_the_deadline(play: Play) -> None:
-    stage = play(timeout_s=0.5)
+    stage = play(timeout_s=500.0, failover_s=5000.0)
     stage.unreachable.add(A)
     client = stage.client()
     client.send(SET_A + GET_A)
+    stage.turn(6)
+    stage.pass_time(600.0)
     assert stage.hear(client, 2 * len(TEXTS["down"])) == TEXTS["down"] * 2
     assert stage.nodes == {}
     gave_up = [count for (_, outcome), count in stage.count("retries").items() if outcome == "gave_up"]

@@ -214,14 +214,16 @@ def test_a_script_in_doubt_is_asked_for_with_all_its_keys(play: Play) -> None:
 
 def test_a_node_that_is_gone_before_it_answers_for_a_script(play: Play) -> None:
     """Half of the time is the node's, the rest is for whoever has taken over; no MOVED reaches the client."""
-    stage = play(timeout_s=1.0)
+    stage = play(timeout_s=1000.0, stall_s=5000.0, failover_s=5000.0)
     client = stage.client()
     client.send(SCRIPTS[0])
     stage.turn()
     exchange(stage, A, SCRIPTS[0], moved(B))
     exchange(stage, A, EXISTS_A, b"")
     stage.publish([(B, [], [(0, 16383)])])
-    stage.until(lambda: B in stage.nodes, sweep=True)
+    stage.pass_time(600.0, sweep=True)
+    stage.turn()
+    assert B in stage.nodes
     exchange(stage, B, SCRIPTS[0], b":1\r\n")
     assert client.get() == b":1\r\n"
 

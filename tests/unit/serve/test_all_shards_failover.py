@@ -118,7 +118,7 @@ def test_a_replica_that_is_lost_while_it_is_asked_is_left_out(play: Callable[...
 
 
 def test_a_replica_that_does_not_answer_in_time_is_left_out(play: Callable[..., Stage]) -> None:
-    stage = play(timeout_s=100.0)
+    stage = play(timeout_s=100.0, stall_s=5000.0)
     client = send(stage, NUMPAT)
     for address in (A, B, C):
         stage.node(address).send(integer(1))

@@ -251,7 +251,7 @@ class TestRequests:
     def test_max_redirections(self, node: FakeNode) -> None:
         """As many are followed at once; then it waits, until the time is over."""
         node.on("GET", f"-MOVED 12182 {node.address}\r\n".encode())
-        slow = {"timeout": 0.3, "retry_backoff_min": 1800.0, "retry_backoff_max": 1800.0}
+        slow = {"timeout": 1.0, "retry_backoff_min": 1800.0, "retry_backoff_max": 1800.0}
 
         async def scene(worker: Worker, port: Port) -> None:
             client = Client(worker)
