@@ -41,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Until proxy.run has its handlers there is nothing to clean up, and a KeyboardInterrupt in the middle of an import
     # can be lost. For the same reason what takes long to import comes after this.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if argv is None:
+        # Until a daemon has started (supervisor): what is imported stays, and looking for garbage in it again and again
+        # took a third of the start. Commands end before there is much.
+        gc.disable()
     _open_standard_descriptors()
     outcome = _printing(lambda: _command(list(sys.argv[1:] if argv is None else argv)))
     if isinstance(outcome, int):
@@ -82,6 +86,7 @@ def _command(words: list[str]) -> Outcome:
     if words[:1] == ["demo"]:
         from proxy import demo  # only here: it needs what the daemon itself does not
 
+        gc.enable()
         return demo.main(words[1:])
     top, commands = parsers()
     if words and words[0] in ("-h", "--help", "--version"):
@@ -178,9 +183,6 @@ def _configured(p: argparse.ArgumentParser, options: argparse.Namespace) -> Outc
     if daemon:
         # They wait until proxy.run has handlers for them: a reload is no reason to die while the file is being read.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
-        # Until it has started (supervisor): what is imported stays, and looking for garbage in it again and again took
-        # a third of the start.
-        gc.disable()
     if options.config and options.seeds:
         p.error("give either -c FILE or the HOST:PORT of nodes, not both")
     file = options.config or ("" if options.seeds else DEFAULT_FILE)

@@ -23,7 +23,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -312,16 +312,10 @@ class EmbeddedCluster:
 
     def wait_ok(self, timeout_s: float = 20.0) -> None:
         """Until every live node calls the cluster ok with all slots, agrees on the owners, and replicas are in step."""
-        last: list[str] = []
-
-        def settled() -> bool:
-            last[:] = self._complaints()
-            return not last
-
         try:
-            wait_for(settled, timeout_s, "cluster_state:ok everywhere")
+            wait_for(self._is_whole, timeout_s, "cluster_state:ok everywhere")
         except EmbeddedError as late:
-            raise EmbeddedError(f"{late}; {'; '.join(last)}") from None
+            raise EmbeddedError(f"{late}; {'; '.join(self._complaints())}") from None
 
     # Inside
 
@@ -420,9 +414,11 @@ class EmbeddedCluster:
         text = node.command("CLUSTER", "NODES")
         return [line.split(" ") for line in text.splitlines()]
 
-    def _complaints(self) -> list[str]:
-        """What is missing for the cluster to be whole; empty when nothing is."""
-        found = []
+    def _is_whole(self) -> bool:
+        return next(self._complaints(), None) is None
+
+    def _complaints(self) -> Iterator[str]:
+        """What is missing for the cluster to be whole; nothing when it is. Asks for one after the other."""
         views = set()
         for node in self.nodes:
             if not node.alive:
@@ -430,20 +426,19 @@ class EmbeddedCluster:
             try:
                 info = node.cluster_info()
                 if info["cluster_state"] != "ok" or info["cluster_slots_ok"] != str(SLOTS):
-                    found.append(f"{node.address} says {info['cluster_state']}, {info['cluster_slots_ok']} slots ok")
+                    yield f"{node.address} says {info['cluster_state']}, {info['cluster_slots_ok']} slots ok"
                 table = self._nodes_table(node)
                 live = [fields for fields in table if "fail" not in fields[2].replace("nofailover", "").split(",")]
                 views.add(tuple(sorted((f[0], f[1].partition("@")[0], "master" in f[2], f[3], *f[8:]) for f in live)))
                 if any("handshake" in fields[2] for fields in table) or len(table) < len(self.nodes):
-                    found.append(f"{node.address} knows {len(table)} of {len(self.nodes)} nodes")
+                    yield f"{node.address} knows {len(table)} of {len(self.nodes)} nodes"
                 replication = node.info("replication")
                 if replication["role"] == "slave" and replication["master_link_status"] != "up":
-                    found.append(f"replica {node.address} is not in step")
+                    yield f"replica {node.address} is not in step"
             except (RedisError, KeyError) as error:
-                found.append(f"{node.address}: {error}")
+                yield f"{node.address}: {error}"
         if len(views) > 1:
-            found.append("nodes disagree on the topology")
-        return found
+            yield "nodes disagree on the topology"
 
 
 def wait_or_none(condition: Callable[[], Any], timeout_s: float) -> Any:

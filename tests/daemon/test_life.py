@@ -223,6 +223,28 @@ def test_sigusr1_reopens_the_log(small_cluster: EmbeddedCluster, start_proxy: St
     assert "stop" in path.read_text()
 
 
+def test_garbage_is_collected_once_it_has_started(
+    small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the main process and in its workers; not what was imported."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import gc, os, pathlib, threading, time\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "def tell():\n"
+        "    while not (folder / 'now').exists() or not gc.isenabled(): time.sleep(0.01)\n"
+        "    (folder / f'{os.getpid()}.gc').write_text(f'{gc.get_freeze_count() > 10000}.')\n"
+        "threading.Thread(target=tell, daemon=True).start()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    daemon = start_proxy(small_cluster.seeds)
+    wait_for(lambda: "msg=started" in daemon.log, 10, "it has started")
+    (tmp_path / "now").touch()
+    for pid in (daemon.pid, *daemon.worker_pids()):
+        told = tmp_path / f"{pid}.gc"
+        wait_for(lambda told=told: told.exists() and told.read_text().endswith("."), 10, "it tells")
+        assert told.read_text() == "True."
+
+
 def test_what_nobody_caught_is_a_line_of_the_log(
     small_cluster: EmbeddedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,7 +114,7 @@ class ChangingCluster(EmbeddedCluster):
         """Whether all nodes agree, in redis-cli's eyes too: it does nothing before that."""
         with contextlib.suppress(AssertionError, RedisError):
             self.redis_cli("check", self.nodes[0].address)
-            return not self._complaints()
+            return self._is_whole()
         return False
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import redis
 
-from proxy.embedded import HOST, die_with_parent, free_port, wait_for, wait_or_none
+from proxy.embedded import HOST, free_port, wait_for, wait_or_none
 from proxy.system.child import start_mortal
 from tests.support.processes import (
     alive,
@@ -70,14 +70,14 @@ ROOT = Path(__file__).parents[2]
 
 def run_cli(*arguments: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
     """Runs the command line to its end; stdout and stderr as text."""
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        cwd=ROOT,
-        preexec_fn=die_with_parent(),
-    )
+    words, piped = [*COMMAND, *arguments], subprocess.PIPE
+    with start_mortal(words, stdout=piped, stderr=piped, cwd=ROOT) as process:
+        try:
+            said, complained = process.communicate(timeout=timeout_s)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(words, process.returncode, said.decode(), complained.decode())
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
@@ -22,11 +21,10 @@ TEXT = "cluster: {seeds: ['10.0.0.1:7001']}\nclients: {max_clients: 5}\n"
 
 @pytest.fixture
 def signals() -> Iterator[None]:
-    """cli changes them, and the collection of garbage, for the whole process."""
+    """cli changes them for the whole process."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     interrupt = signal.getsignal(signal.SIGINT)
     yield
-    gc.enable()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     signal.signal(signal.SIGINT, interrupt)
 

@@ -27,15 +27,11 @@ _RUNS = numbers(1)
 cached_slot = lru_cache(maxsize=None)(slot_of)
 
 
-def runs(items: list[tuple[int, str]]) -> list[tuple[str, list[tuple[int, str]]]]:
-    """Neighbouring numbers with the same label."""
-    out: list[tuple[str, list[tuple[int, str]]]] = []
-    for item in items:
-        if out and out[-1][0] == item[1] and out[-1][1][-1][0] == item[0] - 1:
-            out[-1][1].append(item)
-        else:
-            out.append((item[1], [item]))
-    return out
+def runs(numbers: set[int]) -> list[tuple[int, int]]:
+    """First and last of those that are neighbours, in their order."""
+    firsts = numbers.difference([number + 1 for number in numbers])
+    lasts = numbers.difference([number - 1 for number in numbers])
+    return list(zip(sorted(firsts), sorted(lasts), strict=True))
 
 
 class Node:
@@ -59,8 +55,7 @@ class Node:
     def ranges(self) -> str:
         """The slots it owns, as CLUSTER NODES has them."""
         if self._spelt[0] != self.owned:
-            found = runs([(slot, "") for slot in sorted(self.owned)])
-            self._spelt = (set(self.owned), " ".join(f"{run[0][0]}-{run[-1][0]}" for _, run in found))
+            self._spelt = (set(self.owned), " ".join(f"{first}-{last}" for first, last in runs(self.owned)))
         return self._spelt[1]
 
     def in_slot(self, slot: int) -> list[bytes]:
@@ -97,8 +92,10 @@ class Stage:
 
     def owners(self) -> list[tuple[int, int, str]]:
         if self._ranges is None:
-            owners = sorted((slot, node.label) for slot, node in self.believed.items())
-            self._ranges = [(run[0][0], run[-1][0], label) for label, run in runs(owners)]
+            slots: dict[str, set[int]] = {node.label: set() for node in self.nodes}
+            for slot, node in self.believed.items():
+                slots[node.label].add(slot)
+            self._ranges = sorted((*run, label) for label, owned in slots.items() for run in runs(owned))
         return self._ranges
 
     def believe(self, slot: int, node: Node) -> None:
