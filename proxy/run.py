@@ -19,9 +19,9 @@ import uvloop
 
 from proxy.config.models import Settings
 from proxy.supervisor.supervisor import StartError, Supervisor
-from proxy.system import limits
+from proxy.system import handover, limits
 from proxy.system import log as logs
-from proxy.system.process import PREDECESSOR, WORKING, is_predecessor, set_title
+from proxy.system.process import PREDECESSOR, TOLD, is_predecessor, set_title
 from proxy.system.sd_notify import Notifier
 from proxy.system.sockets import (
     ADMIN,
@@ -81,7 +81,7 @@ def run(
             log.warning(warning)
         parent = os.environ.get(PREDECESSOR, "")  # inherited() takes it away
         predecessor = int(parent) if is_predecessor(parent) else 0
-        follows_working = os.environ.pop(WORKING, "") == "1"
+        told = os.environ.pop(TOLD, "")
         given = inherited()
         admin = take_named(given, f"{ADMIN}{settings.admin.address}")
         try:
@@ -100,7 +100,7 @@ def run(
             inherited_admin=admin,
             surplus=surplus,
             predecessor=predecessor,
-            follows_working=follows_working,
+            before=handover.read(told) if predecessor else handover.Handover(),
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(supervisor.run(early))

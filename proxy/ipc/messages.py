@@ -116,6 +116,7 @@ class NodeStatus(msgspec.Struct, array_like=True):
     held: int = 0  # commands held for it, or for others of its shard
     held_bytes: int = 0
     paused: bool = False  # PROXY PAUSE holds what is for it
+    trouble: str = ""  # why the last attempt to connect to it has failed, while it is not up
 
 
 # -- to a worker -----------------------------------------------------------------------------------------------------

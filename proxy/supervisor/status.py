@@ -101,6 +101,29 @@ class StatusReport:
         connected = any(node.up for status in told for node in status.nodes.values())
         return topology is not None and topology.covered > 0 and (this.control.refresher.fresh or connected)
 
+    async def reached(self, *, by_all: bool) -> tuple[int, dict[str, str]]:
+        """How many slots have a primary that answers and that a worker, or every one, is connected to.
+
+        And the other primaries, by "host:port" -> why not, "" = nobody knows.
+        """
+        this = self._supervisor
+        await this.pool.ask(_ANSWER_S)
+        told = [worker.status.nodes if worker.status is not None else {} for worker in this.pool.present]
+        suspected = {str(address) for address, age_s in this.control.suspects.ages.items() if age_s}
+        topology = this.control.refresher.topology
+        slots, without = 0, dict[str, str]()
+        for shard in topology.shards if topology is not None else ():
+            if shard.primary is None or not shard.slots:
+                continue
+            name = str(shard.primary.address)
+            seen = [nodes.get(name) for nodes in told]
+            up = [node is not None and node.up for node in seen]
+            if up and (all(up) if by_all else any(up)) and name not in suspected:
+                slots += sum(last - first + 1 for first, last in shard.slots)
+            else:
+                without[name] = next((node.trouble for node in seen if node is not None and node.trouble), "")
+        return slots, without
+
     async def live(self) -> tuple[bool, Mapping[str, Any]]:
         """Whether every loop answers."""
         return liveness(self._supervisor.pool.silences())

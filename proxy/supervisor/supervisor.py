@@ -33,6 +33,7 @@ from proxy.supervisor.status import StatusReport
 from proxy.supervisor.upgrade import Upgrade
 from proxy.supervisor.worker_pool import PoolError, WorkerPool
 from proxy.system import log as logs
+from proxy.system.handover import Handover
 from proxy.system.process import reap_orphans
 from proxy.system.sd_notify import Notifier, tell
 from proxy.system.sockets import ADMIN, Listening, warn_somaxconn
@@ -56,7 +57,7 @@ class Supervisor:
     """See the module. `listening` is shared with proxy.run, which closes what is in it at the end.
 
     inherited_admin: sockets a predecessor gave for the admin address. surplus: its sockets that nobody wants any more.
-    predecessor: its pid; 0 = there is none. follows_working: it has a cluster that works.
+    predecessor: its pid; 0 = there is none. before: what it tells.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Supervisor:
         inherited_admin: Sequence[Any] = (),
         surplus: Sequence[Listening] = (),
         predecessor: int = 0,
-        follows_working: bool = False,
+        before: Handover | None = None,
     ) -> None:
         self.settings = settings
         self.listening = listening
@@ -85,7 +86,7 @@ class Supervisor:
         self.worker_settings = worker_settings(settings, self.shares)
         self.status = StatusReport(self)
         self.reload = Reload(self, load)
-        self.upgrade = Upgrade(self, no_upgrade, predecessor, follows_working)
+        self.upgrade = Upgrade(self, no_upgrade, predecessor, before or Handover())
         self._inherited_admin = inherited_admin
         self._surplus = surplus
         self._asked_to_end = False

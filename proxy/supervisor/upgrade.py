@@ -4,9 +4,10 @@ Why: an upgrade must not refuse a single connection, so the sockets never close:
 as with nginx and gunicorn. Called by supervisor.
 
 Invariants: until the successor has said READY=1, nothing changes; one that fails, or is late, is ended and changes
-nothing; one that cannot find the cluster, or is refused by it, is never ready while its predecessor has one that works;
-a reload and an upgrade are never under way together; none begins while PROXY PAUSE or CLIENT PAUSE holds anything, and
-neither pause begins before the predecessor's last client has left: it would hold for the clients of one of the two.
+nothing; while its predecessor has a cluster that works, it is ready only when each of its workers reaches the primaries
+of as many slots, in the same cluster unless other seeds ask for another one; a reload and an upgrade are never under
+way together; none begins while PROXY PAUSE or CLIENT PAUSE holds anything, and neither pause begins before the last
+client of every process before this one has left: it would hold for the clients of one of them.
 """
 
 from __future__ import annotations
@@ -17,31 +18,37 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy.system import log as logs
+from proxy.system.handover import Handover, seeds_word, some_ids, written
+from proxy.system.process import runs, start_ticks
 from proxy.system.successor import SuccessorError, start
 
 if TYPE_CHECKING:
+    from proxy.cluster.topology import Topology
     from proxy.supervisor.supervisor import Supervisor
 
 log = logs.get("supervisor.upgrade")
 
 PATIENCE_S: Final = 60.0  # for the successor to be ready
-CLUSTER_S: Final = 20.0  # of these for the cluster's topology
+CLUSTER_S: Final = 20.0  # of these for the cluster's topology, and connections to its primaries
 _LOOK_S: Final = 0.5
+_SOON_S: Final = 0.02  # before the second look, then ever later: connections are made in no time
+_NAMED: Final = 8  # nodes in a reason
 
 
 class Upgrade:
     """See the module. impossible: why a successor cannot be started by the same command line; "" = it can. predecessor:
-    the process that has started this one in an upgrade; 0 = none; follows_working: it has a cluster that works."""
+    the process that has started this one in an upgrade; 0 = none; before: what it tells."""
 
     def __init__(
-        self, supervisor: Supervisor, impossible: str, predecessor: int = 0, follows_working: bool = False
+        self, supervisor: Supervisor, impossible: str, predecessor: int = 0, before: Handover | None = None
     ) -> None:
         self._supervisor = supervisor
         self._predecessor = predecessor
-        self._follows_working = follows_working
+        self._before = before or Handover()
         self._impossible = impossible
         self._attempts = 0
         self._doing = "idle"
@@ -81,19 +88,52 @@ class Upgrade:
         """Why this process cannot take over from one that works, "" = it can, or there is none; within CLUSTER_S or so.
 
         A password that is mistyped or has been changed, or wrong seeds, would be an outage of everything that works.
+        What the nodes say of the topology is not enough: the workers may be refused, or not get through to some.
         """
         control, until_s = self._supervisor.control, time.monotonic() + CLUSTER_S
-        while self._follows_working and os.getppid() == self._predecessor:
+        pause_s = _SOON_S
+        while self._before.works and os.getppid() == self._predecessor:
             await control.ready(_LOOK_S)
             if (found := control.refresher.topology) is not None and found.covered:
-                return ""
-            if refused := await control.refused():
+                if self._strange(found):
+                    return (
+                        "the seeds lead to another cluster than the one in use, none of whose nodes is in it: "
+                        "to move there, change cluster.seeds"
+                    )
+                slots, without = await self._supervisor.status.reached(by_all=True)
+                if slots >= self._before.slots:
+                    return ""
+                what = f"only {slots} of {self._before.slots} slots are reached within {CLUSTER_S:.0f} s"
+                why = _listed(without) or "the others have no primary"
+            elif refused := await control.refused():
                 return f"cluster.password: the nodes refuse it: {refused}"
-            if time.monotonic() >= until_s:
+            else:
+                what = f"the seeds yield no topology within {CLUSTER_S:.0f} s"
                 why = control.refresher.last_error or ("no node has slots" if found else "no answer yet")
-                return f"the seeds yield no topology within {CLUSTER_S:.0f} s: {why}"
-            await asyncio.sleep(_LOOK_S)
+            if time.monotonic() >= until_s:
+                return f"{what}: {why}"
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LOOK_S)
         return ""
+
+    def _strange(self, found: Topology) -> bool:
+        """Whether this is another cluster than the predecessor's, though nobody has asked for one."""
+        before = self._before
+        known = not before.nodes or any(one in found.by_id for one in before.nodes)
+        return not known and seeds_word(self._supervisor.settings.cluster.seeds) == before.seeds
+
+    async def _told(self) -> Handover:
+        """What the successor has to know."""
+        this = self._supervisor
+        processes = [one for one in self._before.processes if runs(*one)]
+        with contextlib.suppress(ProcessLookupError):  # without /proc
+            processes.append((os.getpid(), start_ticks()))
+        topology = this.control.refresher.topology
+        if topology is None or not this.status.works():
+            return Handover(tuple(processes))
+        slots, _ = await this.status.reached(by_all=False)
+        owners = [shard.primary.id for shard in topology.shards if shard.slots and shard.primary is not None]
+        return Handover(tuple(processes), True, slots, some_ids(owners), seeds_word(this.settings.cluster.seeds))
 
     def passing(self) -> str:
         """Why nothing may begin that is to hold for all clients and to last; "" = it may."""
@@ -101,7 +141,8 @@ class Upgrade:
             return "an upgrade is under way, and the successor would know nothing of this"
         if self._supervisor.ending:
             return "the proxy is shutting down"
-        if self._predecessor and os.getppid() == self._predecessor:
+        direct = self._predecessor and os.getppid() == self._predecessor
+        if direct or any(runs(pid, ticks) for pid, ticks in self._before.processes):
             return "an upgrade is under way: the process before this one still has clients"
         return ""
 
@@ -157,4 +198,10 @@ class Upgrade:
         log.info("upgrading: a successor is started")
         command = [sys.executable, *sys.orig_argv[1:]]
         sockets, manager = self._supervisor.sockets(), self._supervisor.notifier.manager
-        return await start(command, sockets, manager, PATIENCE_S, self._supervisor.status.works())
+        return await start(command, sockets, manager, PATIENCE_S, written(await self._told()))
+
+
+def _listed(without: Mapping[str, str]) -> str:
+    """Nodes, and why they are not reached."""
+    named = "; ".join(f"{name}: {why or 'no answer yet'}" for name, why in list(without.items())[:_NAMED])
+    return f"{named}; and {len(without) - _NAMED} more" if len(without) > _NAMED else named

@@ -21,14 +21,16 @@ import setproctitle
 
 from proxy.system import log as logs
 
-# In the environment of a successor (system.successor): the pid of the process that started it, "1" when that one has
-# a cluster that works, and the service manager's NOTIFY_SOCKET, empty when there is none.
+# In the environment of a successor (system.successor): the pid of the process that started it, what that one tells
+# (system.handover), and the service manager's NOTIFY_SOCKET, empty when there is none.
 PREDECESSOR: Final = "REDIS_PROXY_PREDECESSOR"
-WORKING: Final = "REDIS_PROXY_PREDECESSOR_WORKS"
+TOLD: Final = "REDIS_PROXY_PREDECESSOR_TELLS"
 MANAGER: Final = "REDIS_PROXY_MANAGER"
 
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
-_START_TICKS: Final = 22 - 3  # fields of /proc/<pid>/stat after the name, which begin with the third, proc_pid_stat(5)
+# Fields of /proc/<pid>/stat after the name, which begin with the third, proc_pid_stat(5).
+_STATE: Final = 3 - 3
+_START_TICKS: Final = 22 - 3
 
 
 def set_title(text: str) -> None:
@@ -81,13 +83,26 @@ def start_ticks(pid: int | None = None) -> int:
     pid: None = this process, as /proc has it, where it may have another number (a pid namespace without a /proc of its
     own). ProcessLookupError when there is no such process (any more).
     """
+    return int(_stat(pid)[_START_TICKS])
+
+
+def runs(pid: int, ticks: int) -> bool:
+    """Whether the process that started then (start_ticks) has not ended; one that nobody has waited for yet has."""
+    try:
+        stat = _stat(pid)
+    except OSError:
+        return False
+    return stat[_STATE] not in "ZX" and int(stat[_START_TICKS]) == ticks
+
+
+def _stat(pid: int | None) -> list[str]:
     try:
         with open(f"/proc/{pid or 'self'}/stat", encoding="utf-8", errors="replace") as file:
             stat = file.read()
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(f"there is no process {pid}") from None
     # The name, in parentheses, may contain anything, parentheses and blanks too.
-    return int(stat.rpartition(")")[2].split()[_START_TICKS])
+    return stat.rpartition(")")[2].split()
 
 
 def reap_orphans(own: Container[int]) -> None:

@@ -11,9 +11,9 @@ Invariants:
   to the socket is not heard.
 
 What it is told, in its environment (read by system.sockets.inherited and system.sd_notify.Notifier):
-REDIS_PROXY_PREDECESSOR=<our pid>; REDIS_PROXY_PREDECESSOR_WORKS=1 when it must not take over without a cluster (read by
-run); LISTEN_FDS and LISTEN_FDNAMES as from a service manager, but no LISTEN_PID, which nobody can know beforehand;
-NOTIFY_SOCKET=<ours>; REDIS_PROXY_MANAGER and WATCHDOG_USEC=<the service manager's>.
+REDIS_PROXY_PREDECESSOR=<our pid>; REDIS_PROXY_PREDECESSOR_TELLS=<system.handover, read by run>; LISTEN_FDS and
+LISTEN_FDNAMES as from a service manager, but no LISTEN_PID, which nobody can know beforehand; NOTIFY_SOCKET=<ours>;
+REDIS_PROXY_MANAGER and WATCHDOG_USEC=<the service manager's>.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from proxy.system.process import MANAGER, PREDECESSOR, WORKING
+from proxy.system.process import MANAGER, PREDECESSOR, TOLD
 from proxy.system.sockets import FIRST_INHERITED, joined_names
 
 STEADY_S: Final = 1.0  # so long a successor has to serve before its predecessor goes
@@ -37,7 +37,7 @@ _DATAGRAM: Final = 4096  # bytes
 _MOST: Final = 64  # datagrams in one go: whoever floods the socket must not hold the loop
 _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 _SIGNALS: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
-_TAKEN_OUT: Final = ("LISTEN_PID", "WATCHDOG_PID", "WATCHDOG_USEC", WORKING)
+_TAKEN_OUT: Final = ("LISTEN_PID", "WATCHDOG_PID", "WATCHDOG_USEC", TOLD)
 
 
 class SuccessorError(Exception):
@@ -49,13 +49,13 @@ def spawn(
     sockets: Sequence[tuple[str, int]],
     notify_socket: str,
     manager: Mapping[str, str],
-    works: bool = False,
+    told: str = "",
 ) -> int:
     """Starts the command as our successor; its pid, which the caller has to wait for.
 
     command: the program's path, and its arguments. sockets: (name, descriptor), the names as in system.sockets; they
-    stay ours. notify_socket: of a ReadySocket. manager: sd_notify.Notifier.manager. works: whether this process
-    has a cluster that works. OSError when it cannot be started.
+    stay ours. notify_socket: of a ReadySocket. manager: sd_notify.Notifier.manager. told: handover.written(),
+    "" = nothing. OSError when it cannot be started.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _TAKEN_OUT}
     environment |= {
@@ -65,8 +65,8 @@ def spawn(
         "NOTIFY_SOCKET": notify_socket,
         MANAGER: manager.get("NOTIFY_SOCKET", ""),
     }
-    if works:
-        environment[WORKING] = "1"
+    if told:
+        environment[TOLD] = told
     if "WATCHDOG_USEC" in manager:
         environment["WATCHDOG_USEC"] = manager["WATCHDOG_USEC"]
     _keep_descriptors()
@@ -153,13 +153,13 @@ async def start(
     sockets: Sequence[tuple[str, int]],
     manager: Mapping[str, str],
     patience_s: float,
-    works: bool = False,
+    told: str = "",
 ) -> int:
     """The pid of a successor that is ready; arguments as for spawn. SuccessorError: there is none, nor its process."""
     loop = asyncio.get_running_loop()
     ready = ReadySocket()
     try:
-        pid = spawn(command, sockets, ready.name, manager, works)
+        pid = spawn(command, sockets, ready.name, manager, told)
         pidfd = _opened(pid)
     except OSError as error:
         ready.close()

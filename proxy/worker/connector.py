@@ -45,6 +45,7 @@ _FOR_THE_NAME: Final = 0.5
 _FULL: Final = "ERR max number of clients"  # said to whoever connects; Valkey goes on differently than Redis
 _MYID: Final[tuple[str | bytes, ...]] = ("CLUSTER", "MYID")
 _NO_CLUSTER: Final = "ERR This instance has cluster support disabled"  # cluster.c, clusterCommand
+_REASON: Final = 200  # characters that are kept of what a node says
 _MOST_BYTES: Final = 1 << 16  # of the answers to a handshake, which have some hundreds: they are read on the loop
 
 
@@ -82,6 +83,7 @@ class Connector:
     ) -> None:
         self.settings = settings
         self.ids: Mapping[str, str] = {}  # of the nodes, by their labels, "" = unknown: see _handshake
+        self.troubles: dict[str, str] = {}  # by the nodes' labels: why the last attempt failed
         self._on_up = on_up
         self._on_refused = on_refused
         self._on_trouble = on_trouble
@@ -188,6 +190,8 @@ class Connector:
 
     def _look(self, node: Node) -> None:
         """A task has ended, or a connection is not wanted: the last one takes the node's breaker with it."""
+        if node.gone:
+            self.troubles.pop(node.label, None)
         if node.gone or (
             self._breakers.open(node.label) and not any(other.node.label == node.label for other in self._tasks)
         ):
@@ -248,6 +252,7 @@ class Connector:
                 return False, 0.0
             reason = getattr(error, "strerror", None) or str(error) or "no answer in time"
             if not paused:
+                self.troubles[label] = " ".join(reason[:_REASON].split())
                 kind = "stranger" if isinstance(error, Stranger) else "connect"  # not hidden by "connection refused"
                 warn_limited(log, f"{kind}:{label}", "cannot connect to node", node=label, reason=reason)
             if isinstance(error, Refused):
@@ -258,6 +263,7 @@ class Connector:
                 self._on_trouble("connect")
             return False, self._backoff(backend) if alone or paused else 0.0
         self._breakers.reached(label)
+        self.troubles.pop(label, None)
         self._tasks.pop(backend, None)  # before on_up: what it brings about may lose the connection again
         self._up_since[backend] = time.monotonic()
         if not backend.greeting and not any(self._limits.get(label, (0, 0))):

@@ -41,6 +41,7 @@ class WorkerStatus:
         self.interrupted: Callable[[], bool] = lambda: False
         self.monitors: Callable[[], int] = lambda: 0
         self.node_ids: Callable[[], Mapping[str, str]] = dict  # "host:port" -> id
+        self.troubles: Mapping[str, str] = {}  # the same -> why it could not be connected to
         self.others: Mapping[str, int] = {}  # what the other workers count, by the names of stats()
         self._path = path
         self._exchange = exchange
@@ -108,7 +109,7 @@ class WorkerStatus:
             seen = node.figures()
             rest = (seen[name] for name in ("connect_failures", "pending", "buckets", "sum_s", "owner"))
             told = nodes[node.label] = NodeStatus(seen["role"], seen["up"], seen["connections"], *rest)
-            told.paused = seen["paused"]
+            told.paused, told.trouble = seen["paused"], "" if told.up else self.troubles.get(node.label, "")
             if (since_ns := seen["down_since_ns"]) and not told.paused:  # then nobody tries, and nothing is refused
                 told.down_s, told.breakers = max((time.monotonic_ns() - since_ns) / 1e9, 1e-9), 1
             told.held, told.held_bytes = self._exchange.parking.held_of(node.number)

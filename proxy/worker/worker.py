@@ -145,6 +145,7 @@ class Worker:
         )
         self.status.monitors = lambda: len(self.monitors)
         self.status.node_ids = lambda: self.node_pauses.ids
+        self.status.troubles = self.connector.troubles
         looks = (self.lease_watch.look, self.pauses.look, self.node_pauses.look)
         self._rounds = Rounds(loop, self.path, self.router, self.status, lambda: self.settings.clients, looks)
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes

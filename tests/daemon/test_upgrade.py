@@ -178,6 +178,26 @@ def test_a_successor_that_cannot_start(small_cluster: EmbeddedCluster, start_pro
     second.stop()
 
 
+def test_a_successor_that_does_not_get_through(
+    small_cluster: EmbeddedCluster, start_proxy: StartProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the topology from the seeds, but its workers reach no node."""
+    hook = tmp_path / "sitecustomize.py"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), str(ROOT))))  # the hook imports our own
+    first = start_proxy(small_cluster.seeds)
+    hook.write_text(
+        "import os, sys\n"
+        "if os.environ.get('REDIS_PROXY_PREDECESSOR') and 'proxy.worker.main' not in sys.orig_argv:\n"
+        "    from proxy.supervisor import upgrade\n"
+        "    upgrade.CLUSTER_S = 3.0\n"
+    )
+    nowhere = {node.address: f"{HOST}:1" for node in small_cluster.nodes}
+    first.configure({"cluster": {"address_map": nowhere}})
+    error = fails(first, 1)
+    assert f"only 0 of 16384 slots are reached within 3 s: {HOST}:1: " in error
+    assert first.http("/readyz")[0] == 200
+
+
 @pytest.mark.parametrize(
     "broken",
     [pytest.param(name, marks=pytest.mark.long) for name in ("aiohttp", "prometheus_client")]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from proxy.cluster.topology import Address, Node, Shard, Topology
 from proxy.ipc.messages import NodeStatus, Status
 from proxy.supervisor.status import StatusReport
 
@@ -60,3 +61,51 @@ def test_a_worker_that_is_slow_to_say_what_it_holds() -> None:
 )
 def test_whether_there_is_a_cluster(covered: int | None, fresh: bool, up: bool, works: bool) -> None:
     assert report([SimpleNamespace(status=None), worker(), worker(up)], covered, fresh=fresh).works() is works
+
+
+A, B, C = (Address("127.0.0.1", port) for port in (1, 2, 3))
+ROWS = ((A, ((0, 99), (200, 299))), (B, ((100, 199),)), (C, ()))
+
+
+def reached(*told: dict[Address, str] | None, suspected: Address | None = None, by_all: bool) -> Any:
+    """told: of each worker, the nodes it knows and its trouble with them, "" = it is connected; None = it told nothing.
+
+    A owns 200 slots, B 100, C none; 16,084 slots have no primary.
+    """
+    shards = [Shard(str(one), Node(str(one), one, "primary"), (), slots) for one, slots in ROWS]
+    topology = Topology((*shards, Shard("x", None, (), ((300, 16383),))), 1, A)
+    workers = [SimpleNamespace(status=None if one is None else status(one)) for one in told]
+
+    async def ask(timeout_s: float) -> None:
+        pass
+
+    control = SimpleNamespace(
+        refresher=SimpleNamespace(topology=topology),
+        suspects=SimpleNamespace(ages={one: 1.0 if one == suspected else 0.0 for one in (A, B)}),
+    )
+    supervisor: Any = SimpleNamespace(pool=SimpleNamespace(present=workers, ask=ask), control=control)
+    return asyncio.run(StatusReport(supervisor).reached(by_all=by_all))
+
+
+def status(nodes: dict[Address, str]) -> Status:
+    told = {
+        str(address): NodeStatus("primary", not trouble, {}, 0, 0, [], 0.0, trouble=trouble)
+        for address, trouble in nodes.items()
+    }
+    return Status(0, 0, 0, 0, 0.0, 0, told)
+
+
+def test_how_many_slots_are_reached() -> None:
+    """For an upgrade: by any worker of the one that is to go, by every worker of the one that is to come."""
+    both, first = {A: "", B: "", C: "refused"}, {A: "", B: "AUTH: WRONGPASS"}
+    assert reached(both, both, by_all=True) == (300, {})
+    assert reached(both, first, by_all=True) == (200, {str(B): "AUTH: WRONGPASS"})
+    assert reached(both, first, by_all=False) == (300, {})
+    assert reached(first, {}, by_all=False) == (200, {str(B): "AUTH: WRONGPASS"})
+    assert reached(both, None, by_all=True) == (0, {str(A): "", str(B): ""})
+    assert reached(by_all=True) == (0, {str(A): "", str(B): ""})
+
+
+def test_one_that_is_connected_and_silent_is_not_reached() -> None:
+    both = {A: "", B: ""}
+    assert reached(both, suspected=B, by_all=False) == (200, {str(B): ""})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,10 +15,16 @@ from proxy.supervisor import upgrade as module
 from proxy.supervisor.reload import Reload
 from proxy.supervisor.supervisor import Supervisor
 from proxy.supervisor.upgrade import Upgrade
+from proxy.system.handover import Handover, read, seeds_word
+from proxy.system.process import start_ticks
 from proxy.system.successor import SuccessorError
 
-WHOLE = SimpleNamespace(covered=16384)
-EMPTY = SimpleNamespace(covered=0)
+SEEDS = ["127.0.0.1:1"]
+ID = "ab12"
+WHOLE = SimpleNamespace(covered=16384, by_id={ID: None})
+EMPTY = SimpleNamespace(covered=0, by_id={})
+WORKS = Handover(works=True, slots=16384, nodes=("fe98", ID), seeds=seeds_word(SEEDS))
+ALL: tuple[int, Mapping[str, str]] = (16384, {})
 
 
 class Control:
@@ -49,10 +55,26 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOOK_S", 0.001)
 
 
-def unfit(control: Control, predecessor: int | None = None, *, works: bool = True) -> str:
-    supervisor: Any = SimpleNamespace(control=control)
+def unfit(
+    control: Control,
+    predecessor: int | None = None,
+    *,
+    before: Handover = WORKS,
+    reached: Sequence[tuple[int, Mapping[str, str]]] = (ALL,),
+    seeds: Sequence[str] = SEEDS,
+) -> str:
+    """reached: what the workers reach at each look, and then always the last."""
+    looks = list(reached)
+
+    async def looked(*, by_all: bool) -> tuple[int, Mapping[str, str]]:
+        assert by_all
+        return _next(looks)
+
+    status = SimpleNamespace(reached=looked)
+    settings = SimpleNamespace(cluster=SimpleNamespace(seeds=seeds))
+    supervisor: Any = SimpleNamespace(control=control, status=status, settings=settings)
     parent = os.getppid() if predecessor is None else predecessor
-    return asyncio.run(Upgrade(supervisor, "", parent, works).unfit())
+    return asyncio.run(Upgrade(supervisor, "", parent, before).unfit())
 
 
 @pytest.mark.usefixtures("impatient")
@@ -79,9 +101,69 @@ def test_one_that_the_nodes_refuse_does_not_wait() -> None:
 
 def test_one_that_follows_nothing_that_works_takes_over_as_it_is() -> None:
     """The cluster was down before, or the predecessor is gone: better without a topology than nobody."""
-    for control, more in ((Control([None]), {"works": False}), (Control([None]), {"predecessor": 1 << 30})):
-        assert unfit(control, **more) == ""
-        assert control.looks == 0
+    control = Control([None])
+    assert unfit(control, before=Handover()) == ""
+    assert unfit(control, 1 << 30) == ""
+    assert control.looks == 0
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_topology_is_not_enough() -> None:
+    """Each worker has to reach what the predecessor reaches: half of the nodes may refuse the password."""
+    half = 5461, {"a:1": "AUTH: WRONGPASS", "a:2": ""}
+    assert unfit(Control([WHOLE]), reached=[half, half, ALL]) == ""
+    why = "only 5461 of 16384 slots are reached within 0 s: a:1: AUTH: WRONGPASS; a:2: no answer yet"
+    assert unfit(Control([WHOLE]), reached=[half]) == why
+    many = 0, {f"a:{port}": "refused" for port in range(1, 1001)}
+    assert unfit(Control([WHOLE]), reached=[many]).endswith("; a:8: refused; and 992 more")
+    uncovered = "only 9000 of 16384 slots are reached within 0 s: the others have no primary"
+    assert unfit(Control([WHOLE]), reached=[(9000, {})]) == uncovered
+
+
+def test_no_more_than_the_predecessor_reaches() -> None:
+    """One that does not reach every primary itself can be replaced."""
+    two_thirds = Handover(works=True, slots=10923, nodes=(ID,))
+    assert unfit(Control([WHOLE]), before=two_thirds, reached=[(10923, {"a:1": "refused"})]) == ""
+
+
+def test_another_cluster() -> None:
+    """The name of the seeds may lead elsewhere meanwhile. To move there is for the configuration to say."""
+    elsewhere = SimpleNamespace(covered=16384, by_id={"cd34": None})
+    assert "the seeds lead to another cluster than the one in use" in unfit(Control([elsewhere]))
+    assert unfit(Control([elsewhere]), seeds=["127.0.0.1:2"]) == ""
+    assert unfit(Control([elsewhere]), before=Handover(works=True, slots=16384)) == ""  # it knows no ids
+
+
+def passing(before: Handover) -> str:
+    supervisor: Any = SimpleNamespace(ending=False)
+    return Upgrade(supervisor, "", 1 << 30, before).passing()
+
+
+def test_every_process_before_this_one_counts() -> None:
+    """The one that started us may be gone, and the one before it still have clients."""
+    here = os.getppid(), start_ticks(os.getppid())
+    assert passing(Handover()) == ""
+    ended, other = (1 << 30, 1), (here[0], here[1] + 1)  # other: it has got the number of one that has ended
+    assert passing(Handover((ended, other))) == ""
+    still = "an upgrade is under way: the process before this one still has clients"
+    assert passing(Handover((here, ended))) == still
+
+
+def test_what_a_successor_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent, me = (os.getppid(), start_ticks(os.getppid())), (os.getpid(), start_ticks())
+
+    async def scene(works: bool) -> Handover:
+        stage = Stage(monkeypatch)
+        stage.works = works
+        this: Any = stage
+        stage.upgrade = Upgrade(this, "", 1 << 30, Handover(((1 << 30, 1), parent)))
+        stage.outcome.set_result(4711)
+        stage.upgrade.ask()
+        await stage.upgraded()
+        return stage.told[0]
+
+    assert asyncio.run(scene(True)) == Handover((parent, me), True, 10923, (ID,), seeds_word(SEEDS))
+    assert asyncio.run(scene(False)) == Handover((parent, me))
 
 
 # -- the predecessor -------------------------------------------------------------------------------------------------
@@ -93,12 +175,17 @@ class Stage:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.began = asyncio.Event()
         self.outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.works: list[bool] = []
+        self.works = True
+        self.told: list[Handover] = []
         self.killed: list[tuple[int, int]] = []
         self.reloads = 0
         self.paused: tuple[list[str], bool] = [], False
         self.ending = False
-        self.status: Any = SimpleNamespace(paused=self._paused, works=lambda: True)
+        self.status: Any = SimpleNamespace(paused=self._paused, works=lambda: self.works, reached=self._reached)
+        owner = SimpleNamespace(primary=SimpleNamespace(id=ID), slots=((0, 10922),))
+        shards = (owner, SimpleNamespace(primary=None, slots=((10923, 16383),)))
+        self.control: Any = SimpleNamespace(refresher=SimpleNamespace(topology=SimpleNamespace(shards=shards)))
+        self.settings: Any = SimpleNamespace(cluster=SimpleNamespace(seeds=SEEDS))
         self.notifier: Any = SimpleNamespace(manager={}, reloading=lambda: None, ready=lambda: None)
         self.sockets = list[Any]
         self.reopened = 0
@@ -115,8 +202,12 @@ class Stage:
     async def _paused(self) -> tuple[list[str], bool]:
         return self.paused
 
-    async def _start(self, command: Any, sockets: Any, manager: Any, patience_s: float, works: bool) -> int:
-        self.works.append(works)
+    async def _reached(self, *, by_all: bool) -> tuple[int, Mapping[str, str]]:
+        assert not by_all
+        return 10923, {}
+
+    async def _start(self, command: Any, sockets: Any, manager: Any, patience_s: float, told: str) -> int:
+        self.told.append(read(told))
         self.began.set()
         return await self.outcome
 
@@ -144,7 +235,7 @@ def test_a_reload_meanwhile_is_the_successors(monkeypatch: pytest.MonkeyPatch) -
         assert stage.killed == [(4711, signal.SIGHUP)]
         assert stage.reload.state()["attempts"] == 0
         assert stage.upgrade.successor == 4711
-        assert stage.works == [True]
+        assert [told.works for told in stage.told] == [True]
 
     asyncio.run(scene())
 

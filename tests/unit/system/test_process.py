@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.system.process import start_ticks
+from proxy.system.process import runs, start_ticks
 
 TITLED = """
 from proxy.system.process import set_title
@@ -85,15 +85,23 @@ def test_the_start_of_a_process() -> None:
     code = "open('/proc/self/comm', 'w').write('a) 1 (b'); print(flush=True); input()"
     with run(code) as process:
         assert process.stdout is not None
+        assert process.stdin is not None
         process.stdout.readline()
         assert Path(f"/proc/{process.pid}/comm").read_text() == "a) 1 (b\n"
         ticks = start_ticks(process.pid)
-        process.communicate("\n")
+        assert runs(process.pid, ticks)
+        assert not runs(process.pid, ticks - 1)  # another one, that had its number before
+        process.stdin.close()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert start_ticks(process.pid) == ticks
+        assert not runs(process.pid, ticks)  # ended, though nobody has waited for it
+        process.wait()
         after = time.clock_gettime(time.CLOCK_BOOTTIME)
     assert before - 0.1 <= ticks / per_second <= after
     assert start_ticks(os.getpid()) < ticks
     with pytest.raises(ProcessLookupError, match=f"there is no process {process.pid}"):
         start_ticks(process.pid)
+    assert not runs(process.pid, ticks)
 
 
 def modules(code: str) -> set[str]:

@@ -20,7 +20,7 @@ import pytest
 
 from proxy.embedded import wait_for
 from proxy.system import successor
-from proxy.system.process import MANAGER, PREDECESSOR, WORKING
+from proxy.system.process import MANAGER, PREDECESSOR, TOLD
 from proxy.system.successor import ReadySocket, SuccessorError, spawn
 
 HOST = "127.0.0.1"
@@ -85,7 +85,7 @@ def test_what_a_successor_is_started_with(
     was = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR2})
     usr1 = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        pid = spawn([sys.executable, "-c", CHILD, "-c", "a file"], sockets, ready.name, manager, True)
+        pid = spawn([sys.executable, "-c", CHILD, "-c", "a file"], sockets, ready.name, manager, '{"slots":1}')
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, was)
         signal.signal(signal.SIGUSR1, usr1)
@@ -99,7 +99,7 @@ def test_what_a_successor_is_started_with(
         "LISTEN_FDNAMES": "listener:systemd:admin%3A[%3A%3A1]%3A9617:listener",
         "WATCHDOG_USEC": "30000000",
         PREDECESSOR: str(os.getpid()),
-        WORKING: "1",
+        TOLD: '{"slots":1}',
         MANAGER: "/run/systemd/notify",
     }
     assert its_manager == manager
@@ -133,8 +133,8 @@ def test_sockets_that_have_each_others_numbers() -> None:
 
 
 def test_without_a_service_manager(ready: ReadySocket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor a cluster that works, whatever was so of our own predecessor."""
-    monkeypatch.setenv(WORKING, "1")
+    """Nor anything to tell, whatever our own predecessor told."""
+    monkeypatch.setenv(TOLD, '{"works":true}')
     pid = spawn([sys.executable, "-c", CHILD], [], ready.name, {})
     _, descriptors, environment, manager, _, _, found = told(ready, pid)
     assert descriptors == [0, 1, 2]

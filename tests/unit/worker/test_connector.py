@@ -181,8 +181,10 @@ def test_a_refused_handshake_is_tried_again(node: FakeNode, caplog: pytest.LogCa
         await until(lambda: len(node.seen("AUTH")) >= 3)
         assert not nodes.up
         assert "connect" in nodes.troubles
+        assert nodes.connector.troubles == {f"{HOST}:{node.port}": "AUTH: WRONGPASS no"}
         node.on("AUTH", b"+OK\r\n")
         await until(lambda: nodes.up == [backend])
+        assert nodes.connector.troubles == {}
 
     run(settings(password="s3cret"), scene)
     assert "cannot connect to node" in caplog.text
@@ -360,6 +362,7 @@ class TestBreaker:
             await until(lambda: nodes.connector._breakers._of == {})
             assert nodes.connector._tasks == {}
             assert nodes.connector._failures == {}
+            assert nodes.connector.troubles == {}
 
         run(settings(), scene)
 

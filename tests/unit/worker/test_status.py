@@ -114,6 +114,7 @@ def test_a_node_that_is_paused_is_not_found_down(node: FakeNode) -> None:
 
         node.close()
         await until(lambda: told() == (False, True, 1))
+        assert worker.status.status(0).nodes[node.address].trouble
         worker.node_pauses.obey(NodePause("", "", time.monotonic_ns() + 60_000_000_000, "a:1", 0))
         assert told() == (True, False, 0)
         worker.node_pauses.obey(NodePause("", "", 0, "a:1", 0))
