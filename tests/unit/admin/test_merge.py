@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from proxy.admin.merge import Past, dropped_lines, merge, merge_counters, merge_nodes, missed_primaries, owners_down, reaches_none
+from proxy.admin.merge import (
+    Past,
+    dropped_lines,
+    merge,
+    merge_counters,
+    merge_nodes,
+    missed_primaries,
+    owners_down,
+    reaches_none,
+)
 from proxy.admin.snapshot import CounterValues, Snapshot
 from proxy.ipc.messages import NodeStatus, Status
 from tests.unit.admin.snapshots import command, counters, node, own, snapshot, status, topology
