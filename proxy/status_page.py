@@ -80,8 +80,13 @@ def _trouble(workers: Mapping[str, Any], topology: Mapping[str, Any], nodes: obj
             found.append(f"{_text(node, 'role')} {_text(node, 'address')}: {', '.join(words)}")
     each = workers.get("each")
     for worker in each if isinstance(each, list) else ():
-        if isinstance(worker, dict) and worker.get("reaches_primary") is False:
+        if not isinstance(worker, dict):
+            continue
+        if worker.get("reaches_primary") is False:
             found.append(f"worker {_text(worker, 'number')} reaches no primary")
+        elif isinstance(missed := worker.get("missed"), list) and missed:
+            nodes = ", ".join(map(_plain, missed))
+            found.append(f"worker {_text(worker, 'number')} does not reach {nodes}, which others do")
     configured, running = workers.get("configured"), workers.get("running")
     if isinstance(configured, int) and isinstance(running, int) and running < configured:
         found.append(f"{configured - running} workers are missing")

@@ -147,6 +147,27 @@ def reaches_none(nodes: Mapping[str, NodeStatus]) -> bool:
     return bool(owners) and all(node.down_s for node in owners)
 
 
+def missed_primaries(told: Sequence[tuple[float, Mapping[str, NodeStatus]]]) -> list[list[str]]:
+    """For each worker the nodes that own slots and that it does not reach although another one does, in order.
+
+    told: of each worker when it told (seconds, by one clock), and what of the nodes. They tell at different moments:
+    that one reached a node before another one lost it says nothing.
+    """
+    reached: dict[str, float] = {}  # when that was told last
+    for at_s, nodes in told:
+        for name, node in nodes.items():
+            if node.owner and not node.down_s:
+                reached[name] = max(reached.get(name, -inf), at_s)
+    return [
+        sorted(
+            name
+            for name, node in nodes.items()
+            if node.owner and node.down_s and reached.get(name, -inf) > at_s - node.down_s
+        )
+        for at_s, nodes in told
+    ]
+
+
 def paused_nodes(parts: Sequence[Mapping[str, NodeStatus]]) -> list[str]:
     """The nodes that are paused in any worker."""
     return sorted({name for part in parts for name, node in part.items() if node.paused})

@@ -70,6 +70,11 @@ def _proxy(own: OwnValues, snapshot: Snapshot) -> Iterator[Family]:
         "Workers that reach no primary. New clients go to the others, as long as there are any.",
         len(own["workers_without_primary"]),
     )
+    yield _single(
+        "workers_missing_primaries",
+        "Workers that do not reach a primary that another worker reaches. New clients go to those that miss fewest.",
+        len(own["primaries_missed"]),
+    )
     yield _total("worker_restarts_total", "Workers that ended unbidden and were replaced.", own["worker_restarts"])
     yield _single(
         "config_last_reload_successful",

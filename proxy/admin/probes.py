@@ -67,6 +67,7 @@ def readiness(own: OwnValues, partial: bool, patience_s: float) -> Verdict:
             "configured": own["workers_configured"],
             "running": own["workers"],
             "without_primary": own["workers_without_primary"],
+            "missed": {str(number): nodes for number, nodes in sorted(own["primaries_missed"].items())},
         },
         "topology": {
             "known": topology["known"],

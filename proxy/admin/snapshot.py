@@ -82,6 +82,7 @@ class OwnValues(TypedDict):
     topology: TopologyValues
     owners_down: dict[str, float]  # nodes that own slots -> for how long no worker has reached them, in seconds
     workers_without_primary: list[int]  # numbers of the workers that reach no node that owns slots, ascending
+    primaries_missed: dict[int, list[str]]  # workers that do not reach what another one does -> these primaries
     suspected: dict[str, float]  # nodes that own slots -> for how long they have answered no PING of control, likewise
     paused: list[str]  # nodes that PROXY PAUSE holds
 

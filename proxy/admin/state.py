@@ -54,6 +54,7 @@ def state(
                     "lag_s": worker.status.event_loop_lag_s if worker.status is not None else None,
                     "leaving": worker.leaving,
                     "reaches_primary": worker.number not in own["workers_without_primary"],
+                    "missed": own["primaries_missed"].get(worker.number, []),
                 }
                 for worker in workers
             ],

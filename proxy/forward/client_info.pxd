@@ -26,7 +26,7 @@ cdef class ClientInfo(Outlet):
     cdef public bint no_touch
     cdef public bint monitoring             # MONITOR: see proxy.forward.monitor
     cdef public bint redirects              # CLIENT CAPA REDIRECT
-    cdef readonly double created_s
+    cdef double created_s                   # time.monotonic(): the wall clock may step
     cdef readonly uint64_t total_commands
     cdef readonly uint8_t proto
     cdef uint8_t policy                     # where its reads go

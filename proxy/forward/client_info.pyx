@@ -27,8 +27,13 @@ cdef class ClientInfo(Outlet):
         self.fd = -1
         self.user = "default"
         self.own_name = self.own_lib_name = self.own_lib_ver = b""
-        self.created_s = time.time()
+        self.created_s = time.monotonic()
         self.watching = -1
+
+    @property
+    def age_s(self):
+        """Seconds since it connected, whatever the wall clock did meanwhile."""
+        return time.monotonic() - self.created_s
 
     @property
     def last_active_s(self):

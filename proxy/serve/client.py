@@ -120,7 +120,7 @@ def client_line(client: ClientLike, now_s: float, command: str) -> bytes:
         ("laddr", peer(client.local_address)),
         ("fd", client.fd),
         ("name", client.name.decode("ascii", "replace")),
-        ("age", max(0, int(now_s - client.created_s))),
+        ("age", int(client.age_s)),
         ("idle", max(0, int(now_s - client.last_active_s))),
         ("flags", flags_of(client) or "N"),
         ("db", client.db),

@@ -192,7 +192,7 @@ def tester(wanted: Filter) -> Callable[[ClientLike, float], bool]:
     def fits(client: ClientLike, now_s: float) -> bool:
         return (
             client.id != wanted.skip
-            and (not wanted.age_s or int(now_s) - int(client.created_s) >= wanted.age_s)
+            and (not wanted.age_s or int(client.age_s) >= wanted.age_s)
             and (not wanted.idle_s or int(now_s - client.last_active_s) >= wanted.idle_s)
             and all(test(client) for test in only)
             and not any(test(client) for test in never)

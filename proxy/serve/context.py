@@ -45,7 +45,7 @@ class ClientLike(Protocol):
     @property
     def local_address(self) -> str: ...  # of the listener's side, spelt like address
     @property
-    def created_s(self) -> float: ...
+    def age_s(self) -> float: ...  # since it connected; never negative
     @property
     def last_active_s(self) -> float: ...
     @property

@@ -4,8 +4,8 @@ Why: the kernel's own spreading (SO_REUSEPORT) treats few long-lived connections
 without a listening socket being lost (DESIGN 2). Called by supervisor and reload; worker_pool gives the workers.
 
 Invariants:
-- A connection goes to the worker with the fewest clients, whatever its listener; of several, in turn. One that reaches
-  no primary gets none while another one that has room does.
+- A connection goes to the worker with the fewest clients, whatever its listener; of several, in turn. One that misses
+  more primaries than another one that has room gets none, nor does one that says nothing while another one speaks.
 - No worker gets more clients than per_worker. max_clients is at most what all workers may have together, so that there
   is room elsewhere, or will be when a missing worker is back.
 - What cannot be served at once stays in the kernel's queue, where it costs nothing: while workers are missing or behind
@@ -26,6 +26,7 @@ from heapq import heapify, heapreplace
 from typing import Final, Protocol
 
 from proxy.resp.errors import MAX_CLIENTS
+from proxy.supervisor.relay import QUIET_S
 from proxy.system.log import get, warn_limited
 from proxy.system.sockets import Listening
 
@@ -54,8 +55,11 @@ class Worker(Protocol):
         """Bytes its channel has not taken yet."""
 
     @property
-    def reaches(self) -> bool:
-        """Whether it reaches any primary, as far as is known."""
+    def missed(self) -> Sequence[str]:
+        """The primaries that it does not reach although another worker does, as far as is known."""
+
+    def silent_s(self) -> float:
+        """Seconds since it was heard of."""
 
     def take(self, listener: str, first_id: int, descriptors: list[int]) -> None:
         """Serves these connections, accepted at that listener; the descriptors are the worker's from now on."""
@@ -129,8 +133,12 @@ class Acceptor:
     # -- accepting ---------------------------------------------------------------------------------------------------
 
     def _free(self) -> list[Worker]:
-        free = [one for one in self._candidates() if one.backlog <= BEHIND and one.clients < self.per_worker]
-        return [one for one in free if one.reaches] or free
+        everybody = self._candidates()
+        # When all are silent it is this process that has not listened, or a machine that is too busy for any of them.
+        speaking = [one for one in everybody if one.silent_s() < QUIET_S] or everybody
+        free = [one for one in speaking if one.backlog <= BEHIND and one.clients < self.per_worker]
+        fewest = min((len(one.missed) for one in free), default=0)
+        return [one for one in free if len(one.missed) == fewest]
 
     def _room(self, workers: Sequence[Worker]) -> int:
         """How many connections may be taken now."""

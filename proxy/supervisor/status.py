@@ -63,6 +63,7 @@ class StatusReport:
             "background_failures": dict(failures),
             "owners_down": owners_down([status.nodes for status in told]),
             "workers_without_primary": sorted(one.number for one in this.pool.present if not one.reaches),
+            "primaries_missed": {one.number: one.missed for one in this.pool.present if one.missed},
             "suspected": {str(address): age_s for address, age_s in this.control.suspects.ages.items()},
             "paused": paused_nodes([status.nodes for status in told]),
             "topology": {

@@ -29,7 +29,7 @@ from typing import Any, Final
 import msgspec
 
 from proxy import __version__
-from proxy.admin.merge import reaches_none
+from proxy.admin.merge import missed_primaries, reaches_none
 from proxy.forward.counters import COUNTERS_SIZE, Counters
 from proxy.ipc import EXIT_VERSION, messages
 from proxy.ipc.channel import Channel, encode, pair
@@ -79,7 +79,9 @@ class Worker:
         self.counters = counters
         self.channel: Channel
         self.status: messages.Status | None = None
+        self.told_s = 0.0  # when it told its status
         self.reaches = True  # any primary, as far as it has told
+        self.missed: list[str] = []  # primaries that it does not reach although another worker does
         self.given = 0
         self.since_s = self.heard_s = time.monotonic()
         self.started = False
@@ -379,7 +381,8 @@ class WorkerPool:
                 if worker.status is not None:
                     self._on_status(worker.status, message)
                 worker.status = message
-                worker.reaches = not reaches_none(message.nodes)
+                worker.reaches, worker.told_s = not reaches_none(message.nodes), worker.heard_s
+                self._compare()
                 self._answered(worker, message.number, message)
             case messages.Report() | messages.KeyspaceEvents():
                 self._on_report(message)
@@ -406,6 +409,12 @@ class WorkerPool:
                 self._on_change()
             case messages.Bye():
                 pass  # only a worker that was told to end says so
+
+    def _compare(self) -> None:
+        told = [(worker, worker.status.nodes) for worker in self.present if worker.status is not None]
+        all_missed = missed_primaries([(worker.told_s, nodes) for worker, nodes in told])
+        for (worker, _), missed in zip(told, all_missed, strict=True):
+            worker.missed = missed
 
     def _answered(self, worker: Worker, number: int, value: object) -> None:
         answer = worker.answers.get(number)

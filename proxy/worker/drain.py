@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -47,14 +46,14 @@ class Leaving:
         await self._lift()  # those that were held are owed answers, too
         turns = list(self._path.clients)
         random.shuffle(turns)  # connections made together, one application's, are not to go together
-        begun_s, new_s = self._loop.time(), time.time() - NEW_S
-        turns.sort(key=lambda client: client.created_s > new_s and not client.total_commands)
+        begun_s = self._loop.time()
+        turns.sort(key=lambda client: client.age_s < NEW_S and not client.total_commands)
         try:
             async with asyncio.timeout(timeout_s):
                 for place, client in enumerate(turns):
                     wait_s = begun_s + spread_s * place / len(turns) - self._loop.time()
                     if not client.total_commands:
-                        wait_s = max(wait_s, client.created_s + NEW_S - time.time())
+                        wait_s = max(wait_s, NEW_S - client.age_s)
                     if wait_s > 0:
                         await asyncio.sleep(max(wait_s, _TURN_S))
                     drain(client)

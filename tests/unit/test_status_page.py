@@ -142,6 +142,10 @@ def test_what_is_wrong_comes_first_and_the_worst_of_it_first():
     ]
     each = [{"number": 0, "reaches_primary": True}, {"number": 1, "reaches_primary": False}, {"number": 2}]
     assert trouble(workers=STATE["workers"] | {"each": each}) == ["worker 1 reaches no primary"]
+    each = [{"number": 0, "missed": []}, {"number": 1, "missed": ["10.0.0.2:1", "10.0.0.3\n:1"]}, {"missed": "x"}]
+    assert trouble(workers=STATE["workers"] | {"each": each}) == [
+        "worker 1 does not reach 10.0.0.2:1, 10.0.0.3?:1, which others do"
+    ]
     assert trouble(topology={"known": False, "slots_covered": 0}) == ["no node has told the topology yet"]
 
 

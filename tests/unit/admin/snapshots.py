@@ -132,6 +132,7 @@ def own(workers: int = 2, known: TopologyValues | None = None) -> OwnValues:
         "background_failures": {"topology": 1, "health": 0},
         "topology": known or topology(),
         "workers_without_primary": [1],
+        "primaries_missed": {0: ["10.0.0.1:7000", "10.0.0.3:7000"]},
         "owners_down": {"10.0.0.1:7000": 0.0, "10.0.0.3:7000": 0.0},
         "suspected": {"10.0.0.1:7000": 0.0, "10.0.0.3:7000": 1.5},
         "paused": [],

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from proxy.admin.merge import Past, dropped_lines, merge, merge_counters, merge_nodes, owners_down, reaches_none
+from proxy.admin.merge import (
+    Past,
+    dropped_lines,
+    merge,
+    merge_counters,
+    merge_nodes,
+    missed_primaries,
+    owners_down,
+    reaches_none,
+)
 from proxy.admin.snapshot import CounterValues, Snapshot
 from proxy.ipc.messages import NodeStatus, Status
 from tests.unit.admin.snapshots import command, counters, node, own, snapshot, status, topology
@@ -51,6 +60,18 @@ def test_a_node_is_down_when_no_worker_reaches_it() -> None:
     merged = merge_nodes([one, two])
     assert (merged["a:1"].breakers, merged["a:1"].held, merged["a:1"].held_bytes) == (2, 5, 500)
     assert (merged["b:1"].breakers, merged["b:1"].down_s) == (1, 0.0)
+
+
+def test_a_primary_is_missed_by_those_that_do_not_reach_it_while_another_one_does() -> None:
+    well = {"a:1": node(), "b:1": node(), "r:1": node("replica")}
+    half = {"b:1": node(up=0, down_s=3.0), "a:1": node(up=0, down_s=9.0), "r:1": node("replica", up=0, down_s=9.0)}
+    assert missed_primaries([(50.0, well), (50.5, half)]) == [[], ["a:1", "b:1"]]
+    assert missed_primaries([(50.5, half), (47.6, well)]) == [["a:1", "b:1"], []]
+    assert missed_primaries([(50.5, half), (47.4, well)]) == [["a:1"], []]  # b: before it was lost
+    assert missed_primaries([(50.5, half), (47.4, well), (50.0, {"b:1": node()})]) == [["a:1", "b:1"], [], []]
+    assert missed_primaries([(50.5, half), (50.0, half)]) == [[], []]  # nobody does
+    assert missed_primaries([(50.5, half), (50.0, {"a:1": node("replica")})]) == [[], []]  # it has been replaced
+    assert missed_primaries([]) == []
 
 
 def test_no_worker_counts_nothing() -> None:

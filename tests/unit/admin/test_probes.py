@@ -112,7 +112,12 @@ def test_what_verbose_shows_of_readiness() -> None:
         "reasons": [],
         "draining": False,
         "listening": ["127.0.0.1:7617"],
-        "workers": {"configured": 2, "running": 1, "without_primary": [1]},
+        "workers": {
+            "configured": 2,
+            "running": 1,
+            "without_primary": [1],
+            "missed": {"0": ["10.0.0.1:7000", "10.0.0.3:7000"]},
+        },
         "topology": {
             "known": True,
             "fresh": True,

@@ -28,6 +28,7 @@ def test_which_workers_reach_no_primary() -> None:
     workers = [SimpleNamespace(number=n, pid=7, clients=0, status=None, leaving=False, silent_s=float) for n in (0, 1)]
     told = state(snapshot(), workers, proxy={}, reload={}, upgrade={})  # 1 is one: see there
     assert [one["reaches_primary"] for one in told["workers"]["each"]] == [True, False]
+    assert [one["missed"] for one in told["workers"]["each"]] == [["10.0.0.1:7000", "10.0.0.3:7000"], []]
 
 
 def test_what_is_held_and_refused() -> None:

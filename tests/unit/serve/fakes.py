@@ -27,7 +27,7 @@ class FakeClient:
     lib_ver: bytes = b""
     address: str = "127.0.0.1:40001"
     local_address: str = "127.0.0.1:7617"
-    created_s: float = 1000.0
+    age_s: float = 10.0
     last_active_s: float = 1000.0
     last_command: str = ""
     pending: int = 0

@@ -203,7 +203,7 @@ def test_client_info_line() -> None:
         ({"reads": "prefer_replica"}, b"flags=r db"),
         ({"reads": "any", "listener_reads": "any"}, b"flags=N db"),
         ({"reads": "primary", "listener_reads": "any"}, b"flags=N db"),
-        ({"created_s": 4e12, "last_active_s": 4e12}, b"age=0 idle=0"),
+        ({"age_s": 3.99, "last_active_s": 4e12}, b"age=3 idle=0"),
     ],
 )
 def test_client_info_spells_addresses_and_flags_as_redis(changes: dict[str, object], expected: bytes) -> None:

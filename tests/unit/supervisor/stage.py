@@ -23,7 +23,8 @@ class Worker:
     def __init__(self, workers: Workers, clients: int = 0) -> None:
         self.clients = clients
         self.backlog = 0
-        self.reaches = True
+        self.missed: list[str] = []
+        self.silence_s = 0.0
         self.takes: list[tuple[str, int, list[int]]] = []
         self.held: list[int] = []
         self._workers = workers
@@ -33,6 +34,9 @@ class Worker:
         self.takes.append((listener, first_id, descriptors))
         self.held += descriptors
         self.clients += len(descriptors)
+
+    def silent_s(self) -> float:
+        return self.silence_s
 
     def left(self, count: int = 1) -> None:
         """Clients go; the counters say so, and nobody is told."""

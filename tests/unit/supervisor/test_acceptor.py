@@ -64,25 +64,51 @@ def test_equals_have_their_turns() -> None:
     play(scene, workers=(0, 0, 0))
 
 
-def test_a_worker_that_reaches_no_primary_gets_nobody_while_another_one_does() -> None:
+def test_a_worker_that_misses_more_primaries_gets_nobody_while_there_is_a_better_one() -> None:
     async def scene(stage: Stage) -> None:
         one = stage.listening()
         stage.acceptor.open(one)
-        cut, well = stage.workers.present
-        cut.reaches = False
+        cut, half, well = stage.workers.present
+        cut.missed, half.missed = ["a:1", "b:1"], ["b:1"]
         stage.connect(one, 5)
         await until(lambda: stage.workers.taken == 5)
-        assert (cut.clients, well.clients) == (0, 15)
-        well.reaches = False  # nobody does: better one of them than none
+        assert (cut.clients, half.clients, well.clients) == (0, 5, 15)
+        well.clients = 20  # it has no room: the next best one
         stage.connect(one, 3)
         await until(lambda: stage.workers.taken == 8)
-        assert (cut.clients, well.clients) == (3, 15)
-        well.reaches, well.backlog = True, module.BEHIND + 1  # nor is one waited for that is stuck
+        assert (cut.clients, half.clients, well.clients) == (0, 8, 20)
+        well.clients, well.backlog = 15, module.BEHIND + 1  # nor is one waited for that is stuck
         stage.connect(one)
         await until(lambda: stage.workers.taken == 9)
-        assert (cut.clients, well.clients) == (4, 15)
+        assert (cut.clients, half.clients) == (0, 9)
+        half.missed = ["a:1", "c:1"]  # as many as the other one
+        stage.connect(one, 3)
+        await until(lambda: stage.workers.taken == 12)
+        assert (cut.clients, half.clients) == (3, 9)
 
-    play(scene, workers=(0, 10))
+    play(scene, workers=(0, 5, 10), per_worker=20)
+
+
+def test_a_silent_worker_gets_nobody_while_another_one_speaks() -> None:
+    async def scene(stage: Stage) -> None:
+        one = stage.listening()
+        stage.acceptor.open(one)
+        stopped, well = stage.workers.present
+        stopped.silence_s = module.QUIET_S
+        well.missed = ["a:1"]
+        stage.connect(one, 5)
+        await until(lambda: stage.workers.taken == 5)
+        assert (stopped.clients, well.clients) == (0, 15)
+        well.clients = 20  # its clients would hang: they wait until it speaks, or for the one that replaces it
+        woken = stage.wakeups
+        stage.connect(one)
+        await until(lambda: stage.wakeups >= woken + 2)
+        assert (stage.workers.taken, stage.acceptor.rejected) == (5, 0)
+        well.silence_s = module.QUIET_S  # all are: that says nothing of any
+        await until(lambda: stage.workers.taken == 6)
+        assert (stopped.clients, well.clients) == (1, 20)
+
+    play(scene, workers=(0, 10), per_worker=20)
 
 
 def test_a_crowd_at_one_listener_does_not_starve_another() -> None:

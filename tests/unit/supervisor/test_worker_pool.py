@@ -96,6 +96,23 @@ def test_a_worker_that_reaches_no_primary_is_known(play: Play) -> None:
     play(act)
 
 
+def test_a_worker_that_misses_a_primary_is_known(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        first, second = stage.candidates
+
+        def tells(worker: module.Worker, down_s: float) -> None:
+            stage.pool._heard(worker, Status(0, 0, 0, 0, 0.0, 0, {"a:1": node(up=0, down_s=down_s)}), [])
+
+        tells(first, 1000.0)
+        assert (first.missed, second.missed) == ([], [])  # the other one may have lost it, too
+        tells(second, 0.0)
+        assert (first.missed, second.missed) == (["a:1"], [])
+        tells(second, 1000.0)
+        assert (first.missed, second.missed) == ([], [])
+
+    play(act)
+
+
 def test_a_message_to_all(play: Play) -> None:
     async def act(stage: Stage) -> None:
         stage.pool.reopen()

@@ -99,6 +99,20 @@ class TestDrain:
 
         run(configured(), scene, node.address)
 
+    def test_the_wall_clock_steps_back(
+        self, node: FakeNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Who has said nothing is not new for an hour: nobody is waited for until the time is over."""
+
+        async def scene(worker: Worker, port: Port) -> None:
+            (silent,) = many(worker, 1)
+            stepped = time.time() - 3600
+            monkeypatch.setattr(time, "time", lambda: stepped)
+            await asyncio.gather(worker.leaving.drain(0.0, 8.0), silent.rest())
+            assert not any("cut off" in record.msg for record in caplog.records)
+
+        run(configured(), scene, node.address)
+
     def test_what_was_read_is_answered(self, nodes: EmbeddedCluster, caplog: pytest.LogCaptureFixture) -> None:
         """Busy clients: as many replies as commands were read, in order, and then the end."""
 
