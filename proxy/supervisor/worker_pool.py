@@ -81,6 +81,7 @@ class Worker:
         self.status: messages.Status | None = None
         self.told_s = 0.0  # when it told its status
         self.reaches = True  # any primary, as far as it has told
+        self.lacks = False  # any primary
         self.missed: list[str] = []  # primaries that it does not reach although another worker does
         self.given = 0
         self.since_s = self.heard_s = time.monotonic()
@@ -382,7 +383,9 @@ class WorkerPool:
                     self._on_status(worker.status, message)
                 worker.status = message
                 worker.reaches, worker.told_s = not reaches_none(message.nodes), worker.heard_s
-                self._compare()
+                worker.lacks = any(node.owner and node.down_s for node in message.nodes.values())
+                if any(one.lacks or one.missed for one in self.present):
+                    self._compare()
                 self._answered(worker, message.number, message)
             case messages.Report() | messages.KeyspaceEvents():
                 self._on_report(message)
@@ -412,8 +415,7 @@ class WorkerPool:
 
     def _compare(self) -> None:
         told = [(worker, worker.status.nodes) for worker in self.present if worker.status is not None]
-        all_missed = missed_primaries([(worker.told_s, nodes) for worker, nodes in told])
-        for (worker, _), missed in zip(told, all_missed, strict=True):
+        for (worker, _), missed in zip(told, missed_primaries([(one.told_s, at) for one, at in told]), strict=True):
             worker.missed = missed
 
     def _answered(self, worker: Worker, number: int, value: object) -> None:
