@@ -113,7 +113,7 @@ class ControlPlane:
         known = sorted(self._cluster.nodes() if self._cluster else (), key=lambda node: node.health == "fail")
         seeds = refresh_settings(settings).seeds
         nodes = list(dict.fromkeys([*(node.address for node in known), *seeds]))
-        return await tried(nodes, node_client_settings(settings))
+        return await tried(nodes, node_client_settings(settings), settings.backends.client_name)
 
     def report(self, report: messages.Report | messages.KeyspaceEvents) -> None:
         """What a worker has seen."""

@@ -157,14 +157,14 @@ cdef class Leases:
             else:
                 del self.idle[key]
 
-    def renew(self, keep=()):
-        """Closes all that nobody has now, and the others when they are given back: new ones are made otherwise. Those
-        to the nodes of these labels stay."""
+    def renew(self, labels=None):
+        """Closes all to these nodes, None = to all, that nobody has now, and the others when they are given back: new
+        ones are made otherwise."""
         cdef Backend lease
         cdef Node node
         for node in [*self.router.nodes.values(), *self.router.retired]:
             for lease in node.leases:
-                lease.spent = lease.spent or node.label not in keep
+                lease.spent = lease.spent or labels is None or node.label in labels
         before, self.idle = self.idle, {}
         for key, idle in before.items():
             for lease in idle:

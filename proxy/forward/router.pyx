@@ -284,8 +284,8 @@ cdef class Router(Connections):
             for first, last, index in self.slots.ranges() if (<Shard> self.shards[index]).primary is not None
         ]
 
-    def renew(self, keep=()):
-        """Every node but these (labels) gets new connections, made on first use; the old, returned, drain and close.
+    def renew(self, labels=None):
+        """These nodes, None = all, get new connections, made on first use; the old, returned, drain and close.
 
         Nothing under way is lost, nor overtaken on a new connection: its client is unsettled. Leases stay.
         """
@@ -294,7 +294,7 @@ cdef class Router(Connections):
         self.reactor.tick()
         self.forget_direct()
         for node in self.nodes.values():
-            old += self.replace(node) if node.label not in keep else []
+            old += self.replace(node) if labels is None or node.label in labels else []
         self.forget_direct()            # as in publish
         return old
 
@@ -356,7 +356,7 @@ cdef class Router(Connections):
                     self.chosen = backend
                     return CHOSEN
                 result = self.find(r)
-                if result == CHOSEN and self.connections == 1:
+                if result == CHOSEN and len((<Backend> self.chosen).pool.backends) == 1:
                     self.direct[2 * index + (r.proto == 3)] = self.chosen
                 return result
         return self.find(r)

@@ -21,6 +21,8 @@ from proxy.resp.errors import ProtocolFault
 
 MALFORMED: Final = errors.line("ERR a node answered part of this command in an unexpected form")
 
+_NOPERM: Final = b"NOPERM "
+_DENIED: Final = b"-EXECABORT Transaction discarded because of: " + _NOPERM
 NODES: Final = encode.encode_command("CLUSTER", "NODES")
 KEYSPACE: Final = encode.encode_command("INFO", "keyspace")
 SERVER: Final = encode.encode_command("INFO", "server")
@@ -41,6 +43,8 @@ def keys_in_slot(slot: int, limit: int) -> bytes:
 
 def executed(reply: bytes, count: int) -> list[Any] | bytes:
     """EXEC's replies, `count` of them, none of them an error; or the error line to answer with."""
+    if reply.startswith(_DENIED):  # of a transaction that the client knows nothing of
+        return b"-" + reply[len(_DENIED) - len(_NOPERM) :]
     if reply[:1] == b"-":
         return reply
     try:

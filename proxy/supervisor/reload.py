@@ -35,6 +35,7 @@ log = logs.get("supervisor.reload")
 
 
 _NAMED: Final = 8  # nodes in a reason
+_ANSWER_S: Final = 0.5  # how long the workers are waited for
 READ_S: Final = 30.0  # a file may be on a disk, or a pipe, that never answers
 
 
@@ -179,6 +180,9 @@ class Reload:
         login = await supervisor.control.try_login(new)
         if login.refused and not login.taken:
             raise Refused(f"cluster.password: the nodes refuse it: {next(iter(login.refused.values()))}")
+        if login.unsaid and not login.taken and await self._works():
+            # It may be right: but what works is not given up for what nobody has said a word to.
+            raise Refused(f"cluster.password: no node has taken it yet: {_named(login.unsaid)}")
         opened = await self._open(new)
         await self._put_in_force(new, opened, list(login.refused))
         changes = diff(old, new)
@@ -189,6 +193,13 @@ class Reload:
         if login.refused:  # a rotation under way: those that refuse it keep the connections they have
             raise Incomplete(_refused(login.refused))
         return [f"{change.key}: {change.old} -> {change.new}" for change in changes]
+
+    async def _works(self) -> bool:
+        """Whether any worker has a connection to a node that owns slots, or has not found that it cannot have one."""
+        pool = self._supervisor.pool
+        await pool.ask(_ANSWER_S)
+        told = [worker.status.nodes for worker in pool.present if worker.status is not None]
+        return any(node.owner and not node.down_s for nodes in told for node in nodes.values())
 
     async def _open(self, new: Settings) -> list[Listening]:
         """What may fail, done; everything is as it was, and nothing stays open, when something does."""
@@ -276,9 +287,13 @@ def _open_missing(new: Settings, present: list[Listening]) -> list[Listening]:
 
 
 def _refused(refused: Mapping[str, str]) -> str:
-    named = "; ".join(f"{node}: {line}" for node, line in list(refused.items())[:_NAMED])
-    more = f"; and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
-    return f"cluster.password: {len(refused)} nodes refuse it, and keep their old connections only: {named}{more}"
+    return f"cluster.password: {len(refused)} nodes refuse it, and keep their old connections only: {_named(refused)}"
+
+
+def _named(lines: Mapping[str, str]) -> str:
+    """The first nodes, each with its line."""
+    named = "; ".join(f"{node}: {line}" for node, line in list(lines.items())[:_NAMED])
+    return named + (f"; and {len(lines) - _NAMED} more" if len(lines) > _NAMED else "")
 
 
 def _close(opened: list[Listening]) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Final
 
-from proxy.cluster import node_limits
+from proxy.cluster import handshake, node_limits
 from proxy.forward.backend import Backend, BackendState
 from proxy.forward.node import Node
 from proxy.ipc.settings import Backends
@@ -291,7 +291,8 @@ class Connector:
         raise error or OSError(f"{host} has no address")
 
     async def _handshake(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, backend: Backend) -> bytes:
-        """HELLO or AUTH, CLIENT SETNAME, READONLY, in one round trip; HandshakeError with the first refusal.
+        """HELLO or AUTH, CLIENT SETNAME, READONLY, in one round trip; HandshakeError with the first refusal that
+        matters.
 
         Where the topology knows the node's id, the server is asked for its own: another one at the address of a node
         that died would take writes, and acknowledge them, until the failover. One that may not tell is believed.
@@ -319,7 +320,7 @@ class Connector:
                 raise OSError("its answers to the handshake are too long")
             replies += [decode(frame) for frame, _, push in reader.feed(data) if not push]
             for command, reply in zip(commands, replies, strict=False):
-                if isinstance(reply, ReplyError) and command not in asked:
+                if isinstance(reply, ReplyError) and command not in asked and handshake.fatal(command, str(reply)):
                     if str(reply).startswith(_FULL):  # no answer to our command
                         raise Refused(str(reply), errors.NODE_FULL) if backend.leased else HandshakeError(str(reply))
                     text = f"{command[0]!s}: {reply}"
@@ -338,24 +339,17 @@ class Connector:
 
     def commands(self, backend: Backend) -> list[tuple[str | bytes, ...]]:
         """The handshake of a backend, by protocol and role; at least one command, so that the node has answered."""
-        username, password, name = self.settings.username, self.settings.password, self.settings.client_name
-        commands: list[tuple[str | bytes, ...]] = []
-        if backend.proto == 3:
-            login = ("AUTH", username or "default", password) if password else ()
-            commands.append(("HELLO", "3", *login, *(("SETNAME", name) if name else ())))
-        else:
-            if password:
-                # Servers before 6.0 know no users, and AUTH of one word means the default user everywhere.
-                commands.append(("AUTH", username, password) if username else ("AUTH", password))
-            if name:
-                commands.append(("CLIENT", "SETNAME", name))
+        settings = self.settings
+        commands: list[tuple[str | bytes, ...]] = [
+            *handshake.words(backend.proto, settings.username, settings.password, settings.client_name)
+        ]
         if backend.db:
             commands.append(("SELECT", str(backend.db)))
         if backend.readonly:
             commands.append(("READONLY",))
         if backend.greeting:
             commands.append(backend.greeting)
-        return commands or [("PING",)]
+        return commands or [handshake.PING]
 
 
 def _stranger(reply: object, known: str) -> str:

@@ -444,11 +444,10 @@ class Upstream:
         self._flush()
         self._whole()
 
-    def renew(self, settings: Backends, keep: Collection[str] = ()) -> None:
-        """Connections are made otherwise from now on: the present ones are replaced, but for those to these nodes."""
-        self.settings = settings
+    def renew(self, labels: Collection[str]) -> None:
+        """Connections are made otherwise from now on: those to these nodes are replaced."""
         for feed in self._feeds():
-            if feed.backend is not None and feed.backend.node.label not in keep:
+            if feed.backend is not None and feed.backend.node.label in labels:
                 self._shut(feed, "connections are renewed")
                 feed.failures, feed.opens_at_s = 0, 0.0
         self._flush()

@@ -60,6 +60,7 @@ from proxy.worker.leases import LeaseWatch
 from proxy.worker.monitors import Monitors
 from proxy.worker.node_pauses import NodePauses
 from proxy.worker.pauses import Pauses
+from proxy.worker.renewal import Renewal
 from proxy.worker.report import Reports
 from proxy.worker.rounds import Rounds
 from proxy.worker.scripts import WorkerScripts
@@ -146,7 +147,8 @@ class Worker:
         self.status.monitors = lambda: len(self.monitors)
         self.status.node_ids = lambda: self.node_pauses.ids
         self.status.troubles = self.connector.troubles
-        looks = (self.lease_watch.look, self.pauses.look, self.node_pauses.look)
+        self._renewal = Renewal(self.router, self.connector, self._renew, loop.time)
+        looks = (self.lease_watch.look, self.pauses.look, self.node_pauses.look, self._renewal.look)
         self._rounds = Rounds(loop, self.path, self.router, self.status, lambda: self.settings.clients, looks)
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
         self.context.spare_connections = SpareConnections(self.router)
@@ -345,14 +347,18 @@ class Worker:
             self._apply_keepalive()
         if settings.backends != old.backends:
             self.connector.reconfigure(settings.backends)
+            self.subscriptions.upstream.settings = settings.backends
         if of_a_connection(settings.backends) != of_a_connection(old.backends):
-            self.path.leases.renew(keep)
-            for backend in self.router.renew(keep):  # the old ones end when what they carry is answered
-                if not backend.pending:
-                    self.connector.forget(backend)
-            self.router.warm(2)
-            self.subscriptions.upstream.renew(settings.backends, keep)
+            self._renewal.begin(keep)
         return trouble
+
+    def _renew(self, labels: Collection[str]) -> None:
+        self.path.leases.renew(labels)
+        for backend in self.router.renew(labels):  # the old ones end when what they carry is answered
+            if not backend.pending:
+                self.connector.forget(backend)
+        self.router.warm(2)
+        self.subscriptions.upstream.renew(labels)
 
     def _tune(self) -> None:
         """What the parts can be told at any time."""
@@ -468,6 +474,7 @@ class Worker:
         send(KeyspaceEvents(value, not unconfirmed))
 
     def _backend_up(self, backend: Backend) -> None:
+        self._renewal.up(backend)
         self.subscriptions.upstream.up(backend)
         log.debug("connected", node=backend.node.label, resp=backend.proto)
         self._limit()

@@ -304,6 +304,29 @@ def test_a_password_that_the_nodes_refuse(start_proxy: StartProxy) -> None:
         assert "typo" not in daemon.log
 
 
+def test_a_password_that_no_node_says_a_word_to(start_proxy: StartProxy) -> None:
+    """All have as many clients as they take: what works stays, and a reload that leaves the password as it is waits."""
+    with EmbeddedCluster(primaries=1, replicas=0, password="one") as cluster:
+        before = {"cluster": {"password": "one"}, "backends": {"client_name": "before"}}
+        daemon = start_proxy(cluster.seeds, before)
+        (node,) = cluster.nodes
+        with Load(daemon.address, CLIENTS) as load:
+            load.advance()
+            (most,) = node.command("CONFIG", "GET", "maxclients")[1:]
+            node.command("CONFIG", "SET", "maxclients", "1")
+            daemon.configure(before | {"cluster": {"password": "typo"}})
+            told = run_cli("reload", "-c", str(daemon.file))
+            assert told.returncode == 1
+            assert f"not reloaded: cluster.password: no node has taken it yet: {node.address}: " in told.stderr
+            load.advance(40)
+            daemon.reload({"cluster": {"password": "one"}, "backends": {"client_name": "after", "connections": 2}})
+            load.advance(40)
+            assert names(cluster)["after"] == 0
+            node.command("CONFIG", "SET", "maxclients", most)
+            wait_for(lambda: names(cluster)["before"] == 0, 10, "the old connections are gone")
+            load.advance(40)
+
+
 def test_the_seeds(pair: EmbeddedCluster, small_cluster: EmbeddedCluster, daemon: ProxyDaemon) -> None:
     """Other nodes of the same cluster change nothing; another cluster is another cluster."""
     with daemon.raw() as raw:

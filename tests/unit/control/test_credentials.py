@@ -33,12 +33,12 @@ def nodes(start_node: Callable[[], FakeNode]) -> list[FakeNode]:
     return [start_node() for _ in range(12)]
 
 
-def asked(*nodes: FakeNode | Address, password: str = "new") -> Tried:
+def asked(*nodes: FakeNode | Address, password: str = "new", name: str = "") -> Tried:
     """The answer; checks that no task is left."""
 
     async def body() -> Tried:
         addresses = [node if isinstance(node, Address) else at(node) for node in nodes]
-        told = await tried(addresses, NodeClientSettings("", password, 5.0))
+        told = await tried(addresses, NodeClientSettings("", password, 5.0), name)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return told
 
@@ -46,13 +46,13 @@ def asked(*nodes: FakeNode | Address, password: str = "new") -> Tried:
 
 
 def test_taken(nodes: list[FakeNode]) -> None:
-    assert asked(*nodes) == ({}, True)
+    assert asked(*nodes) == ({}, True, {})
 
 
 def test_refused_by_all(nodes: list[FakeNode]) -> None:
     for node in nodes:
         node.on("AUTH", WRONGPASS)
-    assert asked(*nodes) == ({str(at(node)): WRONGPASS[1:-2].decode() for node in nodes}, False)
+    assert asked(*nodes) == ({str(at(node)): WRONGPASS[1:-2].decode() for node in nodes}, False, {})
     assert all(node.seen("AUTH") for node in nodes)
     wait_for(lambda: all(closed(node) for node in nodes), 5, "the connections are closed")
 
@@ -79,14 +79,14 @@ def test_a_rotation_under_way(nodes: list[FakeNode]) -> None:
     """Node by node: whoever takes the new password does not hide those that do not."""
     for node in nodes[1:-1]:
         node.on("AUTH", WRONGPASS)
-    refused, taken = asked(*nodes)
-    assert taken
-    assert list(refused) == [str(at(node)) for node in nodes[1:-1]]
+    told = asked(*nodes)
+    assert told.taken
+    assert list(told.refused) == [str(at(node)) for node in nodes[1:-1]]
 
 
 def test_none_is_told_where_one_is_wanted(nodes: list[FakeNode]) -> None:
     nodes[0].on("PING", b"-NOAUTH Authentication required.\r\n")
-    assert asked(nodes[0], password="") == ({str(at(nodes[0])): "NOAUTH Authentication required."}, False)
+    assert asked(nodes[0], password="").refused == {str(at(nodes[0])): "NOAUTH Authentication required."}
     assert not nodes[0].seen("AUTH")
 
 
@@ -98,6 +98,23 @@ def test_a_user_that_may_not_learn_the_topology(nodes: list[FakeNode]) -> None:
     assert line.startswith("NOPERM this user")
 
 
+def test_what_the_data_path_says(nodes: list[FakeNode]) -> None:
+    """A name that the nodes do not take would be the end of every connection; one that may not be given is missed."""
+    nodes[0].on("CLIENT SETNAME", b"-NOPERM this user has no permissions to run the 'client|setname' command\r\n")
+    nodes[1].on("CLIENT SETNAME", b"-ERR Client names cannot contain spaces\r\n")
+    nodes[2].on("CLIENT SETNAME", b"-BUSY Redis is busy running a script.\r\n")
+    assert asked(*nodes[:3], name="me") == ({str(at(nodes[1])): "ERR Client names cannot contain spaces"}, True, {})
+    assert nodes[0].seen("CLIENT") == [[b"CLIENT", b"SETNAME", b"me"]]
+    assert asked(*nodes[:3]).refused == {}
+
+
+@pytest.mark.parametrize("kind", ["", " + cluster connections"])
+def test_a_node_that_takes_no_more_clients_says_nothing(nodes: list[FakeNode], kind: str) -> None:
+    line = f"ERR max number of clients{kind} reached"
+    nodes[0].on("AUTH", b"-%b\r\n" % line.encode())
+    assert asked(nodes[0]) == ({}, False, {str(at(nodes[0])): line})
+
+
 def test_no_answer_says_nothing(nodes: list[FakeNode], monkeypatch: pytest.MonkeyPatch) -> None:
     """But those that do answer are believed, and no number of silent ones makes it last longer."""
     monkeypatch.setattr(module, "WITHIN_S", 1.0)
@@ -107,7 +124,13 @@ def test_no_answer_says_nothing(nodes: list[FakeNode], monkeypatch: pytest.Monke
     for node in nodes[2:]:
         node.on("AUTH", SILENCE)
     started = time.monotonic()
-    assert asked() == asked(nobody) == asked(nobody, *nodes[1:]) == ({}, False)
-    assert asked(nobody, *nodes) == ({str(at(nodes[0])): WRONGPASS[1:-2].decode()}, False)
+    assert asked() == ({}, False, {})
+    assert asked(nobody) == ({}, False, {str(nobody): "Connection refused"})
+    told = asked(nobody, *nodes[1:])
+    assert (told.refused, told.taken) == ({}, False)
+    assert list(told.unsaid) == [str(nobody), *(str(at(node)) for node in nodes[1:])]
+    assert told.unsaid[str(at(nodes[-1]))] == "no answer in time"
+    told = asked(nobody, *nodes)
+    assert (told.refused, told.taken) == ({str(at(nodes[0])): WRONGPASS[1:-2].decode()}, False)
     assert time.monotonic() - started < 8
     wait_for(lambda: all(closed(node) for node in nodes), 5, "the connections are closed")

@@ -109,7 +109,7 @@ def test_other_credentials(play: Play) -> None:
     stage = play()
     one, two = watching(stage), watching(stage)
     given_back(stage, two)
-    stage.path.leases.renew([str(A)])  # this node refuses the new ones
+    stage.path.leases.renew([str(B)])  # the other node refuses the new ones
     stage.turn()
     assert states(stage) == [BackendState.UP] * 2
     stage.path.leases.renew()

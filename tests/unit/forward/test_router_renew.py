@@ -47,12 +47,12 @@ def test_renewed_connections_are_made_on_first_use_and_the_old_ones_drain(play: 
     assert (first.get(), second.get()) == (bulk("2") + b"+OK\r\n", b"+OK\r\n")
 
 
-def test_nodes_that_refuse_new_credentials_keep_their_connections(play: Play) -> None:
+def test_other_nodes_keep_their_connections(play: Play) -> None:
     stage = play()
     client = stage.client()
     client.send(GET_A + GET_B)
     stage.turn()
-    old = stage.router.renew([str(A)])
+    old = stage.router.renew([str(B)])
     assert [backend.node.address for backend in old] == [B]
     stage.node(A).send(bulk("1"))
     stage.node(B).send(bulk("2"))
@@ -60,6 +60,21 @@ def test_nodes_that_refuse_new_credentials_keep_their_connections(play: Play) ->
     assert client.get() == bulk("1") + bulk("2")
     assert [backend.state for backend in old] == [BackendState.CLOSED]
     assert [backend.state for backend in stage.router.nodes[A].backends()] == [BackendState.UP]
+
+
+def test_nodes_that_are_not_renewed_keep_the_order_on_several_connections(play: Play) -> None:
+    """Fewer connections are wanted by now, but these stay: each client's commands stay on the one they were on."""
+    stage = play(connections=2)
+    first, second = stage.client(), stage.client()
+    for client in (first, second):
+        client.send(SET_A)
+    stage.turn()
+    stage.router.connections = 1
+    assert stage.router.renew([]) == []
+    for client in (first, second):
+        client.send(GET_A)
+    stage.turn()
+    assert [end.get() for end in stage.nodes[A]] == [SET_A + GET_A] * 2
 
 
 def test_a_later_command_does_not_overtake_on_a_renewed_connection(play: Play) -> None:

@@ -87,6 +87,8 @@ def test_what_is_no_exec_reply(bad: bytes) -> None:
 def test_exec_replies() -> None:
     assert scan_node.executed(array([bulk("a"), b"*0\r\n"]), 2) == [b"a", []]
     assert scan_node.executed(b"-EXECABORT x\r\n", 2) == b"-EXECABORT x\r\n"
+    denied = b"NOPERM User u has no permissions to run the 'info' command\r\n"
+    assert scan_node.executed(b"-EXECABORT Transaction discarded because of: " + denied, 2) == b"-" + denied
     assert scan_node.executed(array([bulk("a"), b"-ERR no\r\n"]), 2) == b"-ERR no\r\n"
 
 

@@ -140,7 +140,7 @@ def run(config: Backends, scene: Callable[[Nodes], Awaitable[None]]) -> None:
         (
             3,
             {"username": "u", "password": "p", "client_name": "me"},
-            [[b"HELLO", b"3", b"AUTH", b"u", b"p", b"SETNAME", b"me"]],
+            [[b"HELLO", b"3", b"AUTH", b"u", b"p"], [b"CLIENT", b"SETNAME", b"me"]],
         ),
         (3, {"password": "p"}, [[b"HELLO", b"3", b"AUTH", b"default", b"p"]]),
     ],
@@ -154,6 +154,27 @@ def test_handshake(node: FakeNode, proto: int, config: dict[str, Any], handshake
         assert nodes.troubles == []
 
     run(settings(**config), scene)
+
+
+@pytest.mark.parametrize("proto", [2, 3])
+@pytest.mark.parametrize(
+    ("name", "command", "line"),
+    [
+        ("me", "CLIENT SETNAME", b"-NOPERM User u has no permissions to run the 'client|setname' command\r\n"),
+        ("me", "CLIENT SETNAME", b"-ERR unknown command 'CLIENT', with args beginning with:\r\n"),
+        ("", "PING", b"-NOPERM User default has no permissions to run the 'ping' command\r\n"),
+    ],
+)
+def test_what_can_be_done_without(node: FakeNode, proto: int, name: str, command: str, line: bytes) -> None:
+    """A user that may not name itself serves."""
+    node.on(command, line)
+
+    async def scene(nodes: Nodes) -> None:
+        backend = nodes.want(Address(HOST, node.port), proto)
+        await until(lambda: nodes.up == [backend])
+        assert nodes.troubles == []
+
+    run(settings(client_name=name), scene)
 
 
 @pytest.mark.parametrize(("reply", "number"), [(b":77\r\n", 77), (b"-NOPERM no\r\n", 0), (b"+OK\r\n", 0)])
@@ -390,8 +411,10 @@ class TestNewSettings:
             nodes.connector.reconfigure(settings(connect_timeout=3600.0, client_name="new"))
             await until(lambda: nodes.up == [backend])
             assert time.monotonic() - begun_s < 3.0
-            assert node.received == [[b"PING"], *LIMITS, [b"CLIENT", b"SETNAME", b"new"], *LIMITS]
-            await until(lambda: node.sessions[0].sock.fileno() == -1)
+            first, second = node.sessions
+            assert first.commands[0] == [b"PING"]  # (the rest of its handshake may be read later, or not at all)
+            assert second.commands == [[b"CLIENT", b"SETNAME", b"new"], *LIMITS]
+            await until(lambda: first.sock.fileno() == -1)
 
         run(settings(connect_timeout=3600.0), scene)
 

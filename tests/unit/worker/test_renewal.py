@@ -1,0 +1,105 @@
+"""Connections that work are not given up before new ones can be made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from proxy.worker.worker import Worker
+from tests.support.fake_node import SILENCE, FakeNode, Session
+from tests.unit.worker.scene import Client, Port, configured, run, until
+
+FULL = b"-ERR max number of clients reached\r\n"
+QUICK = {"backoff_min": 0.01, "backoff_max": 0.02}
+
+
+@pytest.fixture
+def node() -> Iterator[FakeNode]:
+    with FakeNode() as started:
+        yield started
+
+
+def changed(**more: Any) -> Any:
+    return configured(backends=QUICK | more)
+
+
+def of(node: FakeNode, *words: bytes) -> list[Session]:
+    """The connections by which the command came."""
+    return [session for session in node.sessions if list(words) in session.commands]
+
+
+@pytest.mark.parametrize("line", [FULL, b"-WRONGPASS invalid\r\n", SILENCE])
+@pytest.mark.parametrize("change", [{"connections": 2}, {"client_name": "other"}, {"password": "new"}])
+def test_no_new_connection_can_be_made(node: FakeNode, change: dict[str, Any], line: Any) -> None:
+    """The old one goes on until one can."""
+    trial = "AUTH" if "password" in change else "CLIENT SETNAME"
+    change = {"connect_timeout": 0.2 if line is SILENCE else 60.0} | change
+
+    async def scene(worker: Worker, port: Port) -> None:
+        client = Client(worker)
+        assert await client.ask("SET", "k", "1") == b"OK"
+        (old,) = of(node, b"SET", b"k", b"1")
+        node.on(trial, line)
+        worker.apply(changed(**change))
+        tried = len(node.sessions)
+        await until(lambda: len(node.sessions) > tried + 2)  # again and again
+        assert await client.ask("SET", "k", "2") == b"OK"
+        assert of(node, b"SET", b"k", b"2") == [old]
+        ((_, values),) = worker.status.status(0).nodes.items()
+        assert (values.up, values.down_s, values.connections["shared", "up"]) == (True, 0, 1)
+        node.on(trial, b"+OK\r\n")
+        await until(lambda: old.sock.fileno() == -1)
+        assert await client.ask("SET", "k", "3") == b"OK"
+        assert old not in of(node, b"SET", b"k", b"3")
+        await until(lambda: sum(session.sock.fileno() != -1 for session in node.sessions) == worker.router.connections)
+
+    run(configured(backends=QUICK), scene, node.address)
+
+
+def test_a_connection_that_is_lost_meanwhile_is_made_with_the_new_settings(node: FakeNode) -> None:
+    async def scene(worker: Worker, port: Port) -> None:
+        client = Client(worker)
+        assert await client.ask("SET", "k", "1") == b"OK"
+        node.on("CLIENT SETNAME", FULL)
+        worker.apply(changed(client_name="other"))
+        node.drop_connections()
+        await until(lambda: "lost" in port.signs)  # before that a write would be lost with it
+        node.on("CLIENT SETNAME", b"+OK\r\n")
+        assert await client.ask("SET", "k", "2") == b"OK"
+        (new,) = of(node, b"SET", b"k", b"2")
+        assert [b"CLIENT", b"SETNAME", b"other"] in new.commands
+
+    run(configured(backends=QUICK), scene, node.address)
+
+
+def test_other_settings_meanwhile_are_what_counts(node: FakeNode) -> None:
+    async def scene(worker: Worker, port: Port) -> None:
+        client = Client(worker)
+        assert await client.ask("SET", "k", "1") == b"OK"
+        (old,) = of(node, b"SET", b"k", b"1")
+        node.on("CLIENT SETNAME", SILENCE)
+        worker.apply(changed(client_name="first", connect_timeout=60.0))
+        await until(lambda: of(node, b"CLIENT", b"SETNAME", b"first"))
+        node.on("CLIENT SETNAME", b"+OK\r\n")
+        worker.apply(changed(client_name="second", connect_timeout=60.0))
+        await until(lambda: old.sock.fileno() == -1)
+        assert await client.ask("SET", "k", "2") == b"OK"
+        (new,) = of(node, b"SET", b"k", b"2")
+        assert [b"CLIENT", b"SETNAME", b"second"] in new.commands
+        await until(lambda: all(session.sock.fileno() == -1 for session in of(node, b"CLIENT", b"SETNAME", b"first")))
+
+    run(configured(backends=QUICK), scene, node.address)
+
+
+def test_nodes_to_be_left_as_they_are(node: FakeNode) -> None:
+    async def scene(worker: Worker, port: Port) -> None:
+        client = Client(worker)
+        assert await client.ask("SET", "k", "1") == b"OK"
+        sessions = len(node.sessions)
+        worker.apply(changed(client_name="other"), [node.address])
+        assert await client.ask("SET", "k", "2") == b"OK"
+        assert len(node.sessions) == sessions
+
+    run(configured(backends=QUICK), scene, node.address)
