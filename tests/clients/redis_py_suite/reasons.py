@@ -12,6 +12,7 @@ VALKEY = "the test is for Redis's own answer, the servers are Valkey"
 MOCK = "the test replaces a part of the client that hiredis does without"
 CLUSTER = "keys in several slots, as in every Redis Cluster"
 REFUSED = "refused through the proxy: what changes users, servers or their roles"
+SHARED = "refused through the proxy: what makes servers close connections that all share"
 
 ONE_SERVER = {
     "test_client_setinfo": HARD_CODED,
@@ -43,6 +44,7 @@ SAID = {
     "DB index is out of range": "databases other than 0, as in every Redis Cluster",
     "command 'acl|": REFUSED,
     "related to argument 'requirepass'": REFUSED,
+    "related to argument 'timeout'": SHARED,
     "command 'bgsave' is not allowed": REFUSED,
     "command 'replicaof' is not allowed": REFUSED,
 }
