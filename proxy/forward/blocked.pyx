@@ -24,9 +24,9 @@ cimport cython
 from libc.stdint cimport int64_t, uint32_t
 
 from proxy.forward.backend cimport BACKEND_UP
-from proxy.forward.counters cimport CLOSE_CLIENT, CLOSE_KILLED
+from proxy.forward.counters cimport CLOSE_CLIENT, CLOSE_KILLED, CLOSE_SHUTDOWN
 from proxy.forward.leg cimport Leg
-from proxy.forward.ports cimport KILLED, LEFT
+from proxy.forward.ports cimport DRAINED, KILLED, LEFT
 from proxy.forward.replicated cimport fewest
 from proxy.forward.request cimport REQ_STREAMING, Request, request_free
 
@@ -126,6 +126,9 @@ cdef class Blocking(Command):
             self.client.close(CLOSE_KILLED)
         elif self.parting == LEFT:
             self.client.close(CLOSE_CLIENT)
+        elif self.parting == DRAINED and not self.begun():
+            self.client.end(CLOSE_SHUTDOWN)     # no error, which an application may die of: as a server that shuts down
+            self.finish(b"", 0, False)
         else:
             self.fail(CHANGED)
 

@@ -279,7 +279,7 @@ cdef class ClientInfo(Outlet):
         return True
 
     def dismiss(self):
-        """Ends its blocking command, if there is one, as a node does that loses its role: the proxy ends."""
+        """Ends its blocking command, if there is one, and with it a client that is drained: the proxy ends."""
         if self.wait is not None:
             self.wait.part(DRAINED)
 

@@ -53,7 +53,7 @@ cdef class Recovery:
 # Why a blocking command is to be over before its time; each goes before those above it.
 cdef enum Parting:
     EVICTED = 1     # its connection is needed: as when a node loses its role
-    DRAINED = 2     # the proxy ends: the same
+    DRAINED = 2     # the proxy ends: the client is told the end, without an answer
     LEFT = 3        # the client has ended its input: it is closed without an answer
     KILLED = 4      # the client is killed: so it is
 
