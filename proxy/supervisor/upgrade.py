@@ -6,7 +6,8 @@ as with nginx and gunicorn. Called by supervisor.
 Invariants: until the successor has said READY=1, nothing changes; one that fails, or is late, is ended and changes
 nothing; while its predecessor has a cluster that works, it is ready only when each of its workers reaches the primaries
 of as many slots, in the same cluster unless other seeds ask for another one; a reload and an upgrade are never under
-way together; none begins while PROXY PAUSE or CLIENT PAUSE holds anything, and neither pause begins before the last
+way together; none begins before this process's own predecessor has handed over, which ends this one and would leave
+the third behind; none begins while PROXY PAUSE or CLIENT PAUSE holds anything, and neither pause begins before the last
 client of every process before this one has left: it would hold for the clients of one of them.
 """
 
@@ -36,6 +37,7 @@ PATIENCE_S: Final = 60.0  # for the successor to be ready
 CLUSTER_S: Final = 20.0  # of these for the cluster's topology, and connections to its primaries
 _LOOK_S: Final = 0.5
 _SOON_S: Final = 0.02  # before the second look, then ever later: connections are made in no time
+_TRIAL_S: Final = 5.0  # for our own predecessor to hand over, which takes successor.STEADY_S
 _NAMED: Final = 8  # nodes in a reason
 
 
@@ -92,7 +94,7 @@ class Upgrade:
         """
         control, until_s = self._supervisor.control, time.monotonic() + CLUSTER_S
         pause_s = _SOON_S
-        while self._before.works and os.getppid() == self._predecessor:
+        while self._before.works and self._beside():
             await control.ready(_LOOK_S)
             if (found := control.refresher.topology) is not None and found.covered:
                 if self._strange(found):
@@ -135,14 +137,17 @@ class Upgrade:
         owners = [shard.primary.id for shard in topology.shards if shard.slots and shard.primary is not None]
         return Handover(tuple(processes), True, slots, some_ids(owners), seeds_word(this.settings.cluster.seeds))
 
+    def _beside(self) -> bool:
+        """Whether the process that has started this one in an upgrade has not ended."""
+        return bool(self._predecessor) and os.getppid() == self._predecessor
+
     def passing(self) -> str:
         """Why nothing may begin that is to hold for all clients and to last; "" = it may."""
         if self.running:
             return "an upgrade is under way, and the successor would know nothing of this"
         if self._supervisor.ending:
             return "the proxy is shutting down"
-        direct = self._predecessor and os.getppid() == self._predecessor
-        if direct or any(runs(pid, ticks) for pid, ticks in self._before.processes):
+        if self._beside() or any(runs(pid, ticks) for pid, ticks in self._before.processes):
             return "an upgrade is under way: the process before this one still has clients"
         return ""
 
@@ -189,6 +194,11 @@ class Upgrade:
             raise SuccessorError(reason)
         if self._impossible:
             raise SuccessorError(self._impossible)
+        until_s = time.monotonic() + _TRIAL_S
+        while self._beside() and self._supervisor.notifier.on_trial():
+            if time.monotonic() >= until_s:
+                raise SuccessorError("the process before this one has not handed over yet: try again")
+            await asyncio.sleep(_SOON_S)
         await self._supervisor.reload.idle()
         nodes, clients = await self._supervisor.status.paused()
         if nodes or clients:  # a successor would know nothing of it

@@ -309,6 +309,35 @@ def test_none_while_something_is_paused(
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("hands_over", [True, False])
+def test_none_before_our_own_predecessor_has_handed_over(monkeypatch: pytest.MonkeyPatch, hands_over: bool) -> None:
+    """Ended before that, it ends this process, too: the third, which nobody knows of, would be left."""
+    monkeypatch.setattr(module, "_SOON_S", 0.0)
+    monkeypatch.setattr(module, "_TRIAL_S", 60.0 if hands_over else 0.0)
+
+    async def scene() -> None:
+        stage = Stage(monkeypatch)
+        asked = 0
+
+        def on_trial() -> bool:
+            nonlocal asked
+            asked += 1
+            assert not stage.began.is_set()
+            return not hands_over or asked < 3
+
+        stage.notifier.on_trial = on_trial
+        this: Any = stage
+        stage.upgrade = Upgrade(this, "", os.getppid())
+        stage.outcome.set_result(4711)
+        stage.upgrade.ask()
+        told = await stage.upgraded()
+        assert (told["state"], stage.began.is_set()) == (("done", True) if hands_over else ("failed", False))
+        assert told["error"] == ("" if hands_over else "the process before this one has not handed over yet: try again")
+        assert asked == (3 if hands_over else 1)
+
+    asyncio.run(scene())
+
+
 def test_a_reload_after_it_is_the_successors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever has the old pid still means the proxy."""
 
