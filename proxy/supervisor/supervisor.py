@@ -260,6 +260,7 @@ class Supervisor:
 
     def _status_changed(self, old: Status, new: Status) -> None:
         self.status.past.changed(old, new)
+        self.status.heard(new)
         told = (worker.status for worker in self.pool.present if worker.status is not old)
         tracking = sum(status.tracking_clients for status in told if status is not None)
         self.control.follow(tracking + new.tracking_clients)

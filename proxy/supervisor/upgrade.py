@@ -5,10 +5,11 @@ as with nginx and gunicorn. Called by supervisor.
 
 Invariants: until the successor has said READY=1, nothing changes; one that fails, or is late, is ended and changes
 nothing; while its predecessor has a cluster that works, it is ready only when each of its workers reaches the primaries
-of as many slots, in the same cluster unless other seeds ask for another one; a reload and an upgrade are never under
-way together; none begins before this process's own predecessor has handed over, which ends this one and would leave
-the third behind; none begins while PROXY PAUSE or CLIENT PAUSE holds anything, and neither pause begins before the last
-client of every process before this one has left: it would hold for the clients of one of them.
+of as many slots as the predecessor has reached lately, in the same cluster unless other seeds ask for another one; a
+reload and an upgrade are never under way together; none begins before this process's own predecessor has handed over,
+which ends this one and would leave the third behind; none begins while PROXY PAUSE or CLIENT PAUSE holds anything, and
+neither pause begins before the last client of every process before this one has left: it would hold for the clients of
+one of them.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Upgrade:
                         "the seeds lead to another cluster than the one in use, none of whose nodes is in it: "
                         "to move there, change cluster.seeds"
                     )
-                slots, without = await self._supervisor.status.reached(by_all=True)
+                slots, without = await self._supervisor.status.reached()
                 if slots >= self._before.slots:
                     return ""
                 what = f"only {slots} of {self._before.slots} slots are reached within {CLUSTER_S:.0f} s"
@@ -131,9 +132,9 @@ class Upgrade:
         with contextlib.suppress(ProcessLookupError):  # without /proc
             processes.append((os.getpid(), start_ticks()))
         topology = this.control.refresher.topology
-        if topology is None or not this.status.works():
+        slots = await this.status.reached_lately()
+        if topology is None or not (slots or this.status.works()):
             return Handover(tuple(processes))
-        slots, _ = await this.status.reached(by_all=False)
         owners = [shard.primary.id for shard in topology.shards if shard.slots and shard.primary is not None]
         return Handover(tuple(processes), True, slots, some_ids(owners), seeds_word(this.settings.cluster.seeds))
 
