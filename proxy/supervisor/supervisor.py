@@ -304,7 +304,9 @@ class Supervisor:
         self._wake.set()
 
     def _reload(self) -> None:
-        if self.upgrade.successor:
+        if self.upgrade.outlived:
+            self.upgrade.pass_on(signal.SIGHUP)  # which says that it cannot be
+        elif self.upgrade.successor:
             self.reload.pass_on()
         elif self.ending:
             log.warning("not reloaded: the proxy is draining")

@@ -75,10 +75,22 @@ class Upgrade:
         """The process that has taken over; 0 = none."""
         return self._pid
 
+    @property
+    def outlived(self) -> bool:
+        """Whether the successor has ended before this process: of upgrades since then, nothing is known here."""
+        if not self._pid:
+            return False
+        try:  # our child, and never waited for: the number is its own though it may have ended
+            return os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
+
     def pass_on(self, number: signal.Signals) -> None:
         """Sends a signal on to the successor, if there is one: whoever sent it means the proxy."""
-        if self._pid:
-            # Our child, and never waited for: the number is its own though it may have ended.
+        if self.outlived:
+            reason = "the successor has ended, too: signal the process that serves now"
+            log.warning("the signal is not passed on", signal=number.name, successor=self._pid, reason=reason)
+        elif self._pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, number)
 

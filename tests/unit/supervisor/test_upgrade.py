@@ -197,6 +197,7 @@ class Stage:
         self.reload = Reload(this, None)  # which refuses: there is no file
         monkeypatch.setattr(module, "start", self._start)
         monkeypatch.setattr(os, "kill", lambda pid, number: self.killed.append((pid, number)))
+        monkeypatch.setattr(os, "waitid", lambda kind, pid, options: None)  # it runs
 
     def _reopened(self) -> None:
         self.reopened += 1
@@ -349,5 +350,33 @@ def test_a_reload_after_it_is_the_successors(monkeypatch: pytest.MonkeyPatch) ->
         await stage.upgraded()
         Supervisor._reload(stage)
         assert stage.killed == [(4711, signal.SIGHUP)]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("end", [object(), ChildProcessError()])
+def test_a_successor_that_has_ended_is_asked_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, end: object
+) -> None:
+    """It has handed over to a third, of which nothing is known here: whoever signals this process is told so."""
+
+    async def scene() -> None:
+        stage: Any = Stage(monkeypatch)
+        stage.upgrade.ask()
+        stage.outcome.set_result(4711)
+        await stage.upgraded()
+
+        def waitid(kind: int, pid: int, options: int) -> Any:
+            assert (kind, pid, options) == (os.P_PID, 4711, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if isinstance(end, Exception):
+                raise end
+            return end
+
+        monkeypatch.setattr(os, "waitid", waitid)
+        caplog.clear()
+        Supervisor._reload(stage)
+        Supervisor._reopen(stage)
+        assert stage.killed == []
+        assert [record.getMessage() for record in caplog.records] == ["the signal is not passed on"] * 2
 
     asyncio.run(scene())
