@@ -10,7 +10,9 @@ have counted stays counted.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy import __version__
@@ -20,6 +22,7 @@ from proxy.admin.snapshot import OwnValues, Snapshot
 from proxy.admin.state import state
 from proxy.control.tasks import failures
 from proxy.forward.counters import Counters
+from proxy.ipc.messages import Status
 from proxy.supervisor.worker_pool import Worker
 from proxy.system import log as logs
 from proxy.system.process import start_ticks
@@ -29,14 +32,18 @@ if TYPE_CHECKING:
 
 _ANSWER_S: Final = 0.5  # how long the workers are waited for
 _SURE_S: Final = 5.0  # ... where an old answer would do harm
+LATELY_S: Final = 60.0  # so long a primary that hangs or is away may yet come back
+_SPARE: Final = 100  # nodes that are in no topology any more and are kept nevertheless
 
 
 class StatusReport:
     """See the module. Asks the supervisor's members for everything when it is asked itself."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.past = Past(Counters().snapshot())
         self._supervisor = supervisor
+        self._clock = clock
+        self._reached: dict[str, float] = {}  # "host:port" -> when a worker last was connected to it, and it answered
 
     def gone(self, worker: Worker) -> None:
         """A worker is gone: what it counted is kept."""
@@ -102,15 +109,43 @@ class StatusReport:
         connected = any(node.up for status in told for node in status.nodes.values())
         return topology is not None and topology.covered > 0 and (this.control.refresher.fresh or connected)
 
-    async def reached(self, *, by_all: bool) -> tuple[int, dict[str, str]]:
-        """How many slots have a primary that answers and that a worker, or every one, is connected to.
+    def heard(self, status: Status) -> None:
+        """A worker tells this: whom it reaches is kept for a while."""
+        now_s, suspected = self._clock(), self._suspected()
+        self._reached |= {name: now_s for name, node in status.nodes.items() if node.up and name not in suspected}
+        if len(self._reached) > 2 * len(status.nodes) + _SPARE:
+            self._reached = {name: at_s for name, at_s in self._reached.items() if now_s - at_s <= LATELY_S}
+
+    def _suspected(self) -> set[str]:
+        return {str(address) for address, age_s in self._supervisor.control.suspects.ages.items() if age_s}
+
+    async def reached_lately(self) -> int:
+        """How many slots have a primary that a worker has reached within LATELY_S: what an upgrade must not lose.
+
+        One that hangs, or is away, now may be back in a moment; one that is away for good is not waited for for ever.
+        """
+        await self._supervisor.pool.ask(_ANSWER_S)
+        for worker in self._supervisor.pool.present:
+            if worker.status is not None:
+                self.heard(worker.status)
+        topology = self._supervisor.control.refresher.topology
+        since_s = self._clock() - LATELY_S
+        return sum(
+            last - first + 1
+            for shard in (topology.shards if topology is not None else ())
+            if shard.primary is not None and self._reached.get(str(shard.primary.address), -inf) >= since_s
+            for first, last in shard.slots
+        )
+
+    async def reached(self) -> tuple[int, dict[str, str]]:
+        """How many slots have a primary that answers and that every worker is connected to.
 
         And the other primaries, by "host:port" -> why not, "" = nobody knows.
         """
         this = self._supervisor
         await this.pool.ask(_ANSWER_S)
         told = [worker.status.nodes if worker.status is not None else {} for worker in this.pool.present]
-        suspected = {str(address) for address, age_s in this.control.suspects.ages.items() if age_s}
+        suspected = self._suspected()
         topology = this.control.refresher.topology
         slots, without = 0, dict[str, str]()
         for shard in topology.shards if topology is not None else ():
@@ -118,8 +153,7 @@ class StatusReport:
                 continue
             name = str(shard.primary.address)
             seen = [nodes.get(name) for nodes in told]
-            up = [node is not None and node.up for node in seen]
-            if up and (all(up) if by_all else any(up)) and name not in suspected:
+            if seen and all(node is not None and node.up for node in seen) and name not in suspected:
                 slots += sum(last - first + 1 for first, last in shard.slots)
             else:
                 without[name] = next((node.trouble for node in seen if node is not None and node.trouble), "")

@@ -260,6 +260,7 @@ class Supervisor:
 
     def _status_changed(self, old: Status, new: Status) -> None:
         self.status.past.changed(old, new)
+        self.status.heard(new)
         told = (worker.status for worker in self.pool.present if worker.status is not old)
         tracking = sum(status.tracking_clients for status in told if status is not None)
         self.control.follow(tracking + new.tracking_clients)
@@ -303,7 +304,9 @@ class Supervisor:
         self._wake.set()
 
     def _reload(self) -> None:
-        if self.upgrade.successor:
+        if self.upgrade.outlived:
+            self.upgrade.pass_on(signal.SIGHUP)  # which says that it cannot be
+        elif self.upgrade.successor:
             self.reload.pass_on()
         elif self.ending:
             log.warning("not reloaded: the proxy is draining")

@@ -5,9 +5,11 @@ as with nginx and gunicorn. Called by supervisor.
 
 Invariants: until the successor has said READY=1, nothing changes; one that fails, or is late, is ended and changes
 nothing; while its predecessor has a cluster that works, it is ready only when each of its workers reaches the primaries
-of as many slots, in the same cluster unless other seeds ask for another one; a reload and an upgrade are never under
-way together; none begins while PROXY PAUSE or CLIENT PAUSE holds anything, and neither pause begins before the last
-client of every process before this one has left: it would hold for the clients of one of them.
+of as many slots as the predecessor has reached lately, in the same cluster unless other seeds ask for another one; a
+reload and an upgrade are never under way together; none begins before this process's own predecessor has handed over,
+which ends this one and would leave the third behind; none begins while PROXY PAUSE or CLIENT PAUSE holds anything, and
+neither pause begins before the last client of every process before this one has left: it would hold for the clients of
+one of them.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ PATIENCE_S: Final = 60.0  # for the successor to be ready
 CLUSTER_S: Final = 20.0  # of these for the cluster's topology, and connections to its primaries
 _LOOK_S: Final = 0.5
 _SOON_S: Final = 0.02  # before the second look, then ever later: connections are made in no time
+_TRIAL_S: Final = 5.0  # for our own predecessor to hand over, which takes successor.STEADY_S
 _NAMED: Final = 8  # nodes in a reason
 
 
@@ -72,10 +75,22 @@ class Upgrade:
         """The process that has taken over; 0 = none."""
         return self._pid
 
+    @property
+    def outlived(self) -> bool:
+        """Whether the successor has ended before this process: of upgrades since then, nothing is known here."""
+        if not self._pid:
+            return False
+        try:  # our child, and never waited for: the number is its own though it may have ended
+            return os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
+
     def pass_on(self, number: signal.Signals) -> None:
         """Sends a signal on to the successor, if there is one: whoever sent it means the proxy."""
-        if self._pid:
-            # Our child, and never waited for: the number is its own though it may have ended.
+        if self.outlived:
+            reason = "the successor has ended, too: signal the process that serves now"
+            log.warning("the signal is not passed on", signal=number.name, successor=self._pid, reason=reason)
+        elif self._pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, number)
 
@@ -92,7 +107,7 @@ class Upgrade:
         """
         control, until_s = self._supervisor.control, time.monotonic() + CLUSTER_S
         pause_s = _SOON_S
-        while self._before.works and os.getppid() == self._predecessor:
+        while self._before.works and self._beside():
             await control.ready(_LOOK_S)
             if (found := control.refresher.topology) is not None and found.covered:
                 if self._strange(found):
@@ -100,7 +115,7 @@ class Upgrade:
                         "the seeds lead to another cluster than the one in use, none of whose nodes is in it: "
                         "to move there, change cluster.seeds"
                     )
-                slots, without = await self._supervisor.status.reached(by_all=True)
+                slots, without = await self._supervisor.status.reached()
                 if slots >= self._before.slots:
                     return ""
                 what = f"only {slots} of {self._before.slots} slots are reached within {CLUSTER_S:.0f} s"
@@ -129,11 +144,15 @@ class Upgrade:
         with contextlib.suppress(ProcessLookupError):  # without /proc
             processes.append((os.getpid(), start_ticks()))
         topology = this.control.refresher.topology
-        if topology is None or not this.status.works():
+        slots = await this.status.reached_lately()
+        if topology is None or not (slots or this.status.works()):
             return Handover(tuple(processes))
-        slots, _ = await this.status.reached(by_all=False)
         owners = [shard.primary.id for shard in topology.shards if shard.slots and shard.primary is not None]
         return Handover(tuple(processes), True, slots, some_ids(owners), seeds_word(this.settings.cluster.seeds))
+
+    def _beside(self) -> bool:
+        """Whether the process that has started this one in an upgrade has not ended."""
+        return bool(self._predecessor) and os.getppid() == self._predecessor
 
     def passing(self) -> str:
         """Why nothing may begin that is to hold for all clients and to last; "" = it may."""
@@ -141,8 +160,7 @@ class Upgrade:
             return "an upgrade is under way, and the successor would know nothing of this"
         if self._supervisor.ending:
             return "the proxy is shutting down"
-        direct = self._predecessor and os.getppid() == self._predecessor
-        if direct or any(runs(pid, ticks) for pid, ticks in self._before.processes):
+        if self._beside() or any(runs(pid, ticks) for pid, ticks in self._before.processes):
             return "an upgrade is under way: the process before this one still has clients"
         return ""
 
@@ -189,6 +207,11 @@ class Upgrade:
             raise SuccessorError(reason)
         if self._impossible:
             raise SuccessorError(self._impossible)
+        until_s = time.monotonic() + _TRIAL_S
+        while self._beside() and self._supervisor.notifier.on_trial():
+            if time.monotonic() >= until_s:
+                raise SuccessorError("the process before this one has not handed over yet: try again")
+            await asyncio.sleep(_SOON_S)
         await self._supervisor.reload.idle()
         nodes, clients = await self._supervisor.status.paused()
         if nodes or clients:  # a successor would know nothing of it

@@ -24,8 +24,9 @@ class Handover(msgspec.Struct, frozen=True, omit_defaults=True):
     """See the module. By default: there is nobody before, or nothing is known of it.
 
     processes: (pid, start ticks, see system.process) of the process that tells this, and of those before it that had
-    not ended then. works: it has a cluster that works; then slots: how many of the 16384 it reaches the primaries of;
-    nodes: ids of some of these, () = not known; seeds: which ones are in force, see seeds_word().
+    not ended then. works: it has a cluster that works; then slots: how many of the 16384 it has reached the primaries
+    of lately, whether or not they answer at this moment; nodes: ids of some of these, () = not known; seeds: which ones
+    are in force, see seeds_word().
     """
 
     processes: tuple[tuple[int, int], ...] = ()

@@ -71,10 +71,20 @@ def end(code: int) -> NoReturn:
 
 
 def is_predecessor(written: str | None) -> bool:
-    """Whether the pid in PREDECESSOR is that of the process that started this one, which may have ended meanwhile."""
+    """Whether the pid in PREDECESSOR is that of the process that started this one, which may have ended meanwhile.
+
+    Nobody may have waited for that one yet, and its number may be another's since.
+    """
     if not written or not written.isdecimal():
         return False
-    return int(written) == os.getppid() or not os.path.exists(f"/proc/{written}")
+    if int(written) == os.getppid():
+        return True
+    try:
+        stat, own_ticks = _stat(int(written)), start_ticks()
+    except OSError:
+        return True
+    # It had started us before it ended: whoever has got its number started after us.
+    return stat[_STATE] in "ZX" or int(stat[_START_TICKS]) > own_ticks
 
 
 def start_ticks(pid: int | None = None) -> int:

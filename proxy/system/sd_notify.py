@@ -45,6 +45,7 @@ class Notifier:
         if is_predecessor(parent) or (parent is None and manager is not None):
             self._predecessor = _name(where)
             where = manager or ""
+        self._judge = self._predecessor
         self._manager = _name(where)
         self._sock: socket.socket | None = None
         self._owed: deque[str] = deque(maxlen=_OWED)
@@ -68,6 +69,19 @@ class Notifier:
     def ready(self) -> None:
         """Start-up, or a reload, is done. A successor's first one goes to its predecessor."""
         self._change(_READY)
+
+    def on_trial(self) -> bool:
+        """Whether the predecessor still listens, and has not handed over: until then its end is this process's, too."""
+        if not self._judge:
+            return False
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+                probe.connect(self._judge)
+        except ConnectionRefusedError:
+            self._judge = b""  # for good: the name may be somebody else's later
+        except OSError:  # of descriptors there are none
+            pass
+        return bool(self._judge)
 
     def reloading(self) -> None:
         """A reload begins; ready() must follow. Type=notify-reload does not accept it without its time (v253)."""

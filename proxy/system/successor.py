@@ -7,6 +7,7 @@ Invariants:
 - The successor has stdin, stdout, stderr and the given sockets, as 3, 4, ..., and no other descriptor of ours, not even
   one that whoever started us has left open; no signal blocked or ignored; our folder, limits and environment but for
   the variables below.
+- The ready socket is closed in the very moment in which the caller has a successor: by that the successor knows.
 - READY=1 counts only from the very process that was started (SCM_CREDENTIALS, unix(7)): whoever else sends something
   to the socket is not heard.
 
@@ -188,8 +189,8 @@ async def start(
     finally:
         for wait in waits:
             wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
-        if not said_ready:
+        if not said_ready:  # else nothing may come before the caller knows of it: to be ended in between, say
+            await asyncio.gather(*waits, return_exceptions=True)
             await _end(pid, pidfd, ended, patient)
         loop.remove_reader(pidfd)
         os.close(pidfd)

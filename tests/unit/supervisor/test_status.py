@@ -10,7 +10,7 @@ import pytest
 
 from proxy.cluster.topology import Address, Node, Shard, Topology
 from proxy.ipc.messages import NodeStatus, Status
-from proxy.supervisor.status import StatusReport
+from proxy.supervisor.status import LATELY_S, StatusReport
 
 
 def worker(up: bool = False, *, node_paused: bool = False, clients_paused: bool = False) -> SimpleNamespace:
@@ -67,7 +67,7 @@ A, B, C = (Address("127.0.0.1", port) for port in (1, 2, 3))
 ROWS = ((A, ((0, 99), (200, 299))), (B, ((100, 199),)), (C, ()))
 
 
-def reached(*told: dict[Address, str] | None, suspected: Address | None = None, by_all: bool) -> Any:
+def cluster(*told: dict[Address, str] | None, suspected: Address | None = None) -> Any:
     """told: of each worker, the nodes it knows and its trouble with them, "" = it is connected; None = it told nothing.
 
     A owns 200 slots, B 100, C none; 16,084 slots have no primary.
@@ -83,8 +83,11 @@ def reached(*told: dict[Address, str] | None, suspected: Address | None = None, 
         refresher=SimpleNamespace(topology=topology),
         suspects=SimpleNamespace(ages={one: 1.0 if one == suspected else 0.0 for one in (A, B)}),
     )
-    supervisor: Any = SimpleNamespace(pool=SimpleNamespace(present=workers, ask=ask), control=control)
-    return asyncio.run(StatusReport(supervisor).reached(by_all=by_all))
+    return SimpleNamespace(pool=SimpleNamespace(present=workers, ask=ask), control=control)
+
+
+def reached(*told: dict[Address, str] | None, suspected: Address | None = None) -> Any:
+    return asyncio.run(StatusReport(cluster(*told, suspected=suspected)).reached())
 
 
 def status(nodes: dict[Address, str]) -> Status:
@@ -96,16 +99,48 @@ def status(nodes: dict[Address, str]) -> Status:
 
 
 def test_how_many_slots_are_reached() -> None:
-    """For an upgrade: by any worker of the one that is to go, by every worker of the one that is to come."""
+    """For an upgrade: by every worker of the one that is to come."""
     both, first = {A: "", B: "", C: "refused"}, {A: "", B: "AUTH: WRONGPASS"}
-    assert reached(both, both, by_all=True) == (300, {})
-    assert reached(both, first, by_all=True) == (200, {str(B): "AUTH: WRONGPASS"})
-    assert reached(both, first, by_all=False) == (300, {})
-    assert reached(first, {}, by_all=False) == (200, {str(B): "AUTH: WRONGPASS"})
-    assert reached(both, None, by_all=True) == (0, {str(A): "", str(B): ""})
-    assert reached(by_all=True) == (0, {str(A): "", str(B): ""})
+    assert reached(both, both) == (300, {})
+    assert reached(both, first) == (200, {str(B): "AUTH: WRONGPASS"})
+    assert reached(both, None) == (0, {str(A): "", str(B): ""})
+    assert reached() == (0, {str(A): "", str(B): ""})
 
 
 def test_one_that_is_connected_and_silent_is_not_reached() -> None:
     both = {A: "", B: ""}
-    assert reached(both, suspected=B, by_all=False) == (200, {str(B): ""})
+    assert reached(both, suspected=B) == (200, {str(B): ""})
+
+
+def test_how_many_slots_an_upgrade_must_not_lose() -> None:
+    """By any worker of the one that is to go, and lately: who hangs, or is away, at this moment may soon be back."""
+    now_s = 1000.0
+    this = cluster(None, {A: "", B: "refused"}, {A: "refused", B: "refused"})
+    report = StatusReport(this, clock=lambda: now_s)
+
+    def lately() -> int:
+        return asyncio.run(report.reached_lately())
+
+    assert lately() == 200
+    report.heard(status({B: "", C: ""}))
+    assert lately() == 300
+    this.control.suspects.ages[A] = 1.0  # connected, but it does not answer
+    this.pool.present[1:] = [SimpleNamespace(status=status({A: "", B: "refused"}))]
+    now_s += LATELY_S - 1
+    assert lately() == 300
+    now_s += 2
+    assert lately() == 0  # for good, then
+    this.control.suspects.ages[A] = 0.0
+    assert lately() == 200
+    this.control.refresher.topology = None
+    assert lately() == 0
+
+
+def test_what_was_reached_is_not_kept_for_ever() -> None:
+    """As pods come and go, each with an address of its own."""
+    now_s = 1000.0
+    report = StatusReport(cluster(), clock=lambda: now_s)
+    for number in range(1000):
+        report.heard(status({Address("127.0.0.1", number): ""}))
+        now_s += 1
+    assert len(report._reached) < 200

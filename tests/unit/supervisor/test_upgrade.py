@@ -66,8 +66,7 @@ def unfit(
     """reached: what the workers reach at each look, and then always the last."""
     looks = list(reached)
 
-    async def looked(*, by_all: bool) -> tuple[int, Mapping[str, str]]:
-        assert by_all
+    async def looked() -> tuple[int, Mapping[str, str]]:
         return _next(looks)
 
     status = SimpleNamespace(reached=looked)
@@ -152,9 +151,9 @@ def test_every_process_before_this_one_counts() -> None:
 def test_what_a_successor_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     parent, me = (os.getppid(), start_ticks(os.getppid())), (os.getpid(), start_ticks())
 
-    async def scene(works: bool) -> Handover:
+    async def scene(works: bool, slots: int) -> Handover:
         stage = Stage(monkeypatch)
-        stage.works = works
+        stage.works, stage.slots = works, slots
         this: Any = stage
         stage.upgrade = Upgrade(this, "", 1 << 30, Handover(((1 << 30, 1), parent)))
         stage.outcome.set_result(4711)
@@ -162,8 +161,11 @@ def test_what_a_successor_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         await stage.upgraded()
         return stage.told[0]
 
-    assert asyncio.run(scene(True)) == Handover((parent, me), True, 10923, (ID,), seeds_word(SEEDS))
-    assert asyncio.run(scene(False)) == Handover((parent, me))
+    assert asyncio.run(scene(True, 10923)) == Handover((parent, me), True, 10923, (ID,), seeds_word(SEEDS))
+    assert asyncio.run(scene(True, 0)) == Handover((parent, me), True, 0, (ID,), seeds_word(SEEDS))
+    # All nodes hang, or are away, for a moment: what works again soon is not to be lost.
+    assert asyncio.run(scene(False, 10923)) == Handover((parent, me), True, 10923, (ID,), seeds_word(SEEDS))
+    assert asyncio.run(scene(False, 0)) == Handover((parent, me))
 
 
 # -- the predecessor -------------------------------------------------------------------------------------------------
@@ -175,13 +177,13 @@ class Stage:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.began = asyncio.Event()
         self.outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.works = True
+        self.works, self.slots = True, 10923
         self.told: list[Handover] = []
         self.killed: list[tuple[int, int]] = []
         self.reloads = 0
         self.paused: tuple[list[str], bool] = [], False
         self.ending = False
-        self.status: Any = SimpleNamespace(paused=self._paused, works=lambda: self.works, reached=self._reached)
+        self.status: Any = SimpleNamespace(paused=self._paused, works=lambda: self.works, reached_lately=self._lately)
         owner = SimpleNamespace(primary=SimpleNamespace(id=ID), slots=((0, 10922),))
         shards = (owner, SimpleNamespace(primary=None, slots=((10923, 16383),)))
         self.control: Any = SimpleNamespace(refresher=SimpleNamespace(topology=SimpleNamespace(shards=shards)))
@@ -195,6 +197,7 @@ class Stage:
         self.reload = Reload(this, None)  # which refuses: there is no file
         monkeypatch.setattr(module, "start", self._start)
         monkeypatch.setattr(os, "kill", lambda pid, number: self.killed.append((pid, number)))
+        monkeypatch.setattr(os, "waitid", lambda kind, pid, options: None)  # it runs
 
     def _reopened(self) -> None:
         self.reopened += 1
@@ -202,9 +205,8 @@ class Stage:
     async def _paused(self) -> tuple[list[str], bool]:
         return self.paused
 
-    async def _reached(self, *, by_all: bool) -> tuple[int, Mapping[str, str]]:
-        assert not by_all
-        return 10923, {}
+    async def _lately(self) -> int:
+        return self.slots
 
     async def _start(self, command: Any, sockets: Any, manager: Any, patience_s: float, told: str) -> int:
         self.told.append(read(told))
@@ -309,6 +311,35 @@ def test_none_while_something_is_paused(
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("hands_over", [True, False])
+def test_none_before_our_own_predecessor_has_handed_over(monkeypatch: pytest.MonkeyPatch, hands_over: bool) -> None:
+    """Ended before that, it ends this process, too: the third, which nobody knows of, would be left."""
+    monkeypatch.setattr(module, "_SOON_S", 0.0)
+    monkeypatch.setattr(module, "_TRIAL_S", 60.0 if hands_over else 0.0)
+
+    async def scene() -> None:
+        stage = Stage(monkeypatch)
+        asked = 0
+
+        def on_trial() -> bool:
+            nonlocal asked
+            asked += 1
+            assert not stage.began.is_set()
+            return not hands_over or asked < 3
+
+        stage.notifier.on_trial = on_trial
+        this: Any = stage
+        stage.upgrade = Upgrade(this, "", os.getppid())
+        stage.outcome.set_result(4711)
+        stage.upgrade.ask()
+        told = await stage.upgraded()
+        assert (told["state"], stage.began.is_set()) == (("done", True) if hands_over else ("failed", False))
+        assert told["error"] == ("" if hands_over else "the process before this one has not handed over yet: try again")
+        assert asked == (3 if hands_over else 1)
+
+    asyncio.run(scene())
+
+
 def test_a_reload_after_it_is_the_successors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever has the old pid still means the proxy."""
 
@@ -319,5 +350,33 @@ def test_a_reload_after_it_is_the_successors(monkeypatch: pytest.MonkeyPatch) ->
         await stage.upgraded()
         Supervisor._reload(stage)
         assert stage.killed == [(4711, signal.SIGHUP)]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("end", [object(), ChildProcessError()])
+def test_a_successor_that_has_ended_is_asked_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, end: object
+) -> None:
+    """It has handed over to a third, of which nothing is known here: whoever signals this process is told so."""
+
+    async def scene() -> None:
+        stage: Any = Stage(monkeypatch)
+        stage.upgrade.ask()
+        stage.outcome.set_result(4711)
+        await stage.upgraded()
+
+        def waitid(kind: int, pid: int, options: int) -> Any:
+            assert (kind, pid, options) == (os.P_PID, 4711, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if isinstance(end, Exception):
+                raise end
+            return end
+
+        monkeypatch.setattr(os, "waitid", waitid)
+        caplog.clear()
+        Supervisor._reload(stage)
+        Supervisor._reopen(stage)
+        assert stage.killed == []
+        assert [record.getMessage() for record in caplog.records] == ["the signal is not passed on"] * 2
 
     asyncio.run(scene())

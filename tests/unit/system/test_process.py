@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.system.process import runs, start_ticks
+from proxy.system.process import is_predecessor, runs, start_ticks
 
 TITLED = """
 from proxy.system.process import set_title
@@ -102,6 +102,31 @@ def test_the_start_of_a_process() -> None:
     with pytest.raises(ProcessLookupError, match=f"there is no process {process.pid}"):
         start_ticks(process.pid)
     assert not runs(process.pid, ticks)
+
+
+JUDGED = """
+import sys
+from proxy.system.process import is_predecessor
+print(*(is_predecessor(written) for written in sys.argv[1:]), flush=True)
+"""
+GRANDPARENT = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", *sys.argv[1:]], check=True)
+"""
+
+
+def test_a_predecessor_that_has_ended() -> None:
+    """Killed while its successor started, nobody having waited for it yet, say; its number may be another's since."""
+    with run("pass") as ended, run("input()") as later:
+        try:
+            os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+            done = run(JUDGED, str(ended.pid), str(2**22 + 1), str(os.getpid()), "x", "").communicate(timeout=30)
+            assert done == ("True True True False False\n", "")
+            assert is_predecessor(str(later.pid))  # it started after this one
+        finally:
+            later.communicate("\n")
+    done = run(GRANDPARENT, JUDGED, str(os.getpid())).communicate(timeout=30)
+    assert done == ("False\n", "")  # it runs, and has not started that one
 
 
 def modules(code: str) -> set[str]:

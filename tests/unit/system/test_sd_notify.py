@@ -241,6 +241,24 @@ def test_a_predecessor_that_is_gone_is_waited_for_by_nobody(
     notifier.close()
 
 
+def test_a_successor_is_on_trial_until_its_predecessor_listens_no_more(predecessor: ServiceManager) -> None:
+    notifier = Notifier(as_successor(predecessor, None))
+    assert notifier.on_trial()
+    notifier.ready()
+    assert notifier.on_trial()
+    assert predecessor.received() == [b"READY=1"]  # asking says nothing
+    predecessor.sock.close()
+    assert not notifier.on_trial()
+    again = ServiceManager(predecessor.name)  # the name is somebody else's
+    assert not notifier.on_trial()
+    again.sock.close()
+    notifier.close()
+
+
+def test_nobodys_successor_is_not_on_trial(manager: ServiceManager, notifier: Notifier) -> None:
+    assert not notifier.on_trial()
+
+
 def test_somebody_elses_successor(manager: ServiceManager, predecessor: ServiceManager) -> None:
     """The variables came from a process that is not the parent: NOTIFY_SOCKET is all that counts."""
     environ = as_successor(predecessor, manager) | {PREDECESSOR: str(os.getpid())}
