@@ -5,8 +5,9 @@ that work, for new ones that cannot be made, would be an outage that the operato
 worker.worker: begin() with the new settings, up() when a connection was made, look() in every sweep.
 
 Invariants: a node with a connection keeps all it has until a connection of our own, made with the new settings, was
-shaken hands on; that one is closed at once, for it is nobody's. A node without one, or paused, has nothing to lose and
-is renewed at once. At most one attempt at a node at a time, after a pause that grows from backoff_min to backoff_max.
+shaken hands on; that one is closed at once, for it is nobody's. A node without one has nothing to lose and is renewed
+at once; at one that PROXY PAUSE holds nothing is tried until it is resumed, and then as at the others. At most one
+attempt at a node at a time, after a pause that grows from backoff_min to backoff_max.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ log = get("worker.renewal")
 
 
 class _Attempt:
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
+    def __init__(self) -> None:
+        self.backend: Backend | None = None  # the last one that was tried
         self.failures = 0
-        self.due_s: float | None = None  # when the next one is to be made, in the clock's time; None = it is under way
+        self.due_s: float | None = 0.0  # when the next one is to be made, in the clock's time; None = it is under way
 
 
 class Renewal:
@@ -56,10 +57,12 @@ class Renewal:
             self._close(attempt)
         self._attempts.clear()
         nodes = [node for node in self._router.nodes.values() if node.label not in keep]
-        self._renew({node.label for node in nodes if node.paused or not node.up})
+        self._renew({node.label for node in nodes if not node.up})
         for node in nodes:
-            if node.up and not node.paused:
-                self._attempts[node] = _Attempt(self._dial(node))
+            if node.up:
+                attempt = self._attempts[node] = _Attempt()
+                if not node.paused:
+                    self._dial(node, attempt)
 
     def up(self, backend: Backend) -> None:
         """A connection was made."""
@@ -70,9 +73,9 @@ class Renewal:
     def look(self) -> None:
         """Attempts that failed, and nodes for which nothing is to be waited for any more."""
         for node, attempt in list(self._attempts.items()):
-            if node.gone or node.paused or not node.up:
+            if node.gone or not node.up:
                 self._done(node)
-            elif attempt.backend.state == BackendState.CLOSED:
+            elif not node.paused and (attempt.backend is None or attempt.backend.state == BackendState.CLOSED):
                 self._again(node, attempt)
 
     def _again(self, node: Node, attempt: _Attempt) -> None:
@@ -84,13 +87,12 @@ class Renewal:
             attempt.failures += 1
             attempt.due_s = now_s + backoff(attempt.failures, settings.backoff_min, settings.backoff_max)
         elif now_s >= attempt.due_s:
-            attempt.backend, attempt.due_s = self._dial(node), None
+            self._dial(node, attempt)
 
-    def _dial(self, node: Node) -> Backend:
-        backend = self._router.lease(node, 2)
-        backend.state = BackendState.CONNECTING
-        self._connector.connect(backend)
-        return backend
+    def _dial(self, node: Node, attempt: _Attempt) -> None:
+        attempt.backend, attempt.due_s = self._router.lease(node, 2), None
+        attempt.backend.state = BackendState.CONNECTING
+        self._connector.connect(attempt.backend)
 
     def _done(self, node: Node) -> None:
         self._close(self._attempts.pop(node))
@@ -98,5 +100,6 @@ class Renewal:
             self._renew({node.label})
 
     def _close(self, attempt: _Attempt) -> None:
-        attempt.backend.close()
-        self._connector.forget(attempt.backend)
+        if attempt.backend is not None:
+            attempt.backend.close()
+            self._connector.forget(attempt.backend)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from proxy.serve.context import NodePause
 from proxy.worker.worker import Worker
 from tests.support.fake_node import SILENCE, FakeNode, Session
 from tests.unit.worker.scene import Client, Port, configured, run, until
@@ -101,5 +103,33 @@ def test_nodes_to_be_left_as_they_are(node: FakeNode) -> None:
         worker.apply(changed(client_name="other"), [node.address])
         assert await client.ask("SET", "k", "2") == b"OK"
         assert len(node.sessions) == sessions
+
+    run(configured(backends=QUICK), scene, node.address)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["paused-first", "renewed-first"])
+def test_a_paused_node_keeps_its_connections_too(node: FakeNode, first: bool) -> None:
+    """Nobody has restarted it: when it is resumed, they are all that it can be reached by."""
+
+    async def scene(worker: Worker, port: Port) -> None:
+        client = Client(worker)
+        assert await client.ask("SET", "k", "1") == b"OK"
+        (old,) = of(node, b"SET", b"k", b"1")
+        node.on("CLIENT SETNAME", FULL)
+        for paused in (True, False) if first else (False, True):
+            if paused:
+                worker.node_pauses.obey(NodePause("", "", time.monotonic_ns() + 60_000_000_000, "a:1", 0))
+            else:
+                worker.apply(changed(client_name="other"))
+        for _ in range(3):
+            worker._renewal.look()
+        assert worker._renewal.waiting == [node.address]
+        worker.node_pauses.obey(NodePause("", "", 0, "a:1", 0))
+        assert await client.ask("SET", "k", "2") == b"OK"
+        assert of(node, b"SET", b"k", b"2") == [old]
+        node.on("CLIENT SETNAME", b"+OK\r\n")
+        await until(lambda: old.sock.fileno() == -1)
+        assert await client.ask("SET", "k", "3") == b"OK"
+        assert worker._renewal.waiting == []
 
     run(configured(backends=QUICK), scene, node.address)
