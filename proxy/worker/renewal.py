@@ -45,18 +45,33 @@ class Renewal:
         self._router, self._connector = router, connector
         self._renew, self._clock = renew, clock
         self._attempts: dict[Node, _Attempt] = {}
+        self._kept: dict[Node, list[Backend]] = {}  # nodes that are left as they are: their connections of before
 
     @property
     def waiting(self) -> list[str]:
         """The labels of the nodes that still have connections of before."""
-        return [node.label for node in self._attempts]
+        kept = [node for node, old in self._kept.items() if any(backend.fd >= 0 for backend in old)]
+        return [node.label for node in (*self._attempts, *kept)]
 
     def begin(self, keep: Collection[str] = ()) -> None:
         """Connections are made otherwise from now on; keep: the labels of nodes that are left as they are."""
         for attempt in self._attempts.values():
             self._close(attempt)
         self._attempts.clear()
-        nodes = [node for node in self._router.nodes.values() if node.label not in keep]
+        every = self._router.nodes.values()
+        # What a client has of its own goes when the client does.
+        old = {node: [one for one in node.backends() if one.purpose == "shared"] for node in every}
+        self._kept = {node: old[node] for node in every if node.label in keep}
+        self._take([node for node in every if node.label not in keep])
+
+    def follow(self, keep: Collection[str]) -> None:
+        """The settings are the same, and these nodes are to be left as they are now; others no more."""
+        released = [node for node in self._kept if node.label not in keep]
+        for node in released:
+            del self._kept[node]
+        self._take(released)
+
+    def _take(self, nodes: Collection[Node]) -> None:
         self._renew({node.label for node in nodes if not node.up})
         for node in nodes:
             if node.up:
@@ -66,12 +81,16 @@ class Renewal:
 
     def up(self, backend: Backend) -> None:
         """A connection was made."""
+        if backend in (old := self._kept.get(backend.node, [])):
+            old.remove(backend)
         attempt = self._attempts.get(backend.node)
         if attempt is not None and attempt.backend is backend:
             self._done(backend.node)
 
     def look(self) -> None:
         """Attempts that failed, and nodes for which nothing is to be waited for any more."""
+        for node in [node for node in self._kept if node.gone]:
+            del self._kept[node]
         for node, attempt in list(self._attempts.items()):
             if node.gone or not node.up:
                 self._done(node)
