@@ -102,6 +102,8 @@ def _of_node(node: Mapping[str, Any]) -> list[str]:
         words.append(f"not reached for {_age(node['down_s'])}")
     elif node.get("suspected_s"):
         words.append(f"no answer to PING for {_age(node['suspected_s'])}")
+    if node.get("outdated"):
+        words.append("has connections of before the last reload only")
     if node.get("held"):
         words.append(f"{_text(node, 'held')} commands ({_size(node.get('held_bytes'))}) held for it")
     return words

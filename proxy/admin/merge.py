@@ -124,6 +124,7 @@ def merge_nodes(
             held=sum(status.held for status in several),
             held_bytes=sum(status.held_bytes for status in several),
             paused=any(status.paused for status in several),
+            outdated=any(status.outdated for status in several),
         )
     return merged
 
@@ -215,6 +216,7 @@ class Past:
     def _keep_node(self, name: str, node: NodeStatus) -> None:
         kept = merge_nodes([{name: node}], self.nodes)[name]
         kept.up, kept.connections, kept.pending, kept.paused = False, {}, 0, False
+        kept.outdated = False
         kept.owner, kept.down_s, kept.breakers, kept.held, kept.held_bytes = False, 0.0, 0, 0, 0
         kept.sum_s = _up(kept.sum_s)
         self.nodes[name] = kept

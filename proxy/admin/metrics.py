@@ -280,6 +280,12 @@ def _nodes(
         [((name,), int(node.paused)) for name, node in nodes.items()],
     )
     yield _gauge(
+        "node_outdated",
+        "1 while the node has connections of before the last reload, for none could be made since.",
+        ("node",),
+        [((name,), int(node.outdated)) for name, node in nodes.items()],
+    )
+    yield _gauge(
         "node_suspected",
         "1 while a primary with slots answers no PING: it hangs, is cut off, or is busy.",
         ("node",),

@@ -84,6 +84,7 @@ def state(
                 "down_s": round(node.down_s, 3),
                 "suspected_s": round(own["suspected"].get(address, 0.0), 3),
                 "paused": node.paused,
+                "outdated": node.outdated,
                 "held": node.held,
                 "held_bytes": node.held_bytes,
             }

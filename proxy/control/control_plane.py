@@ -95,14 +95,15 @@ class ControlPlane:
         """Which nodes new settings would lock us out of; returns within some 2 s.
 
         They are tried at nodes that are known and at the new seeds, those in force already, too: they may have been put
-        in force, or changed at the servers, node by node. These count as taken: there is nothing to keep instead.
+        in force, or changed at the servers, node by node. These count as taken: there is nothing to keep instead, and
+        a node that says nothing is no news.
         """
         wanted = node_client_settings(settings)
         same = wanted.same_login(node_client_settings(self._settings))
         if same and not wanted.password:
             return Tried({}, True)
         told = await self._try(settings)
-        return told._replace(taken=told.taken or same)
+        return Tried(told.refused, True) if same else told
 
     async def refused(self) -> str:
         """A node's line where the servers refuse the credentials in force; "" = some take them, or none says."""

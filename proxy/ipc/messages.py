@@ -117,6 +117,7 @@ class NodeStatus(msgspec.Struct, array_like=True):
     held_bytes: int = 0
     paused: bool = False  # PROXY PAUSE holds what is for it
     trouble: str = ""  # why the last attempt to connect to it has failed, while it is not up
+    outdated: bool = False  # it has connections of before the last reload, for none has been made since
 
 
 # -- to a worker -----------------------------------------------------------------------------------------------------

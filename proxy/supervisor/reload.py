@@ -16,13 +16,14 @@ import contextlib
 import functools
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy.check import command_warnings
 from proxy.config.diff import diff
 from proxy.config.file import ConfigFaults
 from proxy.config.models import Settings
+from proxy.ipc.messages import NodeStatus
 from proxy.system import limits
 from proxy.system import log as logs
 from proxy.system.sockets import Inherited, ListenError, Listening, open_listener, warn_somaxconn
@@ -190,16 +191,26 @@ class Reload:
             log.info("changed", key=change.key, old=change.old, new=change.new)
         for sentence in command_warnings(new):
             log.warning(sentence)
-        if login.refused:  # a rotation under way: those that refuse it keep the connections they have
-            raise Incomplete(_refused(login.refused))
+        # A rotation under way: those that refuse it, or say nothing, keep the connections they have.
+        unsaid = await self._connected(login.unsaid)
+        if login.refused or unsaid:
+            raise Incomplete("; ".join([*_refused(login.refused), *_unsaid(unsaid)]))
         return [f"{change.key}: {change.old} -> {change.new}" for change in changes]
 
     async def _works(self) -> bool:
         """Whether any worker has a connection to a node that owns slots, or has not found that it cannot have one."""
+        return any(node.owner and not node.down_s for nodes in await self._nodes() for node in nodes.values())
+
+    async def _connected(self, nodes: Mapping[str, str]) -> dict[str, str]:
+        """Of these those that a worker is connected to."""
+        told = await self._nodes() if nodes else []
+        return {name: line for name, line in nodes.items() if any(name in one and one[name].up for one in told)}
+
+    async def _nodes(self) -> list[Mapping[str, NodeStatus]]:
+        """What each worker says of the nodes now."""
         pool = self._supervisor.pool
         await pool.ask(_ANSWER_S)
-        told = [worker.status.nodes for worker in pool.present if worker.status is not None]
-        return any(node.owner and not node.down_s for nodes in told for node in nodes.values())
+        return [worker.status.nodes for worker in pool.present if worker.status is not None]
 
     async def _open(self, new: Settings) -> list[Listening]:
         """What may fail, done; everything is as it was, and nothing stays open, when something does."""
@@ -286,8 +297,16 @@ def _open_missing(new: Settings, present: list[Listening]) -> list[Listening]:
     return opened
 
 
-def _refused(refused: Mapping[str, str]) -> str:
-    return f"cluster.password: {len(refused)} nodes refuse it, and keep their old connections only: {_named(refused)}"
+def _refused(refused: Mapping[str, str]) -> Iterator[str]:
+    if refused:
+        text = f"{len(refused)} nodes refuse it, and keep their old connections only"
+        yield f"cluster.password: {text}: {_named(refused)}"
+
+
+def _unsaid(unsaid: Mapping[str, str]) -> Iterator[str]:
+    if unsaid:
+        text = f"{len(unsaid)} nodes have not said whether they take it, and keep their old connections until they do"
+        yield f"cluster.password: {text}: {_named(unsaid)}"
 
 
 def _named(lines: Mapping[str, str]) -> str:

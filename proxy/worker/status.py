@@ -9,7 +9,7 @@ of this worker's event loop, which nobody adds up, are its own alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from proxy.forward.clients import output_bytes
 from proxy.forward.counters import Counters
@@ -42,6 +42,7 @@ class WorkerStatus:
         self.monitors: Callable[[], int] = lambda: 0
         self.node_ids: Callable[[], Mapping[str, str]] = dict  # "host:port" -> id
         self.troubles: Mapping[str, str] = {}  # the same -> why it could not be connected to
+        self.outdated: Callable[[], Collection[str]] = tuple  # the same, of those with connections of before a reload
         self.others: Mapping[str, int] = {}  # what the other workers count, by the names of stats()
         self._path = path
         self._exchange = exchange
@@ -104,12 +105,13 @@ class WorkerStatus:
         ]
 
     def _nodes(self) -> dict[str, NodeStatus]:
-        nodes = {}
+        nodes, outdated = {}, set(self.outdated())
         for node in self._exchange.router.nodes.values():
             seen = node.figures()
             rest = (seen[name] for name in ("connect_failures", "pending", "buckets", "sum_s", "owner"))
             told = nodes[node.label] = NodeStatus(seen["role"], seen["up"], seen["connections"], *rest)
             told.paused, told.trouble = seen["paused"], "" if told.up else self.troubles.get(node.label, "")
+            told.outdated = node.label in outdated
             if (since_ns := seen["down_since_ns"]) and not told.paused:  # then nobody tries, and nothing is refused
                 told.down_s, told.breakers = max((time.monotonic_ns() - since_ns) / 1e9, 1e-9), 1
             told.held, told.held_bytes = self._exchange.parking.held_of(node.number)

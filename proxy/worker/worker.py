@@ -148,6 +148,7 @@ class Worker:
         self.status.node_ids = lambda: self.node_pauses.ids
         self.status.troubles = self.connector.troubles
         self._renewal = Renewal(self.router, self.connector, self._renew, loop.time)
+        self.status.outdated = lambda: self._renewal.waiting
         looks = (self.lease_watch.look, self.pauses.look, self.node_pauses.look, self._renewal.look)
         self._rounds = Rounds(loop, self.path, self.router, self.status, lambda: self.settings.clients, looks)
         self.context.stats, self.context.nodes = self.status.stats, self.status.nodes
@@ -350,6 +351,8 @@ class Worker:
             self.subscriptions.upstream.settings = settings.backends
         if of_a_connection(settings.backends) != of_a_connection(old.backends):
             self._renewal.begin(keep)
+        else:
+            self._renewal.follow(keep)
         return trouble
 
     def _renew(self, labels: Collection[str]) -> None:

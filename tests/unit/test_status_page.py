@@ -128,6 +128,7 @@ def test_what_is_wrong_comes_first_and_the_worst_of_it_first():
         node(4, paused=True, suspected_s=9.0, down_s=9.0),
         node(5, held=1, held_bytes=90),
         node(6),
+        node(7, outdated=True),
     ]
     assert trouble(topology=topology, nodes=nodes, workers=STATE["workers"] | {"running": 1}) == [
         "the topology has not been confirmed lately",
@@ -137,6 +138,7 @@ def test_what_is_wrong_comes_first_and_the_worst_of_it_first():
         "primary 10.0.0.3:1: no answer to PING for 2s",
         "primary 10.0.0.4:1: paused by PROXY PAUSE",
         "primary 10.0.0.5:1: 1 commands (90b) held for it",
+        "primary 10.0.0.7:1: has connections of before the last reload only",
         "replica 10.0.0.1:1: not reached for 3s",
         "1 workers are missing",
     ]

@@ -57,6 +57,7 @@ def node(
     sum_s: float = 0.0,
     down_s: float = 0.0,
     held: int = 0,
+    outdated: bool = False,
 ) -> NodeStatus:
     """up: connections in that state; down_s: for how long it has not been reached."""
     return NodeStatus(
@@ -71,6 +72,7 @@ def node(
         down_s=down_s,
         breakers=int(down_s > 0),
         held=held,
+        outdated=outdated,
         held_bytes=held * 100,
     )
 

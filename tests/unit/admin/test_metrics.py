@@ -68,6 +68,7 @@ FAMILIES = {
     "backend_held_bytes": ("gauge", {"node"}),
     "node_up": ("gauge", {"node", "role"}),
     "node_paused": ("gauge", {"node"}),
+    "node_outdated": ("gauge", {"node"}),
     "node_suspected": ("gauge", {"node"}),
     "cluster_down": ("gauge", set()),
     "slots_covered": ("gauge", set()),

@@ -13,7 +13,7 @@ from tests.unit.admin.snapshots import node, snapshot
 def shown(**own: object) -> dict[str, Any]:
     values = snapshot()
     values["own"] |= own  # type: ignore[typeddict-item]
-    values["nodes"] = {"10.0.0.1:1": node(down_s=2.3456, held=7), "10.0.0.2:1": node("replica")}
+    values["nodes"] = {"10.0.0.1:1": node(down_s=2.3456, held=7), "10.0.0.2:1": node("replica", outdated=True)}
     found: dict[str, Any] = json.loads(json.dumps(state(values, [], proxy={"pid": 5}, reload={}, upgrade={})))
     return found
 
@@ -21,6 +21,7 @@ def shown(**own: object) -> dict[str, Any]:
 def test_what_is_wrong_with_nodes() -> None:
     down, well = shown(suspected={"10.0.0.1:1": 1.23456})["nodes"]
     assert (down["down_s"], down["suspected_s"], down["held"], down["held_bytes"]) == (2.346, 1.235, 7, 700)
+    assert (down["outdated"], well["outdated"]) == (False, True)
     assert (well["down_s"], well["suspected_s"], well["held"], well["paused"]) == (0, 0, 0, False)
 
 

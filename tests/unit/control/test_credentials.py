@@ -73,6 +73,8 @@ def test_those_in_force(nodes: list[FakeNode]) -> None:
     assert asyncio.run(body()) == (line, Tried({str(at(nodes[0])): line}, True))
     nodes[0].on("AUTH", b"+OK\r\n")
     assert asyncio.run(body()) == ("", Tried({}, True))
+    nodes[0].on("AUTH", b"-ERR max number of clients reached\r\n")
+    assert asyncio.run(body()) == ("", Tried({}, True))
 
 
 def test_a_rotation_under_way(nodes: list[FakeNode]) -> None:

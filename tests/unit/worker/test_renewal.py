@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from proxy.serve.context import NodePause
 from proxy.worker.worker import Worker
 from tests.support.fake_node import SILENCE, FakeNode, Session
 from tests.unit.worker.scene import Client, Port, configured, run, until
@@ -30,6 +32,11 @@ def of(node: FakeNode, *words: bytes) -> list[Session]:
     return [session for session in node.sessions if list(words) in session.commands]
 
 
+def outdated(worker: Worker) -> list[str]:
+    """What is told of them."""
+    return [name for name, told in worker.status.status(0).nodes.items() if told.outdated]
+
+
 @pytest.mark.parametrize("line", [FULL, b"-WRONGPASS invalid\r\n", SILENCE])
 @pytest.mark.parametrize("change", [{"connections": 2}, {"client_name": "other"}, {"password": "new"}])
 def test_no_new_connection_can_be_made(node: FakeNode, change: dict[str, Any], line: Any) -> None:
@@ -49,6 +56,7 @@ def test_no_new_connection_can_be_made(node: FakeNode, change: dict[str, Any], l
         assert of(node, b"SET", b"k", b"2") == [old]
         ((_, values),) = worker.status.status(0).nodes.items()
         assert (values.up, values.down_s, values.connections["shared", "up"]) == (True, 0, 1)
+        assert outdated(worker) == [node.address]
         node.on(trial, b"+OK\r\n")
         await until(lambda: old.sock.fileno() == -1)
         assert await client.ask("SET", "k", "3") == b"OK"
@@ -101,5 +109,56 @@ def test_nodes_to_be_left_as_they_are(node: FakeNode) -> None:
         worker.apply(changed(client_name="other"), [node.address])
         assert await client.ask("SET", "k", "2") == b"OK"
         assert len(node.sessions) == sessions
+        assert outdated(worker) == [node.address]
+        worker.apply(changed(client_name="other"), [node.address])  # the next reload finds the same
+        assert outdated(worker) == [node.address]
+        assert len(node.sessions) == sessions
+        worker.apply(changed(client_name="other"))  # and then it takes them
+        await until(lambda: not outdated(worker))
+        assert await client.ask("SET", "k", "3") == b"OK"
+        (new,) = of(node, b"SET", b"k", b"3")
+        assert [b"CLIENT", b"SETNAME", b"other"] in new.commands
+
+    run(configured(backends=QUICK), scene, node.address)
+
+
+def test_a_node_left_as_it_is_that_is_connected_to_anew(node: FakeNode) -> None:
+    async def scene(worker: Worker, port: Port) -> None:
+        client = Client(worker)
+        assert await client.ask("SET", "k", "1") == b"OK"
+        worker.apply(changed(client_name="other"), [node.address])
+        assert outdated(worker) == [node.address]
+        node.drop_connections()
+        await until(lambda: "lost" in port.signs)
+        assert await client.ask("SET", "k", "2") == b"OK"
+        assert outdated(worker) == []
+
+    run(configured(backends=QUICK), scene, node.address)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["paused-first", "renewed-first"])
+def test_a_paused_node_keeps_its_connections_too(node: FakeNode, first: bool) -> None:
+    """Nobody has restarted it: when it is resumed, they are all that it can be reached by."""
+
+    async def scene(worker: Worker, port: Port) -> None:
+        client = Client(worker)
+        assert await client.ask("SET", "k", "1") == b"OK"
+        (old,) = of(node, b"SET", b"k", b"1")
+        node.on("CLIENT SETNAME", FULL)
+        for paused in (True, False) if first else (False, True):
+            if paused:
+                worker.node_pauses.obey(NodePause("", "", time.monotonic_ns() + 60_000_000_000, "a:1", 0))
+            else:
+                worker.apply(changed(client_name="other"))
+        for _ in range(3):
+            worker._renewal.look()
+        assert outdated(worker) == [node.address]
+        worker.node_pauses.obey(NodePause("", "", 0, "a:1", 0))
+        assert await client.ask("SET", "k", "2") == b"OK"
+        assert of(node, b"SET", b"k", b"2") == [old]
+        node.on("CLIENT SETNAME", b"+OK\r\n")
+        await until(lambda: old.sock.fileno() == -1)
+        assert await client.ask("SET", "k", "3") == b"OK"
+        assert outdated(worker) == []
 
     run(configured(backends=QUICK), scene, node.address)
