@@ -38,6 +38,7 @@ log = logs.get("supervisor.reload")
 _NAMED: Final = 8  # nodes in a reason
 _ANSWER_S: Final = 0.5  # how long the workers are waited for
 READ_S: Final = 30.0  # a file may be on a disk, or a pipe, that never answers
+_LOG_S: Final = 5.0  # for the first line of a new log
 
 
 class Refused(Exception):
@@ -238,7 +239,7 @@ class Reload:
                 except OSError as error:
                     raise Refused(f"cannot write the log {new.log.file}: {error.strerror}") from error
                 undo.append(functools.partial(logs.setup, old.log.level, old.log.format, old.log.file))
-                if new.log.file not in ("", old.log.file) and (reason := await in_thread(logs.unwritable, "log")):
+                if new.log.file not in ("", old.log.file) and (reason := await in_thread(_unwritable, "log")):
                     raise Refused(f"cannot write the log {new.log.file}: {reason}")
             await supervisor.move_admin(new.admin.address)
         except BaseException as error:
@@ -295,6 +296,10 @@ def _open_missing(new: Settings, present: list[Listening]) -> list[Listening]:
         for left in given:
             left.sock.close()
     return opened
+
+
+def _unwritable() -> str:
+    return logs.unwritable(_LOG_S, f"nothing was written to it within {_LOG_S:.0f} s")
 
 
 def _refused(refused: Mapping[str, str]) -> Iterator[str]:

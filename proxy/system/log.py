@@ -10,7 +10,8 @@ Invariants:
   with is dropped, counted (dropped) and told in the log.
 - A warning repeated for the same key appears at most once per REPEAT_INTERVAL_S and then says how many were left out.
 - With a file nothing goes to stderr, the stacks of a crash neither.
-- Reopening never loses a line: a file that cannot be reopened leaves the old one in use.
+- Reopening a file loses no line: one that cannot be reopened leaves the old one in use. Only what nobody takes, as
+  from a FIFO whose reader stalls, is dropped when lines are to go elsewhere, and counted.
 """
 
 from __future__ import annotations
@@ -98,12 +99,14 @@ def reopen() -> None:
         _writer.reopen()
 
 
-def unwritable(timeout_s: float = _CLOSE_S) -> str:
-    """Why lines cannot be written where they go now, as on a full disk, found by writing one; "" = they can, or it is
-    not known within that time. Blocks for as long."""
+def unwritable(timeout_s: float = _CLOSE_S, unknown: str = "") -> str:
+    """Why lines cannot be written where they go now, as on a full disk, found by writing one; "" = they can. unknown:
+    what to say when it is not known within that time. Blocks for as long."""
     record = logging.LogRecord("log", logging.INFO, "", 0, "lines of the log go here from now on", (), None)
     logging.getLogger("log").handle(record)  # at any level
-    return _writer.trouble if _writer is not None and flush(timeout_s) else ""
+    if _writer is None:
+        return ""
+    return _writer.trouble if flush(timeout_s) else unknown
 
 
 def flush(timeout_s: float = _CLOSE_S) -> bool:

@@ -1,5 +1,6 @@
 """proxy.log: one line per event whatever is in it, in both spellings; repeats collapse; files move under it."""
 
+import contextlib
 import json
 import logging
 import os
@@ -203,6 +204,25 @@ def test_whether_lines_can_be_written(file, tmp_path):
     log.setup("error", "logfmt", str(path))
     assert log.unwritable() == ""
     assert 'msg="lines of the log go here from now on"' in path.read_text()
+
+
+def test_lines_that_nobody_takes_in_time(file, tmp_path):
+    """That is neither yes nor no, and whoever asks says what it means; a file after it takes lines at once."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    filled = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(filled, bytes(1 << 12))
+    log.setup("info", "logfmt", str(fifo))
+    assert log.unwritable(0.05, "nobody knows") == "nobody knows"
+    before = log.dropped()
+    log.setup("info", "logfmt", str(file))
+    assert log.unwritable(10, "nobody knows") == ""
+    assert log.dropped() == before + 1
+    os.close(filled)
+    os.close(reader)
 
 
 def test_reopen_after_rotation(file, tmp_path):

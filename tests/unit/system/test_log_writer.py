@@ -6,6 +6,7 @@ import fcntl
 import os
 import resource
 import select
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from proxy.embedded import wait_for
+from proxy.system import log_writer
 from proxy.system.log_writer import BYTES, LINES, LogWriter, Target, open_file
 
 LINE = b"x" * 99 + b"\n"
@@ -45,10 +47,13 @@ class Pipe:
         return data.splitlines(keepends=True)
 
     def stall(self) -> None:
-        """Writes more than the pipe takes; returns when the thread waits for a reader."""
+        """Writes more than the pipe takes; returns when 40 of 100 lines are in it and the thread waits for a reader."""
+        go = threading.Event()
+        self.writer._queue.put(go.wait)  # so that the first write has as many as fit
         for _ in range(100):
             self.writer.put(LINE)
-        wait_for(lambda: not select.select([], [self.target], [], 0)[1], 10, "the pipe is full")
+        go.set()
+        wait_for(lambda: self.writer._done_lines == 40, 10, "the pipe is full")
 
     def hang_up(self) -> None:
         if self.reader >= 0:
@@ -227,8 +232,85 @@ def test_batches_fit_a_pipe(pipe: Pipe) -> None:
     for _ in range(60):
         pipe.writer.put(LINE)
     flags = fcntl.fcntl(pipe.reader, fcntl.F_GETFL)
-    fcntl.fcntl(pipe.target, fcntl.F_SETFL, fcntl.fcntl(pipe.target, fcntl.F_GETFL) | os.O_DIRECT)  # packets
+    written = pipe.writer._outlet._descriptor
+    fcntl.fcntl(written, fcntl.F_SETFL, fcntl.fcntl(written, fcntl.F_GETFL) | os.O_DIRECT)  # packets
     go.set()
     assert flags == fcntl.fcntl(pipe.reader, fcntl.F_GETFL)
     assert os.read(pipe.reader, 1 << 16) == LINE * 40
     assert os.read(pipe.reader, 1 << 16) == LINE * 20
+
+
+# -- lines are to go elsewhere while nobody reads ----------------------------------------------------------------------
+
+
+def to(path: Path) -> Target:
+    return Target(open_file(str(path)), str(path), describe)
+
+
+def test_a_stalled_reader_does_not_keep_the_lines_from_another_file(pipe: Pipe, tmp_path: Path) -> None:
+    """As when the operator has the log written to a file because what reads stderr hangs."""
+    pipe.stall()
+    pipe.writer.switch(to(tmp_path / "log"))
+    pipe.writer.put(b"after\n")
+    assert pipe.writer.flush(10)
+    assert pipe.writer.dropped == 60
+    wait_for(lambda: (tmp_path / "log").read_bytes().count(b"\n") == 2, 10, "what was lost is told, too")
+    assert sorted((tmp_path / "log").read_bytes().splitlines(keepends=True)) == [b"after\n", lost(60)]
+    assert pipe.read(40) == [LINE] * 40
+
+
+def test_a_slow_reader_still_gets_its_lines(pipe: Pipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_writer, "GRACE_S", 60.0)
+    pipe.stall()
+    pipe.writer.switch(to(tmp_path / "log"))
+    pipe.writer.put(b"after\n")
+    assert pipe.read(100) == [LINE] * 100
+    assert pipe.writer.flush(10)
+    assert (pipe.writer.dropped, (tmp_path / "log").read_bytes()) == (0, b"after\n")
+
+
+def test_another_format_on_stderr_drops_nothing(pipe: Pipe) -> None:
+    """There is nowhere else to write: whoever stalls may still read."""
+    pipe.stall()
+    pipe.writer.switch(Target(pipe.target, "", describe))
+    pipe.writer.reopen()  # means the file, of which there is none
+    assert pipe.writer._moves == 0
+    assert pipe.read(100) == [LINE] * 100
+    assert pipe.writer.flush(10)
+    assert pipe.writer.dropped == 0
+
+
+def test_a_stalled_reader_does_not_keep_the_file_from_being_reopened(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    writer = LogWriter(to(path))
+    for _ in range(3):
+        writer.put(b"x" * (1 << 20) + b"\n")  # more than a pipe takes
+    assert writer.flush(0.05) is False
+    path.unlink()
+    writer.reopen()
+    writer.put(b"after\n")
+    assert writer.flush(10)
+    assert writer.close(10)
+    assert writer.dropped == 3
+    assert sorted(path.read_bytes().splitlines(keepends=True)) == [b"after\n", lost(3)]
+    os.close(reader)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_a_long_line_does_not_block_where_stderr_does(kind: str, tmp_path: Path) -> None:
+    """And it is left as it is: others share it."""
+    ends = os.pipe() if kind == "pipe" else tuple(end.detach() for end in socket.socketpair())
+    writer = LogWriter(Target(ends[1], "", describe))
+    writer.put(b"x" * (BYTES // 2) + b"\n")
+    wait_for(lambda: select.select([ends[0]], [], [], 0)[0], 10, "it has begun")
+    assert os.get_blocking(ends[1])
+    before = len(os.listdir("/proc/self/fd"))
+    writer.switch(to(tmp_path / "log"))
+    assert writer.flush(10)
+    assert len(os.listdir("/proc/self/fd")) == before  # one closed, one opened
+    assert writer.close(10)
+    assert (tmp_path / "log").read_bytes() == lost(1)
+    for end in ends:
+        os.close(end)
