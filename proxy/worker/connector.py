@@ -44,6 +44,8 @@ _SPACING_S: Final = 0.0002
 _FOR_THE_NAME: Final = 0.5
 _FULL: Final = "ERR max number of clients"  # said to whoever connects; Valkey goes on differently than Redis
 _MYID: Final[tuple[str | bytes, ...]] = ("CLUSTER", "MYID")
+# What is asked by the way is answered so, or with an error: where the others are OK, it shows that they are shifted.
+_KINDS: Final[dict[str | bytes, tuple[type, ...]]] = {"CONFIG": (list, dict), "CLUSTER": (bytes,), "CLIENT": (int,)}
 _NO_CLUSTER: Final = "ERR This instance has cluster support disabled"  # cluster.c, clusterCommand
 _REASON: Final = 200  # characters that are kept of what a node says
 _MOST_BYTES: Final = 1 << 16  # of the answers to a handshake, which have some hundreds: they are read on the loop
@@ -300,7 +302,8 @@ class Connector:
         client's own connection (greeting) asks for that alone, and is told last what to track: the shared ones have the
         limits. What the node pushes from then on comes behind the last reply; whole pushes that came with it are
         left out, for such a client is told at first that it may have missed something, or has read nothing yet.
-        Returns the beginning of one that is not whole.
+        Returns the beginning of one that is not whole. Anything else that is too much, and an answer of another kind
+        than its command has, is a refusal: what the node says next would be taken for the answer to something else.
         """
         needed = self.commands(backend)
         identity: list[tuple[str | bytes, ...]] = [("CLIENT", "ID")] if backend.leased or backend.greeting else []
@@ -327,12 +330,18 @@ class Connector:
                     if backend.greeting and (command == backend.greeting or str(reply).startswith("NOPERM ")):
                         raise Refused(text, errors.line(str(reply).encode("utf-8", "replace")[:500]))
                     raise HandshakeError(text)
+        rest = reader.rest()
+        if len(replies) > len(commands) or (rest and not (backend.greeting and rest.startswith(b">"))):
+            raise HandshakeError("says more than it was asked")
+        for (name, what, *_), reply in zip(asked, replies[last : last + len(asked)], strict=True):
+            if not isinstance(reply, (ReplyError, *_KINDS[name])):
+                raise HandshakeError(f"{name!s} {what!s}: answered as something else")
         if known and (trouble := _stranger(replies[commands.index(_MYID)], known)):
             raise Stranger(trouble)
         if identity and isinstance(own := replies[last + len(asked) - 1], int):
             backend.client_id = own
         if backend.greeting:
-            return reader.rest()
+            return rest
         bulk, query = map(node_limits.limit, replies[last : last + 2])
         self._limits[backend.node.label] = bulk, query
         return b""
@@ -356,6 +365,6 @@ def _stranger(reply: object, known: str) -> str:
     """Why the server that answers CLUSTER MYID so is not the node with this id; "" = it may be."""
     if isinstance(reply, ReplyError):
         return "another server has its address, which is in no cluster" if str(reply).startswith(_NO_CLUSTER) else ""
-    if isinstance(reply, bytes) and reply != known.encode():
+    if reply != known.encode():
         return "another server has its address, or it has a new id"
     return ""

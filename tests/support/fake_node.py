@@ -159,6 +159,8 @@ class FakeNode:
                 return (b"%6\r\n" if session.protocol == 3 else b"*12\r\n") + fields
             case b"PING":
                 return b"+PONG\r\n"
+            case b"CLIENT" if sub == b"ID":
+                return b":1\r\n"
             case b"AUTH" | b"SELECT" | b"READONLY" | b"READWRITE" | b"ASKING" | b"CLIENT":
                 return OK
             case b"CLUSTER" if sub == b"SHARDS":

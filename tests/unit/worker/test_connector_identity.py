@@ -8,7 +8,7 @@ from proxy.cluster.topology import Address
 from proxy.embedded import HOST
 from proxy.forward.backend import BackendState
 from tests.support.fake_node import FakeNode
-from tests.support.raw import bulk
+from tests.support.raw import array, bulk
 from tests.unit.worker.scene import until
 from tests.unit.worker.test_connector import Nodes, run, settings
 
@@ -50,3 +50,50 @@ def test_another_server_at_a_nodes_address(
 
     run(settings(), scene)
     assert ("another server has its address" in str([vars(one).get("fields") for one in caplog.records])) is not taken
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong", "proto"),
+    [
+        ("AUTH", b"+OK\r\n" * 3, 2),  # all answers behind it come too late by two
+        ("CONFIG", array(b":1\r\n") * 2, 2),
+        ("CLUSTER MYID", array(bulk(b"a" * 40)), 2),
+        ("CLUSTER MYID", b":1\r\n", 2),
+        ("CLUSTER MYID", bulk(b"a" * 40) + b"+OK\r\n", 2),
+        ("CLUSTER MYID", bulk(b"a" * 40) + b"$5\r\nxx", 2),
+        ("CLUSTER MYID", bulk(b"a" * 40) + b"nonsense\r\n", 2),
+        ("CLUSTER MYID", bulk(b"a" * 40) + b">2\r\n+in", 3),  # it was not asked to push
+    ],
+)
+def test_answers_beside_the_question(node: FakeNode, command: str, wrong: bytes, proto: int) -> None:
+    """What a node says beyond the handshake would be taken for the answer to a client's command."""
+    right = {"AUTH": b"+OK\r\n", "CONFIG": array(), "CLUSTER MYID": bulk(b"a" * 40)}
+    for name, reply in (right | {command: wrong}).items():
+        node.on(name, reply)
+    address = Address(HOST, node.port)
+
+    async def scene(nodes: Nodes) -> None:
+        nodes.connector.ids = {str(address): "a" * 40}
+        backend = nodes.want(address, proto)
+        await until(lambda: nodes.troubles or nodes.up)
+        assert (nodes.up, backend.node.up) == ([], False)
+        node.on(command, right[command])
+        await until(lambda: nodes.up == [backend])
+
+    run(settings(password="p"), scene)
+
+
+def test_a_lease_whose_number_is_none(node: FakeNode) -> None:
+    node.on("CLIENT", b"+OK\r\n")
+
+    async def scene(nodes: Nodes) -> None:
+        nodes.want(Address(HOST, node.port))
+        (known,) = nodes.router.nodes.values()
+        lease = nodes.router.lease(known, 2)
+        lease.state = BackendState.CONNECTING
+        nodes.connector.connect(lease)
+        await until(lambda: nodes.troubles or nodes.up)
+        assert lease not in nodes.up
+        assert nodes.connector.troubles == {node.address: "CLIENT ID: answered as something else"}
+
+    run(settings(), scene)
