@@ -140,4 +140,4 @@ def test_what_a_worker_imports_of_this_package_is_light() -> None:
     """Beyond logging and what there is anyway; each of these would cost a worker memory."""
     more = modules("proxy.system.log, proxy.system.process, proxy.system.address") - modules("logging, setproctitle")
     assert "proxy.system.log" in more
-    assert not {"asyncio", "ctypes", "ipaddress", "logging.handlers", "pathlib", "pickle", "socket", "urllib"} & more
+    assert not {"asyncio", "ctypes", "ipaddress", "logging.handlers", "pathlib", "pickle", "urllib"} & more

@@ -84,16 +84,15 @@ def test_answers_beside_the_question(node: FakeNode, command: str, wrong: bytes,
 
 
 def test_a_lease_whose_number_is_none(node: FakeNode) -> None:
-    node.on("CLIENT", b"+OK\r\n")
-
     async def scene(nodes: Nodes) -> None:
-        nodes.want(Address(HOST, node.port))
+        shared = nodes.want(Address(HOST, node.port))
+        await until(lambda: nodes.up == [shared])
+        node.on("CLIENT", b"+OK\r\n")
         (known,) = nodes.router.nodes.values()
         lease = nodes.router.lease(known, 2)
         lease.state = BackendState.CONNECTING
         nodes.connector.connect(lease)
-        await until(lambda: nodes.troubles or nodes.up)
-        assert lease not in nodes.up
+        await until(lambda: nodes.connector.troubles or lease in nodes.up)
         assert nodes.connector.troubles == {node.address: "CLIENT ID: answered as something else"}
 
     run(settings(), scene)
