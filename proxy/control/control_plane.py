@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Callable
 
 from proxy.cluster.topology import Address, Node, Topology
+from proxy.cluster.topology_replies import AddressRules
 from proxy.commands.dispositions import OWN_ROWS
 from proxy.commands.lookup import CommandTable
 from proxy.commands.rows import Row, merge_rows
@@ -21,6 +22,7 @@ from proxy.commands.table import ROWS, SOURCE
 from proxy.config.models import Settings
 from proxy.control.command_table import load_limits, load_rows
 from proxy.control.credentials import Tried, tried
+from proxy.control.identity import ids
 from proxy.control.keyspace_events import KeyspaceEvents
 from proxy.control.node_health import NodeHealth
 from proxy.control.publish import publication
@@ -105,13 +107,33 @@ class ControlPlane:
         told = await self._try(settings)
         return Tried(told.refused, True) if same else told
 
+    async def try_addresses(self, settings: Settings) -> Tried:
+        """What the primaries say where new settings would have them dialled; nothing when that stays as it is, or
+        nobody tells; within some seconds."""
+        old, new = self.refresher.settings, refresh_settings(settings)
+        told = None
+        if (old.endpoint, old.address_map) != (new.endpoint, new.address_map) and not await self._leaves(settings):
+            told = await self.refresher.read_by(AddressRules(new.endpoint, new.address_map))
+        shards = told.shards if told is not None else ()
+        primaries = [shard.primary.address for shard in shards if shard.slots and shard.primary is not None]
+        return await tried(primaries, node_client_settings(settings), settings.backends.client_name)
+
     async def refused(self) -> str:
         """A node's line where the servers refuse the credentials in force; "" = some take them, or none says."""
         login = await self._try(self._settings)
         return "" if login.taken else next(iter(login.refused.values()), "")
 
+    async def _leaves(self, settings: Settings) -> bool:
+        """Whether new seeds belong to another cluster, so that it does not matter what ours makes of the settings."""
+        new = refresh_settings(settings)
+        if self._cluster is None or new.seeds == self.refresher.settings.seeds:
+            return False
+        told = await ids(new.seeds, node_client_settings(settings))
+        return bool(told) and told.isdisjoint(self._cluster.by_id)
+
     async def _try(self, settings: Settings) -> Tried:
-        known = sorted(self._cluster.nodes() if self._cluster else (), key=lambda node: node.health == "fail")
+        ours = self._cluster.nodes() if self._cluster is not None and not await self._leaves(settings) else ()
+        known = sorted(ours, key=lambda node: node.health == "fail")
         seeds = refresh_settings(settings).seeds
         nodes = list(dict.fromkeys([*(node.address for node in known), *seeds]))
         return await tried(nodes, node_client_settings(settings), settings.backends.client_name)

@@ -359,7 +359,17 @@ class TopologyRefresher:
             return new
         return None
 
-    async def _ask(self, candidate: _Candidate, timeout_s: float) -> Topology:
+    async def read_by(self, rules: AddressRules) -> Topology | None:
+        """The known cluster as it would be read by other rules, told by one of its nodes; None = by none. Nothing is
+        changed by it."""
+        known = self.topology.nodes() if self.topology is not None else ()
+        for node in sorted(known, key=lambda node: node.health == "fail")[:_WITNESSES]:
+            with contextlib.suppress(NodeClientError, TopologyError):
+                return await self._ask(_Candidate(node.address, node.address), _HASTY_S, rules)
+        return None
+
+    async def _ask(self, candidate: _Candidate, timeout_s: float, rules: AddressRules | None = None) -> Topology:
+        """rules: None = those in force."""
         settings = self.settings
         upstream = NodeClientSettings(settings.username, settings.password, timeout_s)
         try:
@@ -372,7 +382,7 @@ class TopologyRefresher:
                     (slots,) = await node.ask(("CLUSTER", "SLOTS"))
         except TimeoutError as error:
             raise NodeClientError(f"{candidate.dial} does not answer in time") from error
-        rules = AddressRules(settings.endpoint, settings.address_map)
+        rules = rules or AddressRules(settings.endpoint, settings.address_map)
         # In a thread: a large cluster takes tens of milliseconds, and the loop has clients to accept meanwhile.
         return await asyncio.to_thread(
             build, candidate.asked, rules, shards=shards, slots=slots, nodes=nodes, info=info

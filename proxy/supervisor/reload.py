@@ -3,10 +3,10 @@
 Why: a bad file must change nothing and say why, a good one must drop no client. Called by supervisor.
 
 Invariants: one reload at a time, requests meanwhile are one more; whatever can fail (reading, trying the
-credentials, resolving, binding, opening) is done before anything changes, and off the event loop; what listens is
-compared with what should, not with what a configuration said before, so that the next reload mends what this one could
-not; the service manager hears of the beginning and of the end of every reload; none begins while an upgrade is under
-way, and one that is asked for then is the successor's, or, when the upgrade fails, done here after it.
+credentials and the addresses, resolving, binding, opening) is done before anything changes, and off the event loop;
+what listens is compared with what should, not with what a configuration said before, so that the next reload mends what
+this one could not; the service manager hears of the beginning and of the end of every reload; none begins while an
+upgrade is under way, and one that is asked for then is the successor's, or, when the upgrade fails, done here after it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ log = logs.get("supervisor.reload")
 
 
 _NAMED: Final = 8  # nodes in a reason
+_ADDRESSES: Final = "cluster.address_map and cluster.endpoint"  # what decides where a node is dialled
 _ANSWER_S: Final = 0.5  # how long the workers are waited for
 READ_S: Final = 30.0  # a file may be on a disk, or a pipe, that never answers
 _LOG_S: Final = 5.0  # for the first line of a new log
@@ -185,6 +186,9 @@ class Reload:
         if login.unsaid and not login.taken and await self._works():
             # It may be right: but what works is not given up for what nobody has said a word to.
             raise Refused(f"cluster.password: no node has taken it yet: {_named(login.unsaid)}")
+        moved = await supervisor.control.try_addresses(new)
+        if moved.unsaid and not moved.taken and not moved.refused and await self._works():
+            raise Refused(f"{_ADDRESSES}: no primary can be reached where they lead: {_named(moved.unsaid)}")
         opened = await self._open(new)
         await self._put_in_force(new, opened, list(login.refused))
         changes = diff(old, new)
@@ -194,8 +198,8 @@ class Reload:
             log.warning(sentence)
         # A rotation under way: those that refuse it, or say nothing, keep the connections they have.
         unsaid = await self._connected(login.unsaid)
-        if login.refused or unsaid:
-            raise Incomplete("; ".join([*_refused(login.refused), *_unsaid(unsaid)]))
+        if troubles := [*_refused(login.refused), *_unsaid(unsaid), *_unreached(moved.unsaid)]:
+            raise Incomplete("; ".join(troubles))
         return [f"{change.key}: {change.old} -> {change.new}" for change in changes]
 
     async def _works(self) -> bool:
@@ -312,6 +316,11 @@ def _unsaid(unsaid: Mapping[str, str]) -> Iterator[str]:
     if unsaid:
         text = f"{len(unsaid)} nodes have not said whether they take it, and keep their old connections until they do"
         yield f"cluster.password: {text}: {_named(unsaid)}"
+
+
+def _unreached(nodes: Mapping[str, str]) -> Iterator[str]:
+    if nodes:
+        yield f"{_ADDRESSES}: {len(nodes)} primaries cannot be reached where they lead: {_named(nodes)}"
 
 
 def _named(lines: Mapping[str, str]) -> str:

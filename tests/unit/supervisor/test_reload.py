@@ -25,6 +25,7 @@ class Stage:
     def __init__(self, login: Tried, up: Mapping[str, bool]) -> None:
         nodes = {name: NodeStatus("primary", connected, {}, 0, 0, [], 0.0, True) for name, connected in up.items()}
         self.login = login
+        self.moved = Tried({}, False)
         self.settings, self.control = SETTINGS, self
         self.pool = SimpleNamespace(ask=self._ask, present=[SimpleNamespace(status=SimpleNamespace(nodes=nodes))])
         self.notifier = SimpleNamespace(reloading=int, ready=int)
@@ -32,6 +33,9 @@ class Stage:
 
     async def try_login(self, new: Any) -> Tried:
         return self.login
+
+    async def try_addresses(self, new: Any) -> Tried:
+        return self.moved
 
     async def _ask(self, within_s: float) -> None:
         pass
@@ -91,3 +95,28 @@ def test_what_nobody_has_taken_is_not_put_in_force(monkeypatch: pytest.MonkeyPat
     told = reloaded(stage, monkeypatch)
     assert told["error"].startswith("cluster.password: no node has taken it yet: b:1: ")
     assert stage.kept is None
+
+
+@pytest.mark.parametrize(
+    ("moved", "error", "done"),
+    [
+        (Tried({}, False, {"c:1": "no route"}), "no primary can be reached where they lead: c:1: no route", False),
+        (Tried({}, True, {"c:1": "no route"}), "1 primaries cannot be reached where they lead: c:1: no route", True),
+        (Tried({"d:1": LINE}, False, {"c:1": "-"}), "1 primaries cannot be reached where they lead: c:1: -", True),
+        (Tried({}, True), "", True),
+    ],
+)
+def test_addresses_that_lead_nowhere(moved: Tried, error: str, done: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(Tried({}, True), {"a:1": True})
+    stage.moved = moved
+    told = reloaded(stage, monkeypatch)
+    assert told["error"] == (f"cluster.address_map and cluster.endpoint: {error}" if error else "")
+    assert (stage.kept is not None, told["partly"]) == (done, done and bool(error))
+
+
+def test_where_nothing_works_other_addresses_are_welcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be right, and the way there not open yet."""
+    stage = Stage(Tried({}, True), {})
+    stage.moved = Tried({}, False, {"c:1": "no route"})
+    reloaded(stage, monkeypatch)
+    assert stage.kept == []
