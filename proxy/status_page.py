@@ -30,7 +30,7 @@ def page(state: Mapping[str, Any], now_s: float) -> str:
         f"  listening      {', '.join(map(_plain, proxy.get('listening') or [])) or '-'}",
         f"  admin          {_text(proxy, 'admin')}",
         "",
-        *_trouble(workers, topology, state.get("nodes")),
+        *_trouble(proxy, workers, topology, state.get("nodes")),
         "",
         f"workers: {_text(workers, 'running')} of {_text(workers, 'configured')} running,"
         f" {_text(workers, 'restarts')} restarts",
@@ -62,7 +62,9 @@ def page(state: Mapping[str, Any], now_s: float) -> str:
     return "\n".join(lines)
 
 
-def _trouble(workers: Mapping[str, Any], topology: Mapping[str, Any], nodes: object) -> list[str]:
+def _trouble(
+    proxy: Mapping[str, Any], workers: Mapping[str, Any], topology: Mapping[str, Any], nodes: object
+) -> list[str]:
     """What somebody who is called at night has to know, the worst first; what is not told is not guessed."""
     found: list[str] = []
     if topology.get("known") is False:
@@ -90,6 +92,8 @@ def _trouble(workers: Mapping[str, Any], topology: Mapping[str, Any], nodes: obj
     configured, running = workers.get("configured"), workers.get("running")
     if isinstance(configured, int) and isinstance(running, int) and running < configured:
         found.append(f"{configured - running} workers are missing")
+    if proxy.get("log_error"):
+        found.append(f"the log cannot be written: {_text(proxy, 'log_error')}")
     return ["wrong:", *(f"  {line}" for line in found)] if found else ["wrong: nothing that the proxy knows of"]
 
 

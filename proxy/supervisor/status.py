@@ -194,6 +194,7 @@ class StatusReport:
             "run_id": this.run_id,
             "source": this.source,
             "admin": str(this.settings.admin.address or "off"),
+            "log_error": logs.trouble(),
         }
         snapshot = await self.snapshot()
         return state(snapshot, this.pool.present, proxy=proxy, reload=this.reload.state(), upgrade=this.upgrade.state())

@@ -21,7 +21,6 @@ import signal
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -34,6 +33,7 @@ from proxy.forward.counters import COUNTERS_SIZE, Counters
 from proxy.ipc import EXIT_VERSION, messages
 from proxy.ipc.channel import Channel, encode, pair
 from proxy.ipc.settings import WorkerSettings
+from proxy.supervisor.figures import Figures
 from proxy.supervisor.monitors import MonitorRelay
 from proxy.supervisor.relay import Relay
 from proxy.system.log import get, warn_limited
@@ -147,6 +147,7 @@ class WorkerPool:
         self.restarts = 0
         self.relay = Relay(loop, lambda: self.present, passing)
         self.monitors = MonitorRelay(lambda: self.present)
+        self._figures = Figures()
         self._start = start
         self._own_figures = own_figures
         self._on_change = on_change
@@ -328,13 +329,8 @@ class WorkerPool:
 
     def _tell_others(self) -> None:
         """Tells each worker what the others count, for INFO."""
-        figures = {worker: figures_of(worker) for worker in self.present if worker.started}
-        totals = Counter(self._own_figures())
-        for counted in figures.values():
-            totals.update(counted)
-        for worker, counted in figures.items():
-            if not worker.backlog:
-                others = {name: total - counted.get(name, 0) for name, total in totals.items()}
+        for worker, others in self._figures.others(self._own_figures(), self.processes.values()).items():
+            if worker.started and not worker.backlog:
                 worker.channel.send(messages.Others(others))
 
     def _spawn(self, place: Place) -> None:
@@ -407,6 +403,7 @@ class WorkerPool:
                 log.info("worker started", worker=worker.number, pid=worker.pid)
                 self.relay.started(worker)
                 self.monitors.started(worker)
+                self._tell_others()  # before it has a client that asks
                 if not self._first.done() and len(self.candidates()) == self.wanted:
                     self._first.set_result(None)
                 self._on_change()
@@ -444,6 +441,7 @@ class WorkerPool:
         reason = f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.strsignal(-code)})"
         worker.place.worker = None
         del self.processes[worker.pid]
+        self._figures.ended(worker.counters)
         if not self.processes:
             self._nobody.set()
         if not worker.leaving:
@@ -482,17 +480,3 @@ def _exec(number: int, channel: socket.socket) -> int:
 
 def _command(number: int) -> list[str]:
     return [sys.executable, "-P", "-m", "proxy.worker.main", str(_CHANNEL), str(number), __version__]
-
-
-def figures_of(worker: Worker) -> Mapping[str, int]:
-    """What one worker has counted, under INFO's names."""
-    status = worker.status
-    topics = status.topics if status is not None else (0, 0, 0)
-    return worker.counters.totals() | {
-        **dict(zip(messages.TOPIC_STATS, topics, strict=True)),
-        "connected_clients": worker.clients,
-        "tracking_clients": status.tracking_clients if status is not None else 0,
-        "monitors": status.monitors if status is not None else 0,
-        "proxy_requests_waiting": status.waiting if status is not None else 0,
-        "proxy_client_memory": status.client_memory if status is not None else 0,
-    }

@@ -104,9 +104,12 @@ def unwritable(timeout_s: float = _CLOSE_S, unknown: str = "") -> str:
     what to say when it is not known within that time. Blocks for as long."""
     record = logging.LogRecord("log", logging.INFO, "", 0, "lines of the log go here from now on", (), None)
     logging.getLogger("log").handle(record)  # at any level
-    if _writer is None:
-        return ""
-    return _writer.trouble if flush(timeout_s) else unknown
+    return trouble() if flush(timeout_s) else unknown
+
+
+def trouble() -> str:
+    """Why the last line that was to be written could not be, as on a full disk; "" = it could."""
+    return _writer.trouble if _writer is not None else ""
 
 
 def flush(timeout_s: float = _CLOSE_S) -> bool:

@@ -264,8 +264,11 @@ def test_a_log_that_can_be_opened_but_not_written(small_cluster: EmbeddedCluster
     text = "cannot write the log /dev/full: No space left on device"
     assert daemon.log == f"redis-proxy: warning: {text}: its lines are lost, and counted\n"
     assert daemon.metric("redis_proxy_log_lines_dropped_total") >= 1
+    wrong = "the log cannot be written: No space left on device"
+    assert wrong in run_cli("status", "-c", str(daemon.file)).stdout
     path = daemon.folder / "proxy.log"
     daemon.reload({"log": {"file": str(path)}})
+    assert wrong not in run_cli("status", "-c", str(daemon.file)).stdout
     daemon.configure(full)
     told = run_cli("reload", "-c", str(daemon.file))
     assert (told.returncode, told.stderr) == (1, f"redis-proxy: not reloaded: {text}\n")

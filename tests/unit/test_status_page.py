@@ -148,6 +148,9 @@ def test_what_is_wrong_comes_first_and_the_worst_of_it_first():
     assert trouble(workers=STATE["workers"] | {"each": each}) == [
         "worker 1 does not reach 10.0.0.2:1, 10.0.0.3?:1, which others do"
     ]
+    assert trouble(proxy=STATE["proxy"] | {"log_error": "No space left on device"}) == [
+        "the log cannot be written: No space left on device"
+    ]
     assert trouble(topology={"known": False, "slots_covered": 0}) == ["no node has told the topology yet"]
 
 

@@ -20,6 +20,7 @@ import uvloop
 
 from proxy.config.models import from_seeds
 from proxy.control.control_plane import ControlPlane
+from proxy.forward.counters import COUNTERS_SIZE, Counters
 from proxy.ipc import settings as plain
 from proxy.ipc.messages import NodeFacts, Report, Start
 from proxy.ipc.settings import WorkerSettings
@@ -182,6 +183,18 @@ def player(monkeypatch: pytest.MonkeyPatch) -> Play:
 
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+def counted(name: str, value: int) -> Counters:
+    """Counters of which INFO's figure of this name has this value."""
+    memory = bytearray(COUNTERS_SIZE)
+    words, counters = memoryview(memory).cast("Q"), Counters(memory)
+    for word in range(len(words)):
+        words[word] = value
+        if counters.totals()[name] == value:
+            return counters
+        words[word] = 0
+    raise AssertionError(f"nothing counts {name}")
 
 
 def messages_of(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:

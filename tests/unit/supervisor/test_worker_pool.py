@@ -19,6 +19,7 @@ from tests.unit.supervisor.pool_stage import (
     SETTINGS,
     Play,
     Stage,
+    counted,
     messages_of,
     worker_settings,
 )
@@ -78,6 +79,40 @@ def test_what_the_others_count_reaches_each_worker(play: Play) -> None:
         assert {figures["rejected_connections"] for _, (_, figures) in stage.told("Others")} == {7}
 
     play(act)
+
+
+def test_what_a_worker_counted_outlives_it(play: Play) -> None:
+    """Nobody is told less, neither while it ends nor later; and the one that takes its place knows before it serves."""
+
+    async def act(stage: Stage) -> None:
+        first, second = stage.candidates
+        first.counters = counted("total_connections_received", 5)
+        await stage.until(lambda: 5 in received(stage, second.number))
+        stage.heard.clear()
+        meanwhile: list[int] = []
+
+        def ended(pid: int, cpu_s: float) -> None:
+            stage.ended.append(pid)
+            meanwhile.extend(received(stage, second.number))
+            stage.heard.clear()  # what the first was told: the new one has its number
+
+        stage.pool._on_ended = ended
+        os.kill(first.pid, signal.SIGKILL)
+        new = await stage.replaced(first)
+        with stage.connect(new, 1):
+            await stage.until(lambda: [number for number, _ in stage.told("Take")])
+        kinds = [kind for number, kind, _ in stage.heard if number == new.number]
+        assert kinds.index("Others") < kinds.index("Take")
+        await stage.until(lambda: received(stage, second.number))
+        assert set(meanwhile) <= {5}
+        assert set(received(stage, second.number)) == set(received(stage, new.number)) == {5}
+
+    play(act)
+
+
+def received(stage: Stage, number: int) -> list[int]:
+    """How many connections the others have received, each time that this worker was told."""
+    return [figures["total_connections_received"] for to, (_, figures) in stage.told("Others") if to == number]
 
 
 def connected(stage: Stage) -> dict[int, int]:

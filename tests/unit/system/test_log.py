@@ -199,10 +199,12 @@ def test_whether_lines_can_be_written(file, tmp_path):
     log.setup("error", "logfmt", "/dev/full")
     before = log.dropped()
     assert log.unwritable() == "No space left on device"
+    assert log.trouble() == "No space left on device"
     assert log.dropped() == before + 1
     path = tmp_path / "other.log"
     log.setup("error", "logfmt", str(path))
     assert log.unwritable() == ""
+    assert log.trouble() == ""
     assert 'msg="lines of the log go here from now on"' in path.read_text()
 
 
