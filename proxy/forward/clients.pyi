@@ -38,5 +38,5 @@ def close_idle(path: DataPath, idle_s: float) -> None:
 def close_all(path: DataPath) -> None:
     """Closes every client at once."""
 
-def close_slow(path: DataPath, frame_s: float) -> None:
+def close_slow(path: DataPath, frame_s: float, still_s: float = ...) -> None:
     """Closes clients that have begun a command frame_s seconds ago and have not sent all of it; call it regularly."""

@@ -1,7 +1,8 @@
 """What a worker looks at again and again: deadlines and stalls, leases, clients that are idle or slow, memory.
 
 Called by worker.worker; start() and stop(). Each round arms the next one first, so that one that fails is not the last.
-Where the process stood still, what has come meanwhile is read before anybody counts as idle or late.
+Where the process stood still, what has come meanwhile is read before anybody counts as idle or late, and a client that
+is in the middle of a command has that time besides: no byte of it could be read.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Rounds:
         self._clients, self._looks = clients, looks
         self._pulse = Pulse(router)
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._still_s = 0.0  # of the standstill for which the next sweep was put off
 
     def start(self) -> None:
         self._sweep()
@@ -61,7 +63,10 @@ class Rounds:
         self._timers["sweep"] = self._loop.call_at(next_s, self._sweep, next_s, put_off + 1 if stood_still else 0)
         self._status.lag_s = late_s
         if stood_still:
+            if not put_off:  # the first of a row: what is always late is not excused from all of its time
+                self._still_s = late_s
             return
+        still_s, self._still_s = self._still_s, 0.0
         self._router.sweep()
         self._path.leases.sweep()
         self.keep_up()
@@ -72,7 +77,7 @@ class Rounds:
         if clients.idle_timeout:
             close_idle(self._path, clients.idle_timeout)
         if clients.frame_timeout:
-            close_slow(self._path, clients.frame_timeout)
+            close_slow(self._path, clients.frame_timeout, still_s)
 
     def keep_up(self) -> None:
         """Clients that are told of changes without having read (BCAST) have a connection to every primary."""

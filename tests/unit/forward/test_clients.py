@@ -7,7 +7,7 @@ import os
 import pytest
 
 from proxy.forward.backend import BackendState
-from proxy.forward.clients import accept, close_all, close_idle, drain, follow_reads, output_bytes
+from proxy.forward.clients import accept, close_all, close_idle, close_slow, drain, follow_reads, output_bytes
 from proxy.resp.encode import bulk, encode_command
 from tests.support.datapath import KEY_A, KEY_B, KEY_C, A, B, Play
 
@@ -128,6 +128,44 @@ def test_close_idle_spares_who_is_about_to_be_answered(play: Play) -> None:
             break
     stage.turn()
     assert client.get().startswith(b"-ERR timed out")
+
+
+def test_close_idle_spares_whose_bytes_had_no_turn(play: Play) -> None:
+    """After a standstill more clients have spoken than one turn of the loop reads."""
+    stage = play()
+    idle, unread = stage.client(), stage.client()
+    stage.turn()
+    unread.send(PING)
+    close_idle(stage.path, -1.0)
+    stage.turn()
+    assert idle.closed
+    assert unread.get() == b"+PONG\r\n"
+
+
+def test_close_idle_does_not_spare_who_is_not_read(play: Play) -> None:
+    """One that takes nothing of its replies is not read, so that bytes of it are always waiting."""
+    stage = play()
+    client = stage.client()
+    while client.offer(encode_command("ECHO", b"v" * 4000) * 100):
+        stage.turn()
+    close_idle(stage.path, -1.0)  # sees what the kernel has of its replies
+    assert not stage.count("closed")["idle"]
+    close_idle(stage.path, -1.0)
+    assert stage.count("closed")["idle"] == 1
+
+
+def test_a_standstill_is_not_the_time_of_who_sends_slowly(play: Play) -> None:
+    stage = play()
+    client = stage.client()
+    client.send(PING[:5])
+    stage.turn()
+    close_slow(stage.path, 100.0)  # sees that one has begun
+    stage.pass_time(500.0)
+    close_slow(stage.path, 100.0, 450.0)
+    assert not stage.count("closed")["slow_frame"]
+    stage.pass_time(60.0)
+    close_slow(stage.path, 100.0)
+    assert stage.count("closed")["slow_frame"] == 1
 
 
 def test_close_all_ends_everybody_and_nothing_of_a_node(play: Play) -> None:

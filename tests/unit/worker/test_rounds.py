@@ -58,6 +58,23 @@ def test_who_has_ended_a_command_meanwhile_is_not_slow(node: FakeNode) -> None:
     run(configured(clients={"frame_timeout": PATIENCE_S}), scene, node.address)
 
 
+def test_who_is_in_the_middle_of_a_command_has_its_time_all_the_same(node: FakeNode) -> None:
+    """What it would have sent meanwhile had no room, and it has some of its time left."""
+
+    async def scene(worker: Worker, port: Port) -> None:
+        client = Client(worker)
+        assert await client.ask("PING") == b"PONG"
+        await client.send_bytes(b"*1\r\n$4\r\nPI")
+        await asyncio.sleep(0.1)  # it is seen that one has begun
+        await stand_still(lambda: None, 1.6)
+        await asyncio.sleep(0.3)  # time for some sweeps
+        await client.send_bytes(b"NG\r\n")
+        assert await client.reply() == b"PONG"
+        client.close()
+
+    run(configured(clients={"frame_timeout": 1.5}), scene, node.address)
+
+
 def test_what_a_node_has_answered_meanwhile_is_not_late(node: FakeNode) -> None:
     def answer(session: Session, words: list[bytes]) -> Reply:
         asked.append(session)
