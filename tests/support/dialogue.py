@@ -12,6 +12,7 @@ from typing import Any
 from proxy.cluster.topology import Address
 from proxy.forward.ask import Ask
 from proxy.forward.backend import Backend
+from proxy.forward.gate import set_paused
 from proxy.resp.encode import encode_command
 from proxy.resp.readers import CommandReader
 from tests.support.datapath import KEY_A, KEY_B, KEY_C, SLOT_A, A, End, Stage
@@ -116,4 +117,10 @@ def connecting(stage: Stage) -> Backend:
 
 def arrive(stage: Stage, backend: Backend) -> None:
     stage.connect(backend)
+    stage.turn()
+
+
+def pause(stage: Stage, *addresses: object) -> None:
+    """PROXY PAUSE holds these nodes, and no others any more."""
+    set_paused(stage.path, [stage.router.nodes[address] for address in addresses])  # type: ignore[index]
     stage.turn()

@@ -12,12 +12,7 @@ from proxy.resp import errors
 from proxy.resp.encode import encode_command
 from tests.support.blocked import NODE_ID, POP, leases, shared, unblock
 from tests.support.datapath import A, B, End, Play, Stage
-from tests.support.dialogue import GET_A, GET_B, PING, REFUSALS, SET_A, exchange, moved, sized
-
-
-def pause(stage: Stage, *addresses: object) -> None:
-    set_paused(stage.path, [stage.router.nodes[address] for address in addresses])  # type: ignore[index]
-    stage.turn()
+from tests.support.dialogue import GET_A, GET_B, PING, REFUSALS, SET_A, exchange, moved, pause, sized
 
 
 def test_what_is_for_the_node_waits_and_the_rest_goes_on(play: Play) -> None:

@@ -8,13 +8,8 @@ from proxy.forward.gate import held, pending, set_paused
 from proxy.resp import errors
 from proxy.resp.encode import encode_command
 from tests.support.blocked import NODE_ID, POP, blocked, free, leases, shared, unblock
-from tests.support.datapath import KEY_A, A, B, Play, Stage
-from tests.support.dialogue import REFUSALS, SET_A, exchange, moved
-
-
-def pause(stage: Stage, *addresses: object) -> None:
-    set_paused(stage.path, [stage.router.nodes[address] for address in addresses])  # type: ignore[index]
-    stage.turn()
+from tests.support.datapath import KEY_A, A, B, Play
+from tests.support.dialogue import REFUSALS, SET_A, exchange, moved, pause
 
 
 def test_what_blocks_is_ended_in_turns(play: Play) -> None:
